@@ -1,0 +1,1 @@
+"""Pictures and conversations to packed batches: numpy only; nothing here imports jax."""

@@ -1,0 +1,1 @@
+"""Data sets that `lmm prepare --dataset NAME` knows how to build."""

@@ -1,0 +1,91 @@
+"""Writing a prepared folder: ArrayRecord through TFDS, without TensorFlow, and the index beside it.
+
+OUT/prepared.json      what it is: builder, template, tokenizer and data fingerprints, rows
+OUT/tokenizer.model    the tokenizer that the counts were made with
+OUT/index_SPLIT.npz    per row, in source order: text tokens, supervised tokens, pictures
+OUT/records/           the TFDS folder
+"""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from lmm_jax.data.conversation import IMAGE, encode
+from lmm_jax.data.prepared import as_turns
+from lmm_jax.data.tokenizer import Tokenizer, train_tokenizer
+
+
+def prepare_digits(out, vocab_size=128, rows=None):
+    """Prepares the digits: builder, a tokenizer trained on the questions, index.
+
+    Args:
+      out: folder to write; a finished one is left as it is.
+      vocab_size: pieces of the tokenizer.
+      rows: training mosaics, the builder's default if None.
+
+    Returns:
+      dict with rows, images and refused, as `lmm prepare --json` prints it.
+    """
+    import tensorflow_datasets as tfds
+
+    from lmm_jax.data.datasets import digits
+
+    tfds.display_progress_bar(False)  # it prints dozens of lines off a terminal
+    out = epath.Path(out)
+    done = out / "prepared.json"
+    if done.exists():
+        return _summary(json.loads(done.read_text()))
+    if out.exists() and any(out.iterdir()):
+        leftovers = {"records", "tokenizer.model"} | {f"index_{split}.npz" for split in digits.MOSAICS}
+        foreign = sorted(p.name for p in out.iterdir() if p.name not in leftovers)
+        if foreign:
+            raise FileExistsError(f"{out} holds other files ({', '.join(foreign[:3])}); choose another folder")
+        shutil.rmtree(out)  # of a run that was interrupted
+    out.mkdir(parents=True)
+    builder = digits.Digits(data_dir=out / "records", file_format="array_record", train_rows=rows)
+    builder.download_and_prepare()
+    source = builder.as_data_source("train")
+    lines = (turn for i in range(min(len(source), 2000)) for _, turn in as_turns(source[i]))
+    tokenizer = Tokenizer(train_tokenizer((line.replace("<image>\n", "") for line in lines), vocab_size))
+    (out / "tokenizer.model").write_bytes(tokenizer.model)
+    return write_index(out, builder, tokenizer, "qa")
+
+
+def write_index(out, builder, tokenizer, template):
+    """Counts tokens and pictures of every row and writes index and `prepared.json`, the last file to appear."""
+    splits = {}
+    digest = hashlib.sha256()
+    for split in builder.info.splits:
+        source = builder.as_data_source(split)
+        counts = np.zeros((len(source), 3), np.int32)
+        for i in tqdm(range(len(source)), desc=f"counting {split}", unit=" rows", disable=None):
+            ids, supervised = encode(as_turns(source[i]), tokenizer, template)
+            images = int((ids == IMAGE).sum())
+            counts[i] = len(ids) - images, supervised.sum(), images
+        with (out / f"index_{split}.npz").open("wb") as f:
+            np.savez(f, text_tokens=counts[:, 0], supervised=counts[:, 1], images=counts[:, 2])
+        digest.update(f"{split}{len(source)}".encode() + counts.tobytes())
+        splits[split] = {"rows": len(source), "images": int(counts[:, 2].sum())}
+    about = {
+        "builder": builder.info.full_name,
+        "template": template,
+        "tokenizer": tokenizer.fingerprint,
+        "fingerprint": digest.hexdigest(),
+        "splits": splits,
+        "refused": {},
+    }
+    (out / "prepared.json").write_text(json.dumps(about, indent=1) + "\n")
+    return _summary(about)
+
+
+def _summary(about):
+    splits = about["splits"].values()
+    return {
+        "rows": sum(s["rows"] for s in splits),
+        "images": sum(s["images"] for s in splits),
+        "refused": about["refused"],
+    }

@@ -1,0 +1,61 @@
+"""Reading a prepared folder (see `lmm_jax.data.prepare` for its layout)."""
+
+import io
+import json
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from PIL import Image
+
+from lmm_jax.data.tokenizer import Tokenizer
+
+
+class Prepared:
+    """One split of a prepared folder: random access to its rows, with the index in memory.
+
+    Attributes:
+      about: contents of `prepared.json`.
+      tokenizer: the tokenizer it was prepared with.
+      index: dict of `[rows]` arrays: text_tokens, supervised, images.
+    """
+
+    def __init__(self, folder, split):
+        """Raises FileNotFoundError or ValueError, naming what is missing."""
+        self.folder, self.split = epath.Path(folder), split
+        about = self.folder / "prepared.json"
+        if not about.exists():
+            raise FileNotFoundError(f"{self.folder} holds no prepared data (no prepared.json); run `lmm prepare`")
+        self.about = json.loads(about.read_text())
+        if split not in self.about["splits"]:
+            raise ValueError(f"{self.folder} has no split '{split}'; it has {sorted(self.about['splits'])}")
+        self.tokenizer = Tokenizer.load(self.folder / "tokenizer.model")
+        if self.tokenizer.fingerprint != self.about["tokenizer"]:
+            raise ValueError(f"{self.folder}/tokenizer.model is not the one that prepared.json was written with")
+        with (self.folder / f"index_{split}.npz").open("rb") as f:
+            self.index = dict(np.load(f))
+        builder = tfds.builder_from_directory(self.folder / "records" / self.about["builder"])
+        self._source = builder.as_data_source(split)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies rows, order, tokenizer and template."""
+        return self.about["fingerprint"]
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, row):
+        """Row `row` as stored: id, images (encoded bytes) and turns."""
+        return self._source[row]
+
+
+def as_turns(record):
+    """`(role, text)` pairs of a stored record; TFDS hands a sequence of dicts back as a dict of sequences."""
+    turns = record["turns"]
+    return [(role.decode(), text.decode()) for role, text in zip(turns["role"], turns["text"], strict=True)]
+
+
+def as_pictures(record):
+    """Opened RGB pictures of a stored record."""
+    return [Image.open(io.BytesIO(data)).convert("RGB") for data in record["images"]]

@@ -1,0 +1,189 @@
+"""LLaMA decoder as one scan over its layers, with visual stacks added to the residual stream on the way."""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmm_jax.models.attention import attention, cached_attention
+from lmm_jax.models.layers import Dense, RMSNorm, rope
+from lmm_jax.models.visual_tokens import take
+from lmm_jax.sharding import constrain
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of every layer: an explicit value, in and out.
+
+    Attributes:
+      k: `[L, B, size, N, d]`, the key of position t at index t.
+      v: like `k`.
+      length: `[B]` int, filled positions of each row.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    length: jax.Array
+
+
+def inject(h, stacks, slot, number):
+    """Adds stack `number` to the residual stream at the positions of its slots (DeepStack, section 3).
+
+    Args:
+      h: `[G, R, T, D]`.
+      stacks: `[S, G, P, D]`.
+      slot: `[G, R, T]`, bank slot of each position, -1 for text.
+      number: int scalar; nothing is added below 0, so that one scan body serves every layer.
+
+    Returns:
+      `[G, R, T, D]`.
+    """
+    stack = jax.lax.dynamic_index_in_dim(stacks, jnp.maximum(number, 0), keepdims=False)
+    added = take(stack, slot.reshape(slot.shape[0], -1)).reshape(h.shape)
+    return jnp.where(number >= 0, h + added, h)
+
+
+class Block(nn.Module):
+    """One decoder layer: optional injection, grouped-query attention, SwiGLU."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    rope_theta: float
+    norm_eps: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, h, layer, context):
+        """Runs the layer.
+
+        Args:
+          h: `[G, R, T, D]`.
+          layer: `(stack number, (k, v) of the cache [B, size, N, d] or None)`.
+          context: dict of `position` and either `segment` `[G, R, T]`, with `slot` and `stacks` if any are
+            injected, or `length` `[B]` when decoding one position over a cache.
+
+        Returns:
+          `h` and the layer's `(k, v)`: of all positions, or of the updated cache.
+        """
+        number, cache = layer
+        G, R, T, D = h.shape
+        if "stacks" in context:
+            h = inject(h, context["stacks"], context["slot"], number)
+
+        y = RMSNorm(self.norm_eps, name="attention_norm")(h)
+        q = self._dense("q", (self.heads, self.head_dim), ("embed",), ("heads", "head_dim"))(y)
+        k = self._dense("k", (self.kv_heads, self.head_dim), ("embed",), ("kv_heads", "head_dim"))(y)
+        v = self._dense("v", (self.kv_heads, self.head_dim), ("embed",), ("kv_heads", "head_dim"))(y)
+        q = rope(q, context["position"], self.rope_theta)
+        k = rope(k, context["position"], self.rope_theta)
+        q, k, v = (x.reshape(G * R, T, *x.shape[3:]) for x in (q, k, v))
+        q = constrain(q, "batch", "length", "heads", None)
+        if cache is None:
+            y = attention(q, k, v, context["segment"].reshape(G * R, T), causal=True)
+        else:
+            rows, at = jnp.arange(G * R), context["length"]
+            k, v = (old.at[rows, at].set(new[:, 0]) for old, new in zip(cache, (k, v), strict=True))
+            y = cached_attention(q, k, v, at + 1)
+        y = y.reshape(G, R, T, self.heads, self.head_dim)
+        h += self._dense("o", (D,), ("heads", "head_dim"), ("embed",))(y)
+
+        y = RMSNorm(self.norm_eps, name="mlp_norm")(h)
+        gate = self._dense("gate", (self.mlp_dim,), ("embed",), ("mlp",))(y)
+        up = self._dense("up", (self.mlp_dim,), ("embed",), ("mlp",))(y)
+        h += self._dense("down", (D,), ("mlp",), ("embed",))(nn.silu(gate) * up)
+        return constrain(h, "batch", None, "length", "act_embed"), (k, v)
+
+    def _dense(self, name, features, inputs, outputs):
+        return Dense(features, inputs, outputs, dtype=self.dtype, name=name)
+
+
+class Decoder(nn.Module):
+    """Token table, scanned layers, final norm and head.
+
+    Attributes:
+      vocab_size: pieces of the tokenizer; the table is padded to a multiple of `vocab_multiple`.
+      width, depth, heads, kv_heads, mlp_dim: sizes; `kv_heads` below `heads` is grouped-query attention.
+      rope_theta, norm_eps: constants of the checkpoint family.
+      inject_layers: stack s is added before layer `inject_layers[s]`; a layer past the last one drops its stack.
+      vocab_multiple: so that the table divides over meshes; padded ids are never predicted.
+      dtype: of the computation.
+      remat: what a layer keeps for the backward pass: "full" nothing, "dots" its matmuls, "none" everything.
+    """
+
+    vocab_size: int = 32000
+    width: int = 4096
+    depth: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    mlp_dim: int = 11008
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    inject_layers: tuple[int, ...] = ()
+    vocab_multiple: int = 128
+    dtype: str = "float32"
+    remat: str = "full"
+
+    def setup(self):
+        padded = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+        table = nn.with_logical_partitioning(nn.initializers.normal(self.width**-0.5), ("vocab", "embed"))
+        self.table = self.param("table", table, (padded, self.width), jnp.float32)
+        self.head = Dense((padded,), ("embed",), ("vocab",), dtype=self.dtype)
+        self.norm = RMSNorm(self.norm_eps)
+        policy = REMAT_POLICIES.get(self.remat)
+        block = Block if self.remat == "none" else nn.remat(Block, policy=policy, prevent_cse=False)
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=self.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(**self.block_fields())
+
+    def block_fields(self) -> dict:
+        """Fields of the `Block` that the scan repeats."""
+        names = [f.name for f in dataclasses.fields(Block) if f.name not in ("parent", "name")]
+        return {n: getattr(self, n) for n in names if n != "head_dim"} | {"head_dim": self.width // self.heads}
+
+    def stack_numbers(self) -> np.ndarray:
+        """`[L]` int32: number of the stack that is added before each layer, -1 for none."""
+        numbers = np.full(self.depth, -1, np.int32)
+        for stack, layer in enumerate(self.inject_layers):
+            if layer < self.depth:
+                numbers[layer] = stack
+        return numbers
+
+    def embed(self, tokens):
+        """Token embeddings `[..., T, D]` of `[..., T]` ids; gathered in float32, see `visual_tokens.take`."""
+        return self.table[tokens].astype(self.dtype)
+
+    def __call__(self, h, context, cache=None):
+        """Runs all layers and the final norm.
+
+        Args:
+          h: `[G, R, T, D]`.
+          context: see `Block`.
+          cache: `KVCache` when decoding.
+
+        Returns:
+          Normalised `[G, R, T, D]`, and keys and values `[L, G·R, T or size, N, d]`.
+        """
+        layers = (jnp.asarray(self.stack_numbers()), None if cache is None else (cache.k, cache.v))
+        h, keys_values = self.layers(h, layers, context)
+        return self.norm(h), keys_values
+
+    def logits(self, h):
+        """Float32 logits `[..., padded vocabulary]`; padded ids get the lowest float."""
+        logits = self.head(h).astype(jnp.float32)
+        real = jnp.arange(logits.shape[-1]) < self.vocab_size
+        return jnp.where(real, logits, jnp.finfo(jnp.float32).min)

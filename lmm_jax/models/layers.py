@@ -1,0 +1,101 @@
+"""Linear layers and norms whose parameters name their logical axes; rotary positions.
+
+Axis letters used throughout: G packs, V views of a pack, R rows of a pack, T positions of a row, P bank slots,
+S stacks, K supervised positions of a pack, L layers, H heads, D decoder width, C encoder width.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+class Dense(nn.Module):
+    """Linear map of the last `len(inputs)` axes to `features`; float32 parameters, computed in `dtype`.
+
+    Attributes:
+      features: sizes of the output axes, e.g. `(heads, head_dim)`.
+      inputs: logical axes of the contracted axes.
+      outputs: logical axes of the output axes.
+      use_bias: adds a bias over the output axes.
+      dtype: of the computation.
+    """
+
+    features: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    use_bias: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        n = len(self.inputs)
+        shape = (*x.shape[-n:], *self.features)
+
+        def init(key, shape, dtype):
+            flat = (math.prod(shape[:n]), math.prod(shape[n:]))
+            return fan_in_normal(key, flat, dtype).reshape(shape)
+
+        init = nn.with_logical_partitioning(init, (*self.inputs, *self.outputs))
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
+        if self.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.outputs)
+            y += self.param("bias", zeros, self.features, jnp.float32).astype(self.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm of the last axis, computed in float32, returned in the dtype of `x`."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x):
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale = self.param("scale", ones, x.shape[-1:], jnp.float32)
+        y = x.astype(jnp.float32)
+        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * scale).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm of the last axis, computed in float32, returned in the dtype of `x`."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param(
+            "scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), x.shape[-1:], jnp.float32
+        )
+        bias = self.param(
+            "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), x.shape[-1:], jnp.float32
+        )
+        y = x.astype(jnp.float32)
+        y -= jnp.mean(y, axis=-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * scale + bias).astype(x.dtype)
+
+
+def rope(x, position, theta):
+    """Rotates `x` by its positions, in the half-split layout of LLaMA.
+
+    Args:
+      x: `[..., T, H, head_dim]`.
+      position: `[..., T]` int.
+      theta: base of the frequencies.
+
+    Returns:
+      Array like `x`; angles are computed in float32.
+    """
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position[..., None, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

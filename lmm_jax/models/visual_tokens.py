@@ -1,0 +1,108 @@
+"""From feature grids to the bank and the stacks: project, pool per scale, and splice into the text.
+
+The bank `[G, P, D]` holds every visual vector of a pack at every requested scale; a *slot* is an index into it.
+`stacks` `[S, G, P, D]` lie over the bank slot for slot: what is added to the residual stream at the same positions.
+Which slot stands at which position is index arithmetic of `lmm_jax.data.plan`, in numpy.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmm_jax.models.layers import Dense
+from lmm_jax.sharding import platform
+
+
+class Projector(nn.Module):
+    """`depth` linear layers with exact GELU between them: LLaVA's `mlp2x_gelu` at depth 2.
+
+    Attributes:
+      width: decoder width D.
+      depth: linear layers.
+      dtype: of the computation.
+    """
+
+    width: int = 4096
+    depth: int = 2
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        """Projects `[..., C]` to `[..., D]`."""
+        for i in range(self.depth):
+            x = nn.gelu(x, approximate=False) if i else x
+            x = Dense((self.width,), ("embed",), ("embed",), True, self.dtype, name=f"linear_{i}")(x)
+        return x
+
+
+def scale_side(side, scale) -> int:
+    """Side of the pooled grid that holds `scale` tokens, for a grid of `side` × `side`.
+
+    Raises:
+      ValueError: `scale` does not tile the grid exactly; the message lists the scales that do.
+    """
+    m = math.isqrt(scale) if scale > 0 else 0
+    if m * m != scale or m == 0 or side % m:
+        valid = [k * k for k in range(1, side + 1) if side % k == 0]
+        raise ValueError(f"{scale} tokens do not tile a {side}×{side} grid; valid scales are {valid}")
+    return m
+
+
+def pool(x, scale):
+    """Average-pools square grids `[..., g, g, D]` to `[..., scale, D]`, row-major (M3, section 3.1).
+
+    Windows tile the grid exactly, so that pooling in one go equals pooling in steps.
+
+    Raises:
+      ValueError: see `scale_side`.
+    """
+    g, D = x.shape[-2:]
+    m = scale_side(g, scale)
+    k = g // m
+    x = x.reshape(*x.shape[:-3], m, k, m, k, D)
+    return x.mean(axis=(-2, -4), dtype=jnp.float32).astype(x.dtype).reshape(*x.shape[:-5], m * m, D)
+
+
+def take(table, index):
+    """Rows of a table, zeros where `index` is negative; exact gradients in any dtype.
+
+    On TPU a one-hot matrix is contracted, because there the backward pass of a gather becomes a sort and a scatter
+    while a matmul stays a matmul. Elsewhere it is a gather, in float32: in bfloat16 a row that receives 512 or
+    4096 unit gradients ends at 256.
+
+    Args:
+      table: `[..., P, D]`.
+      index: `[..., I]` int, below P; the leading axes are those of `table`.
+
+    Returns:
+      `[..., I, D]` in the dtype of `table`.
+    """
+    if platform() == "tpu":
+        hot = jax.nn.one_hot(index, table.shape[-2], dtype=table.dtype)
+        rows = jnp.einsum("...ip,...pd->...id", hot, table, preferred_element_type=jnp.float32)
+    else:
+        rows = jnp.take_along_axis(table.astype(jnp.float32), jnp.maximum(index, 0)[..., None], axis=-2)
+        rows = jnp.where((index >= 0)[..., None], rows, 0)
+    return rows.astype(table.dtype)
+
+
+def bank(grids, scales):
+    """Pools projected grids to every scale and lays the results end to end.
+
+    Args:
+      grids: `[G, U, g, g, D]`, U grids of a pack.
+      scales: tokens per grid, one bank region each, in this order.
+
+    Returns:
+      `[G, P, D]`, P = U · sum(scales); the slot of token t of grid u at scale s is
+      `U · (sum of the scales before s) + u · s + t`.
+    """
+    G, U, _, _, D = grids.shape
+    return jnp.concatenate([pool(grids, s).reshape(G, U * s, D) for s in scales], axis=1)
+
+
+def splice(tokens, visual, slot):
+    """Puts visual vectors where `slot` names one: `[..., T, D]`, visual `[..., P, D]`, slot `[..., T]`."""
+    return jnp.where((slot >= 0)[..., None], take(visual, slot), tokens)

@@ -1,0 +1,43 @@
+"""Package metadata of lmm_jax; tool settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="lmm_jax",
+    version="0.1.0",
+    description="Train, study and ship high-resolution large multimodal models in JAX.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lmm_jax", "lmm_jax.*"]),
+    package_data={"lmm_jax.data.datasets": ["digits.npz", "digits.LICENSE.txt"]},
+    install_requires=[
+        "jax>=0.10.2,<0.11",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources>=6,<8",  # imported by tensorflow-datasets 4.9.10, which does not declare it
+        "sentencepiece>=0.2.3,<0.3",
+        "ml-collections>=1.1,<2",
+        "numpy>=2.4,<3",
+        "pillow>=13,<14",
+        "safetensors>=0.8,<0.9",
+        "tqdm>=4.70,<5",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
+        "tensorboard": ["tensorboardX>=2.6,<3"],
+        "wandb": ["wandb>=0.31,<1"],
+        "test": [
+            "matplotlib>=3.11,<4",
+            "pytest>=9,<10",
+            "ruff>=0.17,<0.18",
+            "tensorboardX>=2.6,<3",
+        ],
+        "notebooks": ["nbclient>=0.10,<1", "ipykernel>=6,<8", "matplotlib>=3.11,<4"],
+    },
+    entry_points={"console_scripts": ["lmm = lmm_jax.cli:main"]},
+)
