@@ -33,7 +33,8 @@ class Projector(nn.Module):
         """Projects `[..., C]` to `[..., D]`."""
         for i in range(self.depth):
             x = nn.gelu(x, approximate=False) if i else x
-            x = Dense((self.width,), ("embed",), ("embed",), True, self.dtype, name=f"linear_{i}")(x)
+            axes = ("embed", "mlp") if i % 2 == 0 else ("mlp", "embed")
+            x = Dense((self.width,), axes[:1], axes[1:], True, self.dtype, name=f"linear_{i}")(x)
         return x
 
 

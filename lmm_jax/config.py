@@ -1,0 +1,239 @@
+"""Every config field with its default, and how config files are loaded, overridden and checked."""
+
+import ast
+import difflib
+import importlib.util
+import json
+
+import ml_collections
+from etils import epath
+from ml_collections.config_dict import placeholder
+
+SCHEMA = 1  # raised when a stored config.json of an older version can no longer be read
+
+
+class ConfigError(ValueError):
+    """A config file, field or value that cannot be used; the message names it and what is valid."""
+
+
+def base() -> ml_collections.ConfigDict:
+    """The whole config. A config file is a diff on it; `config.model.<part>` is the fields of that Linen module."""
+    c = ml_collections.ConfigDict()
+    c.schema = SCHEMA
+    c.seed = 0  # of parameters and of the data order
+
+    c.model = m = ml_collections.ConfigDict()
+    m.dtype = "bfloat16"  # of the computation; parameters, softmax, norms and loss are float32
+    m.scales = (576,)  # visual tokens per grid, one bank region and one loss group each
+    m.vision = ml_collections.ConfigDict()  # models.vit.ViT
+    m.vision.image_size = 336  # pixels a side
+    m.vision.patch_size = 14  # pixels a side
+    m.vision.width = 1024
+    m.vision.depth = 24  # of the whole encoder; blocks past `level` are not built
+    m.vision.heads = 16
+    m.vision.mlp_dim = 4096
+    m.vision.level = -2  # hidden state that becomes the features, as Python counts
+    m.vision.remat = True  # recompute blocks in the backward pass
+    m.projector = ml_collections.ConfigDict()  # models.visual_tokens.Projector
+    m.projector.depth = 2  # linear layers, GELU between
+    m.decoder = ml_collections.ConfigDict()  # models.decoder.Decoder
+    m.decoder.vocab_size = 32000  # pieces of the tokenizer
+    m.decoder.width = 4096
+    m.decoder.depth = 32
+    m.decoder.heads = 32
+    m.decoder.kv_heads = 32  # fewer than heads: grouped-query attention
+    m.decoder.mlp_dim = 11008
+    m.decoder.rope_theta = 10000.0
+    m.decoder.norm_eps = 1e-5
+    m.decoder.inject_layers = ()  # stack s is added before layer inject_layers[s]
+    m.decoder.remat = "full"  # what a layer keeps for the backward pass: full (nothing), dots, none (everything)
+
+    c.data = d = ml_collections.ConfigDict()
+    d.path = placeholder(str)  # prepared folder, see `lmm prepare`
+    d.train = "train"  # split to train on
+    d.validation = "validation"  # split for the validation loss
+    d.template = "qa"  # text around the turns, see data.conversation
+    d.pictures = 1  # pictures of a pack
+    d.aspect = "pad"  # pad to a square, or stretch
+    d.tiling = ()  # (columns, rows) of tiles for the stacks, none if empty
+    d.rows = 1  # rows of a pack
+    d.length = 2048  # positions of a row
+    d.targets = placeholder(int)  # supervised positions of a pack; all positions if unset
+    d.threads = 1  # reader threads
+    d.workers = 0  # reader processes, 0 reads in the training process
+
+    c.train = t = ml_collections.ConfigDict()
+    t.steps = 1000
+    t.batch_size = 32  # packs of a step, over all hosts and micro-batches
+    t.micro_batches = 1  # gradient accumulation; equal to one batch to rounding
+    t.scales_per_step = placeholder(int)  # train so many scales a step, in rotation; all if unset
+    t.log_every = 50  # steps
+    t.eval_every = 500  # steps between validation losses; 0 = never
+    t.eval_batches = 8  # batches of a validation loss
+    t.save_every = 500  # steps between checkpoints; the last step is always saved
+    t.keep = 2  # newest checkpoints to keep
+    t.max_skipped = 10  # stop after so many non-finite updates in a row
+
+    c.optimizer = o = ml_collections.ConfigDict()
+    o.learning_rate = 2e-5  # peak
+    o.groups = ()  # ((path prefix, learning rate), …): the first match counts, rate 0 freezes
+    o.warmup = 0.03  # share of the steps
+    o.final = 0.0  # learning rate at the end, as a share of the peak
+    o.b1 = 0.9
+    o.b2 = 0.999
+    o.weight_decay = 0.0  # of matrices; norms, biases and tables of positions never decay
+    o.clip = 1.0  # global gradient norm; 0 = no clipping
+
+    c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})  # -1 takes the rest
+    c.rules = ml_collections.ConfigDict(  # logical axis -> mesh axes; what is not named is replicated
+        {
+            "batch": ("data", "fsdp"),
+            "length": "context",
+            "embed": "fsdp",
+            "vocab": "tensor",
+            "heads": "tensor",
+            "kv_heads": "tensor",
+            "mlp": "tensor",
+        }
+    )
+    c.log = ml_collections.ConfigDict({"tensorboard": False, "wandb": False})  # beside metrics.jsonl; extras
+    return c
+
+
+def parse(arg, **defaults) -> ml_collections.ConfigDict:
+    """Parses a config file's argument `"size=7b,stage=tune"` against its defaults, with their types.
+
+    Raises:
+      ConfigError: an unknown key or a value of another type, naming the valid ones.
+    """
+    out = ml_collections.ConfigDict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, eq, value = item.partition("=")
+        if not eq or key not in defaults:
+            raise ConfigError(f"config argument '{item}': expected one of {', '.join(f'{k}=…' for k in defaults)}")
+        out[key] = _convert(f"config argument {key}", value, defaults[key])
+    return out
+
+
+def choose(what, name, options):
+    """`options[name]`, or a ConfigError that lists the options."""
+    if name not in options:
+        raise ConfigError(f"{what} '{name}' does not exist; choose from {', '.join(map(str, options))}")
+    return options[name]
+
+
+def load_config(path, *overrides) -> ml_collections.ConfigDict:
+    """Loads `FILE[:key=value,…]`, applies overrides `"train.steps=1000"` (or `"size=7b"`, for the file), locks it.
+
+    Args:
+      path: a Python file with `get_config(arg)`, optionally with its argument after a colon.
+      *overrides: dotted fields with values; undotted `key=value` pairs go to the file's argument.
+
+    Returns:
+      A locked config that passed `check`.
+
+    Raises:
+      ConfigError: an unknown field (with the nearest valid one), a value of another type, or fields at odds.
+    """
+    file, _, arg = str(path).partition(":")
+    if not epath.Path(file).exists():
+        raise ConfigError(f"no config file {file}")
+    top = set(base())
+    for_file = [o for o in overrides if "." not in o.partition("=")[0] and o.partition("=")[0] not in top]
+    spec = importlib.util.spec_from_file_location("lmm_config", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(",".join(filter(None, [arg, *for_file])))
+    config.lock()
+    for override in overrides:
+        if override not in for_file:
+            _override(config, override)
+    check(config)
+    return config
+
+
+def check(config):
+    """Raises ConfigError for fields that contradict each other."""
+    data, train, decoder = config.data, config.train, config.model.decoder
+    if train.batch_size % train.micro_batches:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} does not divide into train.micro_batches={train.micro_batches}"
+        )
+    if train.scales_per_step and not 1 <= train.scales_per_step <= len(config.model.scales):
+        raise ConfigError(f"train.scales_per_step={train.scales_per_step}: model.scales has {config.model.scales}")
+    stacks = data.tiling[0] * data.tiling[1] if data.tiling else 0
+    if len(decoder.inject_layers) != stacks:
+        raise ConfigError(
+            f"data.tiling={tuple(data.tiling)} gives {stacks} stacks, "
+            f"model.decoder.inject_layers={tuple(decoder.inject_layers)} wants {len(decoder.inject_layers)}"
+        )
+    if len(set(decoder.inject_layers)) != len(decoder.inject_layers):
+        raise ConfigError(f"model.decoder.inject_layers={tuple(decoder.inject_layers)} names a layer twice")
+
+
+def save_config(config, path):
+    """Writes a config as JSON."""
+    epath.Path(path).write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=1) + "\n")
+
+
+def read_config(path) -> ml_collections.ConfigDict:
+    """Reads what `save_config` wrote.
+
+    Raises:
+      ConfigError: it was written by another schema version.
+    """
+    stored = json.loads(epath.Path(path).read_text())
+    if stored.get("schema") != SCHEMA:
+        raise ConfigError(f"{path} has config schema {stored.get('schema')}, this version reads {SCHEMA}")
+    config = ml_collections.ConfigDict(_tuples(stored)).lock()
+    return config
+
+
+def flatten(config, prefix="") -> dict:
+    """Dotted field names to values."""
+    out = {}
+    for key in config:
+        value = config[key]
+        nested = isinstance(value, ml_collections.ConfigDict)
+        out.update(flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return out
+
+
+def _override(config, text):
+    name, eq, value = text.partition("=")
+    fields = flatten(config)
+    if not eq or name not in fields:
+        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
+        raise ConfigError(f"unknown config field '{name}'; did you mean '{near[0]}'? (now {fields[near[0]]!r})")
+    node = config
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        node = node[parent]
+    converted = _convert(f"config field {name}", value, fields[name], node.get_type(leaf))
+    with config.unlocked():
+        node[leaf] = converted
+
+
+def _convert(what, text, current, kind=None):
+    """Converts `text` to the type of `current`; values are literals, never evaluated."""
+    kind = kind or type(current)
+    if kind is str:
+        return text
+    error = ConfigError(f"{what} is {kind.__name__}, got '{text}' (now {current!r})")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise error from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is tuple and isinstance(value, int | float | list):
+        return tuple(value) if isinstance(value, list) else (value,)
+    if type(value) is not kind:
+        raise error
+    return value
+
+
+def _tuples(x):
+    if isinstance(x, dict):
+        return {k: _tuples(v) for k, v in x.items()}
+    return tuple(map(_tuples, x)) if isinstance(x, list) else x

@@ -1,0 +1,1 @@
+"""One trainer for every recipe: pure step, short loop, checkpoints that resume on any mesh."""

@@ -1,0 +1,149 @@
+"""Checkpoints: Orbax v1, one folder a step, verified by a digest of every leaf before it is used.
+
+Orbax notices missing and truncated files, but loads flipped bits silently; a digest is computed on the device at
+save, stored with the step and compared after restore. It is a sum of integers, so it does not depend on the mesh.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: `params` and `train` (optimizer state and counters) of each step."""
+
+    def __init__(self, workdir, keep=2):
+        """`keep`: newest steps to preserve."""
+        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self._orbax = ocp.training.Checkpointer(
+            self.directory,
+            # The default policy skips a save silently while another one runs.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, state, data):
+        """Starts saving `state` under its step; returns when the arrays are copied, writing goes on behind.
+
+        Args:
+          state: a `TrainState`.
+          data: JSON dict that identifies the data stream.
+
+        Raises:
+          RuntimeError: Orbax refused the step.
+        """
+        step = int(state.step)
+        parts = _parts(state)
+        about = {"data": data, "digests": {name: digest(part) for name, part in parts.items()}}
+        if self._orbax.save_checkpointables_async(step, parts, custom_metadata=about, overwrite=True) is None:
+            raise RuntimeError(f"Orbax refused to save step {step} in {self.directory}")
+
+    def wait(self):
+        """Waits until the last save is on disk; raises what went wrong."""
+        self._orbax.wait()
+
+    def close(self):
+        """Waits and releases Orbax's threads."""
+        self._orbax.close()
+
+    def steps(self) -> list[int]:
+        """Steps on disk, newest first."""
+        return sorted((c.step for c in self._orbax.checkpoints), reverse=True)
+
+    def restore(self, abstract, note=print):
+        """Restores the newest sound step into the shardings of `abstract`.
+
+        Args:
+          abstract: `TrainState` of `ShapeDtypeStruct`s with shardings; any mesh.
+          note: called with a line for each step that is damaged.
+
+        Returns:
+          `(state, data)` as they were saved, or None if nothing was ever saved.
+
+        Raises:
+          ValueError: there are checkpoints and none is sound.
+        """
+        restored = self._newest_sound(_parts(abstract), note)
+        if restored is None:
+            return None
+        step, parts, about = restored
+        state = abstract.replace(step=jnp.asarray(step, jnp.int32), params=parts["params"], **parts["train"])
+        return state.replace(step=jax.device_put(state.step, abstract.step.sharding)), about["data"]
+
+    def restore_params(self, abstract, note=print):
+        """Restores only the parameters of the newest sound step; returns `(params, step)`.
+
+        Raises:
+          ValueError: none is sound, or there is none.
+        """
+        restored = self._newest_sound({"params": abstract}, note)
+        if restored is None:
+            raise ValueError(f"{self.directory} holds no checkpoint; was `lmm train` run there?")
+        step, parts, _ = restored
+        return parts["params"], step
+
+    def _newest_sound(self, abstract, note):
+        steps = self.steps()
+        for step in steps:
+            try:
+                parts = self._orbax.load_checkpointables(step, abstract)
+                about = self._orbax.checkpointables_metadata(step).custom_metadata
+            except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
+                note(f"checkpoint {step} in {self.directory} cannot be read: {_reason(error)}")
+                continue
+            bad = [
+                f"{name}/{path}"
+                for name, part in parts.items()
+                for path, value in digest(part).items()
+                if about["digests"][name].get(path) != value
+            ]
+            if not bad:
+                return step, parts, about
+            note(f"checkpoint {step} in {self.directory} is damaged: {', '.join(bad[:3])} differ from what was saved")
+        if steps:
+            raise ValueError(
+                f"no sound checkpoint among steps {steps} in {self.directory}; "
+                "move the folder away to start again, or restore it from a copy"
+            )
+        return None
+
+
+def has_checkpoint(workdir) -> bool:
+    """Whether `workdir` holds a finished checkpoint, without reading one."""
+    directory = epath.Path(workdir) / "checkpoints"
+    return directory.exists() and any(re.fullmatch(r"\d+", p.name) for p in directory.iterdir())
+
+
+def digest(tree) -> dict[str, int]:
+    """A number per leaf that any flipped bit changes; the same on every mesh."""
+    flat = {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in jax.tree.leaves_with_path(tree)}
+    return {path: int(value) for path, value in jax.device_get(_digests(flat)).items()}
+
+
+@jax.jit
+def _digests(flat):
+    return {path: _digest(x) for path, x in flat.items()}
+
+
+def _digest(x):
+    bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    # An odd weight a position, mod 2^32: swapped values change the sum too.
+    return (bits * (index * jnp.uint32(2654435762) + jnp.uint32(1))).sum(dtype=jnp.uint32)
+
+
+def _parts(state):
+    train = {"opt_state": state.opt_state, "skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
+    return {"params": state.params, "train": train}
+
+
+def _reason(error):
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

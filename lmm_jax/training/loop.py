@@ -1,0 +1,274 @@
+"""The training loop."""
+
+import contextlib
+import functools
+import signal
+import time
+
+import jax
+import numpy as np
+from etils import epath
+
+from lmm_jax import sharding
+from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
+from lmm_jax.data.pipeline import Packs, batches
+from lmm_jax.training import metrics as metrics_lib
+from lmm_jax.training.checkpoint import Checkpoints
+from lmm_jax.training.state import abstract_state, init_state, make_program
+from lmm_jax.training.step import jit_eval_step, jit_train_step
+
+# Fields that may differ between the runs of one workdir; any other change would make it another run.
+MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_", "train.save_every", "train.keep", "train.max_skipped")
+MAY_CHANGE += ("train.micro_batches", "data.path", "data.threads", "data.workers", "mesh.", "rules.", "log.")
+
+
+class Preempted(Exception):
+    """The process was asked to stop; everything is saved and the same command continues."""
+
+
+def train(config, workdir, profile=0):
+    """Trains, or continues the run that `workdir` holds.
+
+    Args:
+      config: from `load_config`.
+      workdir: folder of the run: config.json, metrics.jsonl, checkpoints/, tokenizer.model, loss.png.
+      profile: writes a profiler trace of so many steps, after compilation, to `workdir/profile`.
+
+    Returns:
+      dict of the last metrics: step, loss, validation_loss, tokens_per_second and others.
+
+    Raises:
+      ConfigError: the config contradicts itself, the data, or the run that is there.
+      FileNotFoundError: no prepared data.
+      FloatingPointError: `train.max_skipped` updates in a row were not finite.
+      Preempted: after SIGTERM, once everything is saved.
+    """
+    check(config)
+    if not config.data.path:
+        raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
+    workdir = epath.Path(workdir)
+    packs = Packs(config, config.data.train, config.train.batch_size, shuffle=True)
+    _check_vocabulary(config, packs)
+    program = make_program(config)
+    main = jax.process_index() == 0
+    if main:
+        _claim(workdir, config, packs)
+
+    checkpoints = Checkpoints(workdir, config.train.keep)
+    restored = checkpoints.restore(abstract_state(program))
+    stream = {"fingerprint": packs.data.fingerprint, "seed": config.seed, "batch_size": config.train.batch_size}
+    if restored:
+        state, saved = restored
+        if saved != stream:
+            raise ConfigError(f"{workdir} was trained on another stream of data: {saved}, now {stream}")
+    else:
+        state = init_state(program)
+    sharding.assert_sharded(state, program.shardings, "train state")
+
+    writer = metrics_lib.MetricWriter(workdir, config, main)
+    try:
+        return _run(program, state, packs, checkpoints, stream, writer, workdir, profile, main)
+    finally:
+        writer.close()
+        checkpoints.close()
+
+
+def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, main):
+    config, t = program.config, program.config.train
+    start = int(state.step)
+    if start >= t.steps:
+        rows = metrics_lib.read_metrics(workdir)
+        if main:
+            print(f"{workdir}: all {t.steps} steps are done")
+        return functools.reduce(dict.__or__, rows, {})
+    if main:
+        _describe(program, packs, start, workdir)
+
+    shape = (t.micro_batches, t.batch_size // t.micro_batches)
+    local = sharding.local_packs(program.mesh, config.rules, shape)
+    stream_of = functools.partial(batches, local=local, threads=config.data.threads, workers=config.data.workers)
+    validation = Packs(config, config.data.validation, t.batch_size, shuffle=False) if t.eval_every else None
+    to_global = functools.partial(sharding.to_global, packs=local, mesh=program.mesh, rules=config.rules, shape=shape)
+    train_step, eval_step = jit_train_step(program), jit_eval_step(program)
+    progress = metrics_lib.Progress(start, t.steps, main)
+    meter = _Meter()
+    last, recent = {}, []
+    with program.use(), _stop_signal() as stop, contextlib.ExitStack() as trace:
+        iterator = stream_of(packs, start=start, stop=t.steps)
+        for step in range(start + 1, t.steps + 1):
+            if profile and step == start + 3:
+                trace.enter_context(jax.profiler.trace(str(workdir / "profile")))
+            with meter.waiting():
+                batch = next(iterator)
+            recent.append((step, batch.pop("record_index")))
+            meter.count(batch)
+            state, metrics = train_step(state, to_global(batch))
+            progress.advance()
+            if profile and step == start + 2 + profile:
+                jax.block_until_ready(state)
+                trace.close()
+            ends = step == t.steps or stop.is_set
+            if step % t.log_every == 0 or ends:
+                last = _summarise(jax.device_get(metrics), state, program) | meter.rates()
+                _check_finite(state, recent, t.max_skipped, checkpoints, progress)
+                recent = []
+                writer.write(step, last)
+                progress.show(step, last)
+            if validation and (step % t.eval_every == 0 or step == t.steps):
+                with meter.paused():
+                    held_out = stream_of(validation, start=0, stop=t.eval_batches)
+                    found = validate(eval_step, state.params, map(to_global, _without_index(held_out)))
+                named = _by_scale("validation_loss", *found, config.model.scales)
+                writer.write(step, named)
+                progress.note(f"step {step}: validation loss {named['validation_loss']:.4f}")
+                last |= named
+            if step % t.save_every == 0 or ends:
+                with meter.paused():
+                    checkpoints.save(state, stream)
+            if stop.is_set:
+                checkpoints.wait()
+                progress.close()
+                raise Preempted(f"asked to stop; step {step} is saved in {workdir}, the same command continues")
+    checkpoints.wait()
+    progress.close()
+    return {"step": t.steps, **last}
+
+
+def validate(eval_step, params, batches):
+    """Mean cross-entropy of each group over `batches`: `(losses, counts)`, `[groups]` each."""
+    sums = [jax.device_get(eval_step(params, batch)) for batch in batches]
+    loss, count = (np.sum([s[i] for s in sums], axis=0) for i in range(2))
+    return loss / np.maximum(count, 1), count
+
+
+class _Meter:
+    """Throughput since it was last read, validation and saving left out, and the share of it spent waiting."""
+
+    def __init__(self):
+        self._reset()
+
+    def _reset(self):
+        self._start, self._off, self._wait = time.monotonic(), 0.0, 0.0
+        self._tokens = self._supervised = self._steps = 0
+
+    def count(self, batch):
+        self._tokens += int((batch["segment"] > 0).sum())
+        self._supervised += int((batch["group"] > 0).sum())
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def waiting(self):
+        begin = time.monotonic()
+        yield
+        self._wait += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def paused(self):
+        begin = time.monotonic()
+        yield
+        self._off += time.monotonic() - begin
+
+    def rates(self):
+        """Rates of the whole run, every host counted like this one; call after the step has finished."""
+        elapsed = max(time.monotonic() - self._start - self._off, 1e-9)
+        rates = {
+            "tokens_per_second": self._tokens * jax.process_count() / elapsed,
+            "supervised_tokens": self._supervised * jax.process_count() / self._steps,
+            "seconds_per_step": elapsed / self._steps,
+            "input_wait": self._wait / elapsed,
+        }
+        self._reset()
+        return rates
+
+
+class _StopFlag:
+    is_set = False
+
+
+@contextlib.contextmanager
+def _stop_signal():
+    """Turns SIGTERM into a flag, so that the step ends and is saved first; only the main thread can."""
+    flag = _StopFlag()
+
+    def handler(*_):
+        flag.is_set = True
+
+    try:
+        old = signal.signal(signal.SIGTERM, handler)
+    except ValueError:
+        yield flag
+        return
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def _claim(workdir, config, packs):
+    """Writes config and tokenizer to a new workdir; refuses one that holds another run."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    if path.exists():
+        old, new = flatten(read_config(path)), flatten(config)
+        changed = [
+            f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{workdir} holds a run with another config; choose another workdir\n  " + "\n  ".join(changed)
+            )
+    save_config(config, path)
+    (workdir / "tokenizer.model").write_bytes(packs.data.tokenizer.model)
+
+
+def _check_vocabulary(config, packs):
+    pieces, wanted = packs.data.tokenizer.vocab_size, config.model.decoder.vocab_size
+    if pieces > wanted:
+        raise ConfigError(f"the tokenizer of {packs.data.folder} has {pieces} pieces, decoder.vocab_size is {wanted}")
+
+
+def _describe(program, packs, start, workdir):
+    total = sum(x.size for x in jax.tree.leaves(program.boxed))
+    frozen = sorted({path.split("/")[0] for path, rate in program.rates.items() if not rate})
+    mesh = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
+    print(
+        f"{'continuing' if start else 'training'} {workdir} from step {start} of {program.config.train.steps}\n"
+        f"  {total:,} parameters{f', frozen: {frozen}' if frozen else ''}; {len(packs.data):,} rows; "
+        f"{program.mesh.size} × {sharding.platform()}: {mesh}",
+        flush=True,
+    )
+
+
+def _summarise(metrics, state, program):
+    named = _by_scale("loss", metrics["group_loss"], metrics["group_count"], program.config.model.scales)
+    return named | {
+        "loss": float(metrics["loss"]),
+        "grad_norm": float(metrics["grad_norm"]),
+        "skipped": int(state.skipped),
+    }
+
+
+def _by_scale(name, losses, counts, scales):
+    """Mean over non-empty groups, and each of them under its scale."""
+    named = {f"{name}/{s}": float(x) for s, x, n in zip(scales, losses, counts, strict=True) if n}
+    return {name: float(np.mean(list(named.values()))) if named else 0.0, **named}
+
+
+def _check_finite(state, recent, limit, checkpoints, progress):
+    in_row = int(state.skipped_in_row)
+    if not in_row:
+        return
+    records = {int(r) for _, rows in recent[-in_row:] for r in rows}
+    text = f"loss or gradient not finite in the last {in_row} steps, updates skipped; records {sorted(records)[:8]}"
+    progress.note(text)
+    if in_row >= limit:
+        checkpoints.wait()
+        raise FloatingPointError(f"{text}; train.max_skipped={limit} reached, the last sound step is saved")
+
+
+def _without_index(batches):
+    for batch in batches:
+        del batch["record_index"]
+        yield batch

@@ -1,0 +1,96 @@
+"""Metrics of a run: JSONL always, TensorBoard and W&B as extras, a progress bar on a terminal."""
+
+import json
+import sys
+import time
+
+from etils import epath
+from tqdm import tqdm
+
+
+class MetricWriter:
+    """Appends rows to `WORKDIR/metrics.jsonl`, and to TensorBoard or W&B where the config asks for them.
+
+    Only process 0 writes.
+    """
+
+    def __init__(self, workdir, config, active=True):
+        """Raises ImportError naming the extra to install, if `config.log` asks for a missing package."""
+        self._path = epath.Path(workdir) / "metrics.jsonl" if active else None
+        self._tensorboard = self._wandb = None
+        if active and config.log.tensorboard:
+            tensorboard = _extra("tensorboardX", "tensorboard")
+            self._tensorboard = tensorboard.SummaryWriter(str(workdir))
+        if active and config.log.wandb:
+            wandb = _extra("wandb", "wandb")
+            self._wandb = wandb.init(dir=str(workdir), config=json.loads(config.to_json_best_effort()))
+
+    def write(self, step, values):
+        """Writes one row; `values` is a flat dict of numbers."""
+        if self._path is None:
+            return
+        with self._path.open("a") as f:
+            f.write(json.dumps({"step": step, **values}) + "\n")
+        if self._tensorboard:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def close(self):
+        """Flushes the extras."""
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def read_metrics(workdir) -> list[dict]:
+    """Rows of `metrics.jsonl`, a later row replacing an earlier one of the same step and kind (after a resume)."""
+    rows = {}
+    for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a run that was killed while writing it
+        rows[row["step"], "validation_loss" in row] = row
+    return [rows[key] for key in sorted(rows)]
+
+
+class Progress:
+    """Progress of training: a bar with loss, tokens/s and time left on a terminal, plain lines otherwise."""
+
+    def __init__(self, start, steps, active=True):
+        self._steps, self._active = steps, active
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=not (active and sys.stderr.isatty()))
+        self._first, self._since = start, time.monotonic()
+
+    def advance(self):
+        """One more step is done."""
+        self._bar.update()
+
+    def show(self, step, values):
+        """Shows the latest metrics."""
+        text = f"loss {values['loss']:.4f}, {values['tokens_per_second']:,.0f} tokens/s"
+        self._bar.set_postfix_str(text)
+        if self._active and self._bar.disable:
+            per_step = (time.monotonic() - self._since) / max(step - self._first, 1)
+            left = (self._steps - step) * per_step
+            self.note(f"step {step}/{self._steps}: {text}, {left // 60:.0f}m{left % 60:02.0f}s left")
+
+    def note(self, text):
+        """Prints a line without disturbing the bar."""
+        if self._active:
+            tqdm.write(text)
+            sys.stdout.flush()
+
+    def close(self):
+        """Ends the bar."""
+        self._bar.close()
+
+
+def _extra(module, name):
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise ImportError(f"config.log.{name} needs {module}: pip install 'lmm_jax[{name}]'") from error
