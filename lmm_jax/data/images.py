@@ -1,9 +1,26 @@
 """Pictures to views: what the encoder is given, uint8, resized by Pillow as the reference codes do."""
 
+import io
+
 import numpy as np
 from PIL import Image
 
 MEAN_COLOUR = (122, 116, 104)  # int(255 · mean of CLIP's normalisation), LLaVA's padding
+
+
+def open_picture(image):
+    """An RGB picture from a path, encoded bytes, or a `PIL.Image`.
+
+    Raises:
+      ValueError: naming what cannot be read as a picture.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        what = f"{len(image)} bytes" if isinstance(image, bytes) else image
+        raise ValueError(f"cannot read a picture from {what}: {error}") from error
 
 
 def pad_to_square(picture):

@@ -8,7 +8,7 @@ import numpy as np
 from lmm_jax.data.conversation import encode
 from lmm_jax.data.images import views
 from lmm_jax.data.packing import DoesNotFit, pack
-from lmm_jax.data.plan import lay_out, scale_slots, scales_at, tile_source
+from lmm_jax.data.plan import Segment, lay_out, scale_slots, scales_at, tile_source
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
 
 
@@ -58,31 +58,43 @@ class Layout:
         """Views of a picture."""
         return 1 + int(np.prod(self.tiling)) if self.tiling else 1
 
-    def build(self, turns, pictures, tokenizer, scales):
-        """One pack of one conversation, with a copy for each of `scales`.
+    def segments(self, turns, pictures, tokenizer, scales) -> list[Segment]:
+        """Copies of one conversation, one for each of `scales`.
 
         Args:
           turns: `(role, text)` pairs.
-          pictures: opened RGB pictures.
+          pictures: how many pictures come with them.
           tokenizer: a `Tokenizer`.
-          scales: which of the layout's scales get a copy; bit i of a loss group is scale number i.
+          scales: some of the layout's scales; bit i of a loss group is the layout's scale number i.
+
+        Raises:
+          ValueError: bad turns, or tags that do not match the pictures.
+        """
+        ids, supervised = encode(turns, tokenizer, self.template)
+        bits = [1 << self.scales.index(scale) for scale in scales]
+        if not pictures:  # the same at every scale: one copy, in the groups of all of them
+            return [lay_out(ids, supervised, [], sum(bits))]
+        return [
+            lay_out(
+                ids,
+                supervised,
+                [scale_slots(i, scale, self.scales, self.pictures) for i in range(pictures)],
+                bit,
+            )
+            for scale, bit in zip(scales, bits, strict=True)
+        ]
+
+    def assemble(self, segments, pictures):
+        """One pack of segments and opened RGB pictures.
 
         Returns:
           The arrays of `packing.pack`, pixels `[V, H, W, 3]` uint8, and source `[1 + S, U, g, g]` when tiled.
 
         Raises:
-          ValueError: bad turns, tags that do not match the pictures, or a pack that does not fit.
+          DoesNotFit: too many pictures, positions or targets for a pack.
         """
         if len(pictures) > self.pictures:
             raise DoesNotFit(f"{len(pictures)} pictures, room for {self.pictures}; raise data.pictures")
-        ids, supervised = encode(turns, tokenizer, self.template)
-        segments = []
-        for scale in scales if pictures else scales[:1]:
-            bit = self.scales.index(scale)
-            blocks = [scale_slots(i, scale, self.scales, self.pictures) for i in range(len(pictures))]
-            # Text alone is the same at every scale: one copy, in the groups of all of them.
-            group = 1 << bit if pictures else sum(1 << self.scales.index(s) for s in scales)
-            segments.append(lay_out(ids, supervised, blocks, group))
         out = pack(segments, self.rows, self.length, self.targets)
         out["pixels"] = np.zeros((self.pictures * self.views, self.image_size, self.image_size, 3), np.uint8)
         for i, picture in enumerate(pictures):
@@ -115,7 +127,9 @@ class Packs:
         record = self.data[row]
         scales = scales_at(position // self.per_step, self.layout.scales, self.scales_per_step)
         try:
-            out = self.layout.build(as_turns(record), as_pictures(record), self.data.tokenizer, scales)
+            pictures = as_pictures(record)
+            segments = self.layout.segments(as_turns(record), len(pictures), self.data.tokenizer, scales)
+            out = self.layout.assemble(segments, pictures)
         except ValueError as error:
             where = f"{self.data.folder} ({self.data.split}), row {row}, id {record['id'].decode()}"
             raise ValueError(f"{where}: {error}") from error

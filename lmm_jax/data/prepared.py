@@ -1,13 +1,12 @@
 """Reading a prepared folder (see `lmm_jax.data.prepare` for its layout)."""
 
-import io
 import json
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
 
+from lmm_jax.data.images import open_picture
 from lmm_jax.data.tokenizer import Tokenizer
 
 
@@ -58,4 +57,4 @@ def as_turns(record):
 
 def as_pictures(record):
     """Opened RGB pictures of a stored record."""
-    return [Image.open(io.BytesIO(data)).convert("RGB") for data in record["images"]]
+    return [open_picture(data) for data in record["images"]]

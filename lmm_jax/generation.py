@@ -1,0 +1,176 @@
+"""Loading a trained model and answering questions about pictures, greedily, at a chosen token budget."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from lmm_jax import sharding
+from lmm_jax.config import read_config
+from lmm_jax.data.conversation import IMAGE_TAG
+from lmm_jax.data.images import open_picture
+from lmm_jax.data.pipeline import Layout
+from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.models.visual_tokens import scale_side
+from lmm_jax.training.checkpoint import Checkpoints
+from lmm_jax.training.state import make_program
+
+BUCKET = 32  # prompts are padded to multiples of this, so that few programs are compiled
+
+
+def load(path):
+    """Loads the newest sound checkpoint of a workdir, onto whatever devices are here.
+
+    Args:
+      path: a workdir of `lmm train`.
+
+    Raises:
+      FileNotFoundError: it is no workdir.
+      ValueError: it holds no sound checkpoint.
+    """
+    path = epath.Path(path)
+    if not (path / "config.json").exists():
+        raise FileNotFoundError(f"{path} is no workdir of `lmm train` (no config.json)")
+    config = read_config(path / "config.json")
+    program = make_program(config, _mesh(config))
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.tree.map(lambda box: box.value, program.boxed, is_leaf=lambda x: hasattr(x, "names")),
+        program.shardings.params,
+    )
+    params, _ = Checkpoints(path).restore_params(abstract)
+    return Model(program, params, Tokenizer.load(path / "tokenizer.model"))
+
+
+class Model:
+    """A model, its parameters and its tokenizer: `generate` is the whole interface.
+
+    Attributes:
+      program: what `training.state.make_program` returned.
+      params: nested dict of arrays.
+      tokenizer: the `Tokenizer`.
+    """
+
+    def __init__(self, program, params, tokenizer):
+        self.program, self.params, self.tokenizer = program, params, tokenizer
+        self._layout = Layout.from_config(program.config)
+        self._generate = jax.jit(
+            functools.partial(generate_tokens, program.model, eos=tokenizer.eos),
+            static_argnames=("scale", "max_new_tokens"),
+        )
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Token budgets that were trained; others that tile the grid can be asked for too."""
+        return self._layout.scales
+
+    def generate(self, images=(), prompt="", scale=None, max_new_tokens=64, batch_size=256):
+        """Answers a question about pictures, or a list of questions.
+
+        Args:
+          images: paths or `PIL.Image`s of one prompt; for a list of prompts, one such list each.
+          prompt: text; pictures without an `<image>` tag in it come first.
+          scale: visual tokens a picture; the largest trained scale if None.
+          max_new_tokens: at most so many tokens are generated.
+          batch_size: prompts that run at a time.
+
+        Returns:
+          str, or a list of str for a list of prompts.
+
+        Raises:
+          ValueError: a scale that does not tile the grid, or tags that do not match the pictures.
+        """
+        if isinstance(prompt, str):
+            return self.generate([images], [prompt], scale, max_new_tokens, batch_size)[0]
+        scale = max(self.scales) if scale is None else scale
+        scale_side(self._layout.grid, scale)
+        requests = [self._request(*r, scale) for r in zip(images, prompt, strict=True)]
+        # Prompts of like length and equally many pictures share a batch.
+        keys = [(len(pictures), _bucket(len(segment))) for segment, pictures in requests]
+        answers = [""] * len(requests)
+        for key in sorted(set(keys)):
+            members = [i for i, k in enumerate(keys) if k == key]
+            for first in range(0, len(members), batch_size):
+                chosen = members[first : first + batch_size]
+                size = min(batch_size, 1 << (len(members) - 1).bit_length())
+                texts = self._answer([requests[i] for i in chosen], *key, scale, max_new_tokens, size)
+                for i, text in zip(chosen, texts, strict=True):
+                    answers[i] = text
+        return answers
+
+    def visual_tokens(self, images, scale=None) -> int:
+        """Positions that `images` of one prompt take at `scale`."""
+        return len(images) * (max(self.scales) if scale is None else scale)
+
+    def _request(self, images, prompt, scale):
+        pictures = [open_picture(image) for image in images]
+        if IMAGE_TAG not in prompt:
+            prompt = f"{IMAGE_TAG}\n" * len(pictures) + prompt
+        layout = dataclasses.replace(self._layout, scales=(scale,), pictures=len(pictures))
+        (segment,) = layout.segments([("user", prompt)], len(pictures), self.tokenizer, (scale,))
+        return segment, pictures
+
+    def _answer(self, requests, pictures, length, scale, max_new_tokens, size):
+        """Texts of requests that share a shape, run as a batch of `size`."""
+        layout = dataclasses.replace(
+            self._layout, scales=(scale,), pictures=max(pictures, 1), rows=1, length=length, targets=0
+        )
+        packs = [layout.assemble([segment], pictures) for segment, pictures in requests]
+        packs += packs[-1:] * (size - len(packs))
+        batch = {name: np.stack([p[name] for p in packs]) for name in packs[0]}
+        with self.program.use():
+            tokens, lengths = jax.device_get(
+                self._generate(self.params, batch, scale=scale, max_new_tokens=max_new_tokens)
+            )
+        return [self.tokenizer.decode(t[:n]) for t, n in zip(tokens, lengths, strict=True)][: len(requests)]
+
+
+def generate_tokens(model, params, batch, scale, max_new_tokens, eos):
+    """Greedy decoding over an explicit key-value cache, until every row has ended.
+
+    Args:
+      model: the `LMM`.
+      params: its parameters.
+      batch: prompts, one row a pack, `[G, 1, T]`; every prompt starts its row.
+      scale: the bank's only scale.
+      max_new_tokens: static bound.
+      eos: id that ends a row.
+
+    Returns:
+      tokens `[G, max_new_tokens]` int32 and lengths `[G]`, the end piece not counted.
+    """
+    variables = {"params": params}
+    size = batch["id"].shape[-1] + max_new_tokens
+    logits, cache = model.apply(variables, batch, size, (scale,), method="prefill")
+    G = logits.shape[0]
+    tokens = jnp.full((G, max_new_tokens), eos, jnp.int32)
+
+    def unfinished(carry):
+        i, _, done, *_ = carry
+        return (i < max_new_tokens) & ~done.all()
+
+    def body(carry):
+        i, logits, done, tokens, cache = carry
+        new = jnp.where(done, eos, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+        tokens = tokens.at[:, i].set(new)
+        logits, cache = model.apply(variables, new, cache, method="decode")
+        return i + 1, logits, done | (new == eos), tokens, cache
+
+    start = (jnp.zeros((), jnp.int32), logits, jnp.zeros(G, bool), tokens, cache)
+    tokens = jax.lax.while_loop(unfinished, body, start)[3]
+    ended = (tokens == eos).any(axis=1)
+    return tokens, jnp.where(ended, jnp.argmax(tokens == eos, axis=1), max_new_tokens)
+
+
+def _bucket(n):
+    return -(-n // BUCKET) * BUCKET
+
+
+def _mesh(config):
+    try:
+        return sharding.make_mesh(config.mesh)
+    except ValueError:  # trained on other devices
+        return sharding.make_mesh({"fsdp": -1})
