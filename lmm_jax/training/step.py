@@ -72,7 +72,7 @@ def train_step(model, tx, rates, state, batch):
     """
     trainable, frozen = optimizer.split(state.params, rates)
     loss, grads, group_loss, counts = loss_and_grads(model, trainable, frozen, batch)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     updated = optax.apply_updates(trainable, updates)

@@ -1,0 +1,214 @@
+"""The `lmm` command. Heavy imports happen inside the verbs, so that `lmm --help` is instant."""
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+
+PREEMPTED = 75  # exit code: everything is saved, the same command continues
+
+EPILOG = """\
+a first run, from a clone:
+  lmm prepare --dataset digits --out runs/digits_data
+  lmm train --config configs/digits.py --workdir runs/digits
+  lmm evaluate --workdir runs/digits
+  lmm generate --workdir runs/digits --image page.png --prompt "read all" --scale 9
+
+exit codes: 0 done, 2 usage or refused input, 75 preempted after a save, 1 anything else
+"""
+
+
+def main(argv=None) -> int:
+    """Runs one verb; returns the exit code."""
+    parser = _parser()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args, rest = parser.parse_known_args(argv)
+    if "config" in args:
+        args.overrides, rest = _take_overrides(rest)
+        if args.overrides and not args.config:
+            parser.error("--config.FIELD=VALUE needs --config FILE")
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        result = args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return _report(error)
+    if args.json:
+        print(json.dumps(result))
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="lmm",
+        description="Train, study and use high-resolution large multimodal models in JAX.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(run, help):
+        name = run.__name__.lstrip("_")
+        sub = verbs.add_parser(name, help=help, description=run.__doc__, allow_abbrev=False)
+        sub.add_argument("--json", action="store_true", help="print one JSON object last")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = verb(_prepare, "turn a data set into a prepared folder")
+    sub.add_argument(
+        "--dataset", required=True, metavar="NAME", choices=["digits"], help="digits: bundled handwriting"
+    )
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+
+    sub = verb(_train, "train, or continue a run")
+    _config_argument(sub, required=True)
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    sub.add_argument("--profile", type=int, default=0, metavar="N", help="trace N steps to WORKDIR/profile")
+
+    sub = verb(_evaluate, "score a model at every token budget")
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
+    sub.add_argument("--tasks", default="digits", metavar="A,B", help="tasks (default: digits)")
+    sub.add_argument("--scales", default="all", metavar="N,N", help="visual tokens a picture (default: all trained)")
+    sub.add_argument("--data", metavar="DIR", help="prepared folder (default: the one trained on)")
+    sub.add_argument("--limit", type=int, metavar="N", help="questions of each kind (default: all)")
+
+    sub = verb(_generate, "answer a question about pictures")
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
+    sub.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures")
+    sub.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
+    sub.add_argument("--scale", type=int, metavar="N", help="visual tokens a picture (default: the most trained)")
+    sub.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
+
+    sub = verb(_show, "look at parameters, sharding, or a batch as the model sees it")
+    sub.add_argument("what", choices=["params", "sharding", "batch"])
+    _config_argument(sub)
+    sub.add_argument("--workdir", metavar="DIR", help="folder of a run, instead of --config")
+    sub.add_argument("--packs", type=int, default=8, metavar="N", help="packs on the page of `batch` (default: 8)")
+    sub.add_argument("--out", metavar="FILE", help="page of `batch` (default: batch.html)")
+    return parser
+
+
+def _config_argument(sub, required=False):
+    sub.add_argument(
+        "--config",
+        required=required,
+        metavar="F[:k=v,…]",
+        help="config file and its arguments; --config.a.b=v overrides any field",
+    )
+
+
+def _prepare(args):
+    """Writes a prepared folder: records, index, tokenizer. An interrupted run starts again, a finished one stays."""
+    from lmm_jax.data.prepare import prepare_digits
+
+    result = prepare_digits(args.out)
+    print(f"{args.out}: {result['rows']:,} rows, {result['images']:,} images, refused: {result['refused'] or 'none'}")
+    return result
+
+
+def _train(args):
+    """Trains. The same command continues where the last checkpoint stands, on any number of devices."""
+    from lmm_jax.config import load_config
+    from lmm_jax.tools import plots
+    from lmm_jax.training.loop import train
+
+    result = train(load_config(args.config, *args.overrides), args.workdir, profile=args.profile)
+    _draw(lambda: plots.draw_loss(args.workdir))
+    return result
+
+
+def _evaluate(args):
+    """Asks every question of the tasks at every token budget, and draws accuracy against tokens."""
+    from lmm_jax import evaluation
+    from lmm_jax.generation import load
+    from lmm_jax.tools import plots
+
+    model = load(args.workdir)
+    scales = model.scales if args.scales == "all" else tuple(_integer("--scales", s) for s in args.scales.split(","))
+    results = evaluation.evaluate(model, args.tasks.split(","), scales, args.data, args.limit)
+    evaluation.save_results(results, os.path.join(args.workdir, "evaluation.json"))
+    print(evaluation.table(results))
+    _draw(lambda: plots.draw_accuracy(results, args.workdir))
+    _draw(lambda: plots.draw_answers(model, args.data, args.workdir))
+    return results
+
+
+def _generate(args):
+    """Answers one question, greedily. A picture's budget is any scale that tiles the encoder's grid."""
+    from lmm_jax.generation import load
+
+    model = load(args.workdir)
+    begin = time.monotonic()
+    text = model.generate(args.image, args.prompt, args.scale, args.max_new_tokens)
+    seconds = time.monotonic() - begin
+    print(text)
+    return {"text": text, "visual_tokens": model.visual_tokens(args.image, args.scale), "seconds": seconds}
+
+
+def _show(args):
+    """Prints parameters with their rates or shardings, or writes a page of decoded packs."""
+    from lmm_jax.config import ConfigError, load_config, read_config
+    from lmm_jax.tools import show
+
+    if bool(args.config) == bool(args.workdir):
+        raise ConfigError("lmm show needs either --config or --workdir")
+    if args.config:
+        config = load_config(args.config, *args.overrides)
+    else:
+        config = read_config(os.path.join(args.workdir, "config.json"))
+    if args.what == "batch":
+        path = show.batch_page(config, args.packs, args.out or "batch.html")
+        print(path)
+        return {"path": path}
+    text = show.param_table(config) if args.what == "params" else show.sharding_table(config)
+    print(text)
+    return {"table": text}
+
+
+def _draw(draw):
+    try:
+        print(draw())
+    except ImportError as error:
+        print(f"not drawn: {error}; pip install 'lmm_jax[plots]'")
+
+
+def _integer(flag, text):
+    from lmm_jax.config import ConfigError
+
+    if not text.isdigit():
+        raise ConfigError(f"{flag}: expected whole numbers separated by commas, or all; got '{text}'")
+    return int(text)
+
+
+def _take_overrides(rest):
+    """Splits `--config.a.b=v` and `--config.a.b v` from the other arguments."""
+    overrides, others = [], []
+    items = iter(rest)
+    for item in items:
+        if item.startswith("--config."):
+            name = item.removeprefix("--config.")
+            overrides.append(name if "=" in name else f"{name}={next(items, '')}")
+        else:
+            others.append(item)
+    return overrides, others
+
+
+def _report(error) -> int:
+    """Prints an error; ours are sentences for the user, others come with their traceback."""
+    from lmm_jax.training.loop import Preempted
+
+    if isinstance(error, Preempted):
+        print(f"lmm: {error}", file=sys.stderr)
+        return PREEMPTED
+    *_, last = traceback.walk_tb(error.__traceback__)
+    ours = last[0].f_code.co_filename.startswith(os.path.dirname(__file__))
+    if ours and isinstance(error, ValueError | OSError | ImportError):
+        print(f"lmm: error: {error}", file=sys.stderr)
+        return 2
+    traceback.print_exception(error)
+    return 1

@@ -1,0 +1,1 @@
+"""Looking at things: tables, pages and plots."""

@@ -1,0 +1,78 @@
+"""Pictures of a run; matplotlib is the `plots` extra."""
+
+import os
+
+import numpy as np
+
+from lmm_jax.evaluation import TASKS
+from lmm_jax.training.metrics import read_metrics
+
+
+def _axes(rows=1, columns=1, **kwargs):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(rows, columns, layout="constrained", **kwargs)
+
+
+def _save(figure, workdir, name):
+    import matplotlib.pyplot as plt
+
+    path = os.path.join(workdir, name)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def draw_loss(workdir) -> str:
+    """Training and validation loss against steps, one colour a scale; returns the path of `loss.png`."""
+    rows = read_metrics(workdir)
+    figure, ax = _axes(figsize=(7, 4))
+    names = sorted({n for r in rows for n in r if n.startswith("loss/")}, key=lambda n: int(n.split("/")[1]))
+    for name in names:
+        train = [(r["step"], r[name]) for r in rows if name in r]
+        (line,) = ax.plot(*zip(*train, strict=True), label=f"{name.split('/')[1]} tokens", lw=1)
+        held_out = [(r["step"], r[f"validation_{name}"]) for r in rows if f"validation_{name}" in r]
+        if held_out:
+            ax.plot(*zip(*held_out, strict=True), "o", color=line.get_color(), ms=4)
+    ax.set(xlabel="step", ylabel="loss (dots: validation)", ylim=(0, None))
+    ax.legend()
+    return _save(figure, workdir, "loss.png")
+
+
+def draw_accuracy(results, workdir) -> str:
+    """Accuracy against visual tokens, one line a kind of question; returns the path."""
+    figure, axes = _axes(1, len(results), figsize=(6 * len(results), 4), squeeze=False)
+    for ax, (task, by_scale) in zip(axes[0], results.items(), strict=True):
+        scales = sorted(by_scale, key=int)
+        for kind in [m for m in by_scale[scales[0]] if not m.startswith("n_")]:
+            ax.plot([int(s) for s in scales], [by_scale[s][kind] for s in scales], "o-", label=kind)
+        ax.set(title=task, xlabel="visual tokens", ylabel="accuracy", xscale="log", ylim=(0, 1.02))
+        ax.set_xticks([int(s) for s in scales], scales)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    return _save(figure, workdir, "accuracy_vs_tokens.png")
+
+
+def draw_answers(model, data, workdir, count=5) -> str:
+    """Unseen pictures with a question of each kind, the answer at each budget, and the truth; returns the path."""
+    examples = list(TASKS["digits"].examples(data or model.program.config.data.path, limit=count))
+    answers = {
+        scale: model.generate([e.images for e in examples], [e.question for e in examples], scale, 12)
+        for scale in model.scales
+    }
+    figure, axes = _axes(1, count, figsize=(3.2 * count, 5.4))
+    for n, ax in enumerate(np.atleast_1d(axes)):
+        of_picture = [i for i, e in enumerate(examples) if e.images is examples[n * len(examples) // count].images]
+        ax.imshow(np.asarray(examples[of_picture[0]].images[0]), interpolation="nearest")
+        ax.set_axis_off()
+        lines = []
+        for i in of_picture:
+            lines.append(f"{examples[i].question}  truth: {examples[i].answer}")
+            for scale in model.scales:
+                mark = "+" if answers[scale][i] == examples[i].answer else "-"
+                lines.append(f" {mark} {scale:>3} tokens: {answers[scale][i]}")
+        ax.text(0, -0.04, "\n".join(lines), transform=ax.transAxes, va="top", family="monospace", fontsize=7)
+    return _save(figure, workdir, "answers.png")

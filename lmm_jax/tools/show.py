@@ -1,0 +1,140 @@
+"""Tables of parameters and their shardings, and a page of packs as the model sees them."""
+
+import base64
+import html
+import io
+import math
+import os
+
+import flax.linen as nn
+import jax
+import numpy as np
+from PIL import Image
+
+from lmm_jax.config import ConfigError
+from lmm_jax.data.pipeline import Packs
+from lmm_jax.sharding import make_mesh
+from lmm_jax.training.state import make_program
+
+
+def param_table(config) -> str:
+    """Every parameter: path, shape, logical axes, number, peak learning rate; totals by part."""
+    program = make_program(config, make_mesh({}, jax.devices()[:1]))
+    rows, totals = [("parameter", "shape", "axes", "number", "rate")], {}
+    for path, box in _leaves(program.boxed):
+        size = math.prod(box.value.shape)
+        totals[path.split("/")[0]] = totals.get(path.split("/")[0], 0) + size
+        rate = program.rates[path]
+        axes = ",".join(str(name) for name in box.names)
+        rows.append((path, _shape(box.value.shape), axes, f"{size:,}", f"{rate:g}" if rate else "frozen"))
+    rows += [("", "", "", "", "")] + [(part, "", "", f"{n:,}", "") for part, n in totals.items()]
+    return _table([*rows, ("all", "", "", f"{sum(totals.values()):,}", "")])
+
+
+def sharding_table(config) -> str:
+    """Every parameter on the mesh of these devices: shape, partition, bytes a device, whether it is replicated."""
+    program = make_program(config)
+    rows, bytes_total = [("parameter", "shape", "partition", "KiB a device", "")], 0
+    specs = dict(_leaves(program.shardings.params))
+    for path, box in _leaves(program.boxed):
+        shape = box.value.shape
+        held = math.prod(specs[path].shard_shape(shape)) * box.value.dtype.itemsize
+        bytes_total += held
+        note = "replicated" if specs[path].is_fully_replicated else ""
+        rows.append((path, _shape(shape), str(tuple(specs[path].spec)), f"{held / 1024:,.1f}", note))
+    rows.append(("all", "", "", f"{bytes_total / 1024:,.1f}", ""))
+    mesh = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
+    return f"mesh: {mesh}\n" + _table(rows)
+
+
+def batch_page(config, count, path) -> str:
+    """Writes an HTML page of the first packs of the stream: views, text, what is supervised, slots.
+
+    Returns:
+      `path`.
+
+    Raises:
+      ConfigError: the config names no data.
+    """
+    if not config.data.path:
+        raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
+    packs = Packs(config, config.data.train, config.train.batch_size, shuffle=True)
+    body = "".join(_pack_html(packs, position) for position in range(count))
+    with open(path, "w") as f:
+        f.write(PAGE.format(body=body, title=html.escape(f"{packs.data.folder} ({packs.data.split})")))
+    return os.path.abspath(path)
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px system-ui; margin: 2em; max-width: 75em }} img {{ image-rendering: pixelated; margin-right: 6px }}
+.pack {{ border-top: 1px solid #ccc; padding: 1em 0 }} .row {{ margin: .5em 0; line-height: 1.9 }}
+.t {{ background: #eee; border-radius: 3px; padding: 1px 3px; margin: 1px; white-space: pre }}
+.s {{ background: #b6e3b6 }} .v {{ background: #cfd8f5 }} small {{ color: #666 }}
+</style><h1>{title}</h1><p><span class="t">read</span> <span class="t s">supervised</span>
+<span class="t v">visual tokens (slots)</span></p>{body}"""
+
+
+def _pack_html(packs, position):
+    pack, tokenizer = packs[position], packs.data.tokenizer
+    pictures = "".join(f'<img height="120" src="data:image/png;base64,{_png(v)}">' for v in pack["pixels"])
+    group = np.zeros(pack["id"].size, np.int64)
+    used = pack["group"] > 0
+    group[pack["target_at"][used]] = pack["group"][used]
+    rows = []
+    for r in range(pack["id"].shape[0]):
+        at = r * pack["id"].shape[1]
+        for number in range(1, pack["segment"][r].max() + 1):
+            where = np.flatnonzero(pack["segment"][r] == number)
+            if len(where):
+                rows.append(_segment_html(pack, tokenizer, r, where, group[at + where], packs.layout.scales))
+    n_targets = int(used.sum())
+    filled = (pack["segment"] > 0).mean()
+    return (
+        f'<div class="pack"><p>position {position}, row {pack["record_index"]} '
+        f"<small>{n_targets} supervised, {filled:.0%} of {pack['id'].size} positions used</small></p>"
+        f"{pictures}{''.join(rows)}</div>"
+    )
+
+
+def _segment_html(pack, tokenizer, r, where, group, scales):
+    """One copy: its tokens, runs of visual tokens folded, a token green if the position before predicts it."""
+    parts, run = [], []
+
+    def close_run():
+        if run:
+            slots = f"{run[0]}…{run[-1]}" if len(run) > 1 else f"{run[0]}"
+            parts.append(f'<span class="t v">{len(run)} visual: {slots}</span>')
+            run.clear()
+
+    for i, at in enumerate(where):
+        slot = pack["slot"][r, at]
+        if slot >= 0:
+            run.append(slot)
+            continue
+        close_run()
+        piece = html.escape(tokenizer.piece(pack["id"][r, at]).replace("▁", " "))
+        supervised = i > 0 and group[i - 1] > 0
+        parts.append(f'<span class="t{" s" if supervised else ""}">{piece}</span>')
+    close_run()
+    members = [str(s) for i, s in enumerate(scales) if np.bitwise_or.reduce(group) >> i & 1]
+    return f'<div class="row"><small>row {r}, loss groups {", ".join(members)}:</small> {"".join(parts)}</div>'
+
+
+def _png(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "png")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def _leaves(tree):
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _shape(shape):
+    return "×".join(map(str, shape))
+
+
+def _table(rows):
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,0 +1,164 @@
+"""Eight simulated devices, tiny digits, steps that are compiled once, and a time budget per folder of tests."""
+
+import collections
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Seconds on two cores; the sum stays below ten minutes with room for installing and linting.
+BUDGETS = {"tests": 100, "data": 60, "models": 120, "training": 180, "evaluation": 40, "tools": 40}
+
+# Overrides that shrink configs/digits.py for tests.
+TINY = (
+    "model.vision.width=16",
+    "model.vision.depth=1",
+    "model.vision.heads=2",
+    "model.vision.mlp_dim=32",
+    "model.decoder.width=32",
+    "model.decoder.heads=4",
+    "model.decoder.kv_heads=2",
+    "model.decoder.mlp_dim=64",
+    "train.batch_size=8",
+    "train.eval_every=0",
+    "train.steps=40",
+    "optimizer.warmup=0.2",
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--notebooks", action="store_true", help="also run the notebooks, up to 5 minutes each")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--notebooks"):
+        items[:] = [item for item in items if item.path.name != "test_notebooks.py"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    folder = item.path.parent.name
+    spent = item.config.stash.setdefault(SPENT, collections.Counter())
+    spent[folder] += 0 if item.path.name == "test_notebooks.py" else call.duration
+    return report
+
+
+SPENT = pytest.StashKey()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for folder, seconds in config.stash.get(SPENT, {}).items():
+        over = " OVER BUDGET" if seconds > BUDGETS[folder] else ""
+        terminalreporter.write_line(f"{folder}: {seconds:.0f} s of {BUDGETS[folder]} s{over}")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    spent = session.config.stash.get(SPENT, {})
+    if exitstatus == 0 and any(seconds > BUDGETS[folder] for folder, seconds in spent.items()):
+        session.exitstatus = 1
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory):
+    """A prepared folder of 64 training, 32 validation and 16 test mosaics."""
+    from lmm_jax.data import prepare
+    from lmm_jax.data.datasets import digits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "MOSAICS", {"train": 64, "validation": 32, "test": 16})
+        folder = tmp_path_factory.mktemp("digits") / "data"
+        prepare.prepare_digits(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(digits_folder):
+    """`tiny(*overrides, recipe="m3")`: the digits config at test size."""
+    import lmm_jax as lmm
+
+    def make(*overrides, recipe="m3"):
+        return lmm.load_config(f"{ROOT}/configs/digits.py:recipe={recipe},data={digits_folder}", *TINY, *overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def setup(tiny):
+    """`setup(devices, *overrides, recipe)`: program, a jitted step that keeps its state argument, host batches."""
+    from lmm_jax import sharding
+    from lmm_jax.data.pipeline import Packs
+    from lmm_jax.training.state import init_state, make_program
+    from lmm_jax.training.step import train_step
+
+    @functools.cache
+    def make(devices, *overrides, recipe="m3"):
+        config = tiny(*overrides, recipe=recipe)
+        program = make_program(config, sharding.make_mesh(config.mesh, jax.devices()[:devices]))
+        step = jax.jit(
+            functools.partial(train_step, program.model, program.tx, program.rates),
+            out_shardings=(program.shardings, None),
+        )
+        packs = Packs(config, "train", config.train.batch_size, shuffle=True)
+        return Setup(program, step, packs, init_state(program))
+
+    return make
+
+
+class Setup:
+    """A compiled step with its data."""
+
+    def __init__(self, program, step, packs, state):
+        self.program, self.step, self.packs, self.state = program, step, packs, state
+
+    def host_batch(self, number):
+        """Global batch `number` as numpy, `[packs, …]`, without `record_index`."""
+        per_step = self.packs.per_step
+        packs = [self.packs[p] for p in range(number * per_step, (number + 1) * per_step)]
+        return {name: np.stack([p[name] for p in packs]) for name in packs[0] if name != "record_index"}
+
+    def place(self, batch):
+        """A host batch as global arrays `[micro-batches, packs, …]`."""
+        from lmm_jax import sharding
+
+        train = self.program.config.train
+        shape = (train.micro_batches, train.batch_size // train.micro_batches)
+        rules = self.program.config.rules
+        local = sharding.local_packs(self.program.mesh, rules, shape)
+        return sharding.to_global(batch, local, self.program.mesh, rules, shape)
+
+    def run(self, state, batch):
+        """One step on a host batch: `(state, metrics)`."""
+        with self.program.use():
+            return self.step(state, self.place(batch))
+
+
+@pytest.fixture(scope="session")
+def lmm_command():
+    """`lmm_command(*args, **env)`: runs `python -m lmm_jax …` in a process of its own."""
+
+    def run(*args, check=True, **env):
+        full = {**os.environ, "JAX_PLATFORMS": "cpu", **env}
+        done = subprocess.run(
+            [sys.executable, "-m", "lmm_jax", *map(str, args)],
+            cwd=ROOT,
+            env=full,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run

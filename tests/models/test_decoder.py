@@ -1,0 +1,103 @@
+"""The scanned decoder against its layers one by one, injection included."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmm_jax.models.decoder import Block, Decoder, inject
+from lmm_jax.models.layers import RMSNorm, rope
+
+SMALL = dict(vocab_size=40, width=16, depth=4, heads=4, kv_heads=2, mlp_dim=24, vocab_multiple=8)
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    decoder = Decoder(**SMALL, inject_layers=(1, 3))
+    h = jnp.asarray(rng.normal(size=(2, 2, 6, 16)), jnp.float32)
+    context = {
+        "position": jnp.tile(jnp.arange(6), (2, 2, 1)),
+        "segment": jnp.array([[[1] * 6, [1, 1, 1, 2, 2, 0]]] * 2),
+        "slot": jnp.asarray(rng.integers(-1, 5, (2, 2, 6))),
+        "stacks": jnp.asarray(rng.normal(size=(2, 2, 5, 16)), jnp.float32),
+    }
+    variables = nn.unbox(decoder.init(jax.random.key(0), h, context))
+    return decoder, variables, h, context
+
+
+def unrolled(decoder, variables, h, context):
+    """The same layers in a Python loop, each adding its stack by itself."""
+    params = variables["params"]
+    plain = {name: context[name] for name in ("position", "segment")}
+    for i in range(decoder.depth):
+        if i in decoder.inject_layers:
+            stack = context["stacks"][decoder.inject_layers.index(i)]
+            for g in range(h.shape[0]):
+                added = jnp.where(context["slot"][g][..., None] >= 0, stack[g][context["slot"][g]], 0)
+                h = h.at[g].add(added)
+        layer = jax.tree.map(lambda x, i=i: x[i], params["layers"])
+        h, _ = Block(**decoder.block_fields()).apply({"params": layer}, h, (jnp.int32(-1), None), plain)
+    return RMSNorm(decoder.norm_eps).apply({"params": params["norm"]}, h)
+
+
+def test_scan_equals_unrolled_layers(case):
+    decoder, variables, h, context = case
+    scanned, _ = decoder.apply(variables, h, context)
+    np.testing.assert_allclose(scanned, unrolled(decoder, variables, h, context), atol=1e-5)
+
+
+def test_gradients_of_scan_equal_unrolled_layers(case):
+    decoder, variables, h, context = case
+
+    def loss(f):
+        def of(variables, h, stacks):
+            return (f(variables, h, {**context, "stacks": stacks}) ** 2).mean()
+
+        return jax.jit(jax.grad(of, argnums=(0, 1, 2)))(variables, h, context["stacks"])
+
+    scanned = loss(lambda *args: decoder.apply(*args)[0])
+    looped = loss(lambda *args: unrolled(decoder, *args))
+    # The table and head take no part here.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned, looped)
+    assert all(np.abs(s).max() > 0 for s in scanned[2])
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_remat_changes_nothing(case, remat):
+    decoder, variables, h, context = case
+    other = Decoder(**SMALL, inject_layers=(1, 3), remat=remat)
+    np.testing.assert_array_equal(decoder.apply(variables, h, context)[0], other.apply(variables, h, context)[0])
+
+
+def test_injection_adds_only_at_visual_positions(case):
+    _, _, h, context = case
+    out = inject(h, context["stacks"], context["slot"], jnp.int32(1))
+    text = context["slot"] < 0
+    np.testing.assert_array_equal(out[text], h[text])
+    assert (np.asarray(out[~text]) != np.asarray(h[~text])).any(axis=-1).all()
+    np.testing.assert_array_equal(inject(h, context["stacks"], context["slot"], jnp.int32(-1)), h)
+
+
+def test_stack_numbers_drop_layers_past_the_last():
+    numbers = Decoder(**SMALL, inject_layers=(0, 2, 9)).stack_numbers()
+    np.testing.assert_array_equal(numbers, [0, -1, 1, -1])
+
+
+def test_padded_vocabulary_is_never_predicted():
+    decoder = Decoder(**{**SMALL, "vocab_size": 37})
+    variables = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((1, 16)), method="logits"))
+    logits = decoder.apply(variables, jnp.ones((1, 16)), method="logits")
+    assert logits.shape == (1, 40) and (logits[0, 37:] < -1e30).all() and (logits[0, :37] > -1e3).all()
+
+
+def test_rope_depends_on_the_distance_only():
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+
+    def product(a, b):
+        return float((rope(q, jnp.array([[a]]), 1e4) * rope(k, jnp.array([[b]]), 1e4)).sum())
+
+    assert abs(product(3, 1) - product(103, 101)) < 1e-4
+    assert abs(product(3, 1) - product(4, 1)) > 1e-4

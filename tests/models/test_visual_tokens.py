@@ -1,0 +1,79 @@
+"""Pooling, the bank, splicing, and gradients that stay exact in bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmm_jax.data.plan import scale_slots
+from lmm_jax.models import visual_tokens as vt
+
+
+def pooled_by_loop(grid, side):
+    k = grid.shape[0] // side
+    return np.array(
+        [grid[r * k : (r + 1) * k, c * k : (c + 1) * k].mean((0, 1)) for r in range(side) for c in range(side)]
+    )
+
+
+@pytest.mark.parametrize("scale", [1, 4, 9, 36])
+def test_pool_equals_a_loop_over_windows(scale):
+    grid = np.random.default_rng(0).normal(size=(6, 6, 5)).astype(np.float32)
+    np.testing.assert_allclose(vt.pool(grid, scale), pooled_by_loop(grid, int(scale**0.5)), atol=1e-6)
+
+
+def test_pooling_in_steps_equals_pooling_at_once():
+    grid = jnp.asarray(np.random.default_rng(0).normal(size=(24, 24, 5)), jnp.float32)
+    in_steps = vt.pool(vt.pool(grid, 144).reshape(12, 12, 5), 9)
+    np.testing.assert_allclose(in_steps, vt.pool(grid, 9), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0, -4, 2, 16, 25, 49, 100, 1000])
+def test_scales_that_do_not_tile_are_refused_with_the_valid_ones(scale):
+    with pytest.raises(ValueError, match=r"valid scales are \[1, 4, 9, 36\]"):
+        vt.pool(jnp.zeros((6, 6, 2)), scale)
+
+
+def test_slots_find_their_cells_in_the_bank():
+    scales, grids = (1, 4, 36), 3
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, grids, 6, 6, 5)), jnp.float32)
+    bank = vt.bank(x, scales)
+    assert bank.shape == (2, grids * sum(scales), 5)
+    for scale in scales:
+        for g in range(grids):
+            slots = scale_slots(g, scale, scales, grids)
+            np.testing.assert_array_equal(bank[:, slots], vt.pool(x[:, g], scale))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_take_reads_rows_and_zeros(monkeypatch, platform, dtype):
+    monkeypatch.setattr(vt, "platform", lambda: platform)
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 3)), dtype)
+    index = jnp.array([[0, 6, -1, 2], [-1, -1, 3, 3]])
+    rows = vt.take(table, index)
+    want = np.where((index >= 0)[..., None], np.asarray(table)[np.arange(2)[:, None], index], 0)
+    assert rows.dtype == table.dtype
+    np.testing.assert_array_equal(rows, want)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("uses", [512, 1000, 4096])
+def test_a_slot_used_many_times_gets_the_exact_gradient_in_bfloat16(monkeypatch, platform, uses):
+    monkeypatch.setattr(vt, "platform", lambda: platform)
+    bank = jnp.ones((1, 3, 4), jnp.float32)
+    slot = jnp.zeros((1, uses + 2), jnp.int32).at[0, -2:].set(jnp.array([2, -1]))
+
+    def loss(bank):
+        spliced = vt.splice(jnp.zeros((1, uses + 2, 4), jnp.bfloat16), bank.astype(jnp.bfloat16), slot)
+        return spliced.astype(jnp.float32).sum()
+
+    # 4096 is a bfloat16 number, 1000 is one too; summed one by one in bfloat16 they would stop at 256.
+    want = np.array([uses, 0, 1], np.float32)[None, :, None] * np.ones(4)
+    np.testing.assert_array_equal(jax.grad(loss)(bank), want)
+
+
+def test_splice_replaces_only_visual_positions():
+    tokens, bank = jnp.zeros((1, 4, 2)), jnp.arange(6.0).reshape(1, 3, 2) + 1
+    out = vt.splice(tokens, bank, jnp.array([[-1, 2, 0, -1]]))
+    np.testing.assert_array_equal(out[0], [[0, 0], [5, 6], [1, 2], [0, 0]])

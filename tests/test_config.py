@@ -1,0 +1,88 @@
+"""Config files, overrides and their errors."""
+
+import pathlib
+
+import pytest
+
+import lmm_jax as lmm
+from lmm_jax import config as c
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = str(ROOT / "configs/digits.py")
+
+
+def test_overrides_take_the_type_of_the_field():
+    config = lmm.load_config(
+        DIGITS,
+        "train.steps=7",
+        "optimizer.learning_rate=1",
+        "model.scales=(1,9)",
+        "train.scales_per_step=1",
+        "data.path=/some/where",
+        "log.wandb=True",
+        'optimizer.groups=(("vision", 0.0),)',
+    )
+    assert config.train.steps == 7
+    assert config.optimizer.learning_rate == 1.0 and isinstance(config.optimizer.learning_rate, float)
+    assert config.model.scales == (1, 9)
+    assert config.data.path == "/some/where" and config.log.wandb is True
+    assert config.optimizer.groups == (("vision", 0.0),)
+
+
+def test_file_arguments_come_after_a_colon_or_as_plain_pairs():
+    assert lmm.load_config(f"{DIGITS}:recipe=full").model.scales == (36,)
+    assert lmm.load_config(DIGITS, "recipe=full").model.scales == (36,)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=7", "unknown config field 'train.step'; did you mean 'train.steps'"),
+        ("trian.steps=7", "did you mean 'train.steps'"),
+        ("train=7", "unknown config field 'train'"),
+        ("train.steps", "unknown config field"),
+        ("train.steps=2.5", "config field train.steps is int, got '2.5'"),
+        ("train.steps=many", "config field train.steps is int, got 'many'"),
+        ("train.steps=__import__('os')", "config field train.steps is int"),
+        ("log.wandb=1", "config field log.wandb is bool"),
+        ("train.scales_per_step=9", "train.scales_per_step=9"),
+        ("train.micro_batches=5", "does not divide"),
+        ("model.decoder.inject_layers=(1,)", "0 stacks"),
+    ],
+)
+def test_bad_overrides_name_the_field(override, message):
+    with pytest.raises(c.ConfigError) as error:
+        lmm.load_config(DIGITS, override)
+    assert message in str(error.value)
+
+
+def test_bad_file_arguments_list_the_valid_ones():
+    with pytest.raises(c.ConfigError, match="recipe=…"):
+        lmm.load_config(f"{DIGITS}:recepi=full")
+    with pytest.raises(c.ConfigError, match="choose from m3, full, deepstack"):
+        lmm.load_config(f"{DIGITS}:recipe=m4")
+    with pytest.raises(c.ConfigError, match="no config file"):
+        lmm.load_config("configs/nowhere.py")
+
+
+def test_configs_are_locked_and_survive_storing(tmp_path):
+    config = lmm.load_config(DIGITS)
+    with pytest.raises((KeyError, AttributeError)):
+        config.train.stepz = 1
+    c.save_config(config, tmp_path / "config.json")
+    assert c.flatten(c.read_config(tmp_path / "config.json")) == c.flatten(config)
+
+
+def test_another_schema_is_refused(tmp_path):
+    config = lmm.load_config(DIGITS)
+    with config.unlocked():
+        config.schema = 0
+    c.save_config(config, tmp_path / "config.json")
+    with pytest.raises(c.ConfigError, match="schema 0"):
+        c.read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
+def test_config_files_are_short_and_load(path):
+    assert len(path.read_text().splitlines()) <= 60
+    lmm.load_config(path)
