@@ -64,6 +64,7 @@ def _parser():
         "--dataset", required=True, metavar="NAME", choices=["digits"], help="digits: bundled handwriting"
     )
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    sub.add_argument("--rows", type=int, metavar="N", help="training rows to compose (default: 40,000)")
 
     sub = verb(_train, "train, or continue a run")
     _config_argument(sub, required=True)
@@ -106,7 +107,7 @@ def _prepare(args):
     """Writes a prepared folder: records, index, tokenizer. An interrupted run starts again, a finished one stays."""
     from lmm_jax.data.prepare import prepare_digits
 
-    result = prepare_digits(args.out)
+    result = prepare_digits(args.out, args.rows)
     print(f"{args.out}: {result['rows']:,} rows, {result['images']:,} images, refused: {result['refused'] or 'none'}")
     return result
 

@@ -144,21 +144,23 @@ class Setup:
 
 
 @pytest.fixture(scope="session")
-def lmm_command():
-    """`lmm_command(*args, **env)`: runs `python -m lmm_jax …` in a process of its own."""
+def lmm_process(tmp_path_factory):
+    """`lmm_process(*args)`: starts `python -m lmm_jax …` on one device; compiled programs are shared by a cache."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
 
-    def run(*args, check=True, **env):
-        full = {**os.environ, "JAX_PLATFORMS": "cpu", **env}
-        done = subprocess.run(
-            [sys.executable, "-m", "lmm_jax", *map(str, args)],
-            cwd=ROOT,
-            env=full,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        if check:
-            assert done.returncode == 0, done.stdout + done.stderr
-        return done
+    def start(*args):
+        command = [sys.executable, "-m", "lmm_jax", *map(str, args)]
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    return run
+    return start
+
+
+@pytest.fixture(scope="session")
+def tiny_args(digits_folder):
+    """Arguments of `lmm train` for the tiny digits config."""
+    return ["--config", f"{ROOT}/configs/digits.py:data={digits_folder}", *(f"--config.{o}" for o in TINY)]

@@ -9,6 +9,7 @@ OUT/records/           the TFDS folder
 import hashlib
 import json
 import shutil
+import sys
 
 import numpy as np
 from etils import epath
@@ -18,13 +19,14 @@ from lmm_jax.data.conversation import IMAGE, encode
 from lmm_jax.data.prepared import as_turns
 from lmm_jax.data.tokenizer import Tokenizer, train_tokenizer
 
+VOCABULARY = 128  # pieces of the tokenizer that is trained on the digits' questions
 
-def prepare_digits(out, vocab_size=128, rows=None):
+
+def prepare_digits(out, rows=None):
     """Prepares the digits: builder, a tokenizer trained on the questions, index.
 
     Args:
       out: folder to write; a finished one is left as it is.
-      vocab_size: pieces of the tokenizer.
       rows: training mosaics, the builder's default if None.
 
     Returns:
@@ -34,7 +36,8 @@ def prepare_digits(out, vocab_size=128, rows=None):
 
     from lmm_jax.data.datasets import digits
 
-    tfds.display_progress_bar(False)  # it prints dozens of lines off a terminal
+    if not sys.stderr.isatty():
+        tfds.display_progress_bar(False)  # it prints dozens of lines
     out = epath.Path(out)
     done = out / "prepared.json"
     if done.exists():
@@ -50,7 +53,7 @@ def prepare_digits(out, vocab_size=128, rows=None):
     builder.download_and_prepare()
     source = builder.as_data_source("train")
     lines = (turn for i in range(min(len(source), 2000)) for _, turn in as_turns(source[i]))
-    tokenizer = Tokenizer(train_tokenizer((line.replace("<image>\n", "") for line in lines), vocab_size))
+    tokenizer = Tokenizer(train_tokenizer((line.replace("<image>\n", "") for line in lines), VOCABULARY))
     (out / "tokenizer.model").write_bytes(tokenizer.model)
     return write_index(out, builder, tokenizer, "qa")
 

@@ -50,11 +50,11 @@ def questions(digits, rng):
     for cell in rng.choice(9, 2, replace=False):
         turns.append((f"digit at {CELLS[cell]}?", str(digits[cell]), "cell"))
     asked = rng.choice(digits) if rng.random() < 0.5 else rng.integers(10)
-    turns.append((f"how many {asked}s?", str(int((digits == asked).sum())), "count"))
+    turns.append((f"how many {asked}s", str(int((digits == asked).sum())), "count"))
     absent = np.setdiff1d(np.arange(10), digits)
     asked = rng.choice(absent) if rng.random() < 0.5 else rng.choice(digits)
-    turns.append((f"is there a {asked}?", "yes" if asked in digits else "no", "exists"))
-    turns.append(("largest digit?", str(digits.max()), "largest"))
+    turns.append((f"is there a {asked}", "yes" if asked in digits else "no", "exists"))
+    turns.append(("largest digit", str(digits.max()), "largest"))
     turns = [turns[i] for i in rng.permutation(len(turns))]
     return [*(turns if rng.random() < 5 / 6 else ()), ("read all", " ".join(map(str, digits)), "read")]
 

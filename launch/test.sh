@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# All default tests, lint and format checks; --notebooks also runs the notebooks. Further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+. launch/venv.sh test
+for argument in "$@"; do
+  if [ "$argument" = --notebooks ]; then . launch/venv.sh notebooks; fi
+done
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+python -m ruff check .
+python -m ruff format --check .
+python -m pytest "$@"

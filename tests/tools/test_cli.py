@@ -1,0 +1,99 @@
+"""The command line: verbs, JSON, refusals, tables and the page of a batch."""
+
+import json
+import pathlib
+
+import pytest
+
+from lmm_jax import cli
+from lmm_jax.data.prepared import Prepared
+from lmm_jax.training import loop
+
+TRAIN = ("train", "--workdir", "w", "--config")
+DIGITS = str(pathlib.Path(__file__).parents[2] / "configs/digits.py")
+
+
+def run(capsys, *args):
+    code = cli.main(list(map(str, args)))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_prepare_answers_with_counts(capsys, digits_folder):
+    code, out, _ = run(capsys, "prepare", "--dataset", "digits", "--out", digits_folder, "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1]) == {"rows": 112, "images": 112, "refused": {}}
+
+
+def test_train_evaluate_generate(capsys, tiny_args, tmp_path, digits_folder):
+    workdir = tmp_path / "run"
+    args = [*tiny_args, "--config.train.steps", "3", "--workdir", workdir]
+    code, out, err = run(capsys, "train", *args, "--json")
+    assert code == 0, err
+    assert {"step", "loss", "tokens_per_second"} <= json.loads(out.splitlines()[-1]).keys()
+
+    code, out, err = run(capsys, "evaluate", "--workdir", workdir, "--scales", "1,9", "--limit", "3", "--json")
+    assert code == 0, err
+    results = json.loads(out.splitlines()[-1])
+    assert list(results["digits"]) == ["1", "9"]
+    assert json.loads((workdir / "evaluation.json").read_text()) == results
+    for name in ("accuracy_vs_tokens.png", "answers.png", "loss.png"):
+        assert (workdir / name).read_bytes()[1:4] == b"PNG"
+
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(Prepared(digits_folder, "test")[0]["images"][0])
+    args = ["generate", "--workdir", workdir, "--image", picture, "--prompt", "read all", "--max-new-tokens", 4]
+    code, out, err = run(capsys, *args, "--scale", 4, "--json")
+    assert code == 0, err
+    answer = json.loads(out.splitlines()[-1])
+    assert answer["visual_tokens"] == 4 and answer["seconds"] > 0 and isinstance(answer["text"], str)
+
+
+def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
+    code, out, _ = run(capsys, "show", "params", *tiny_args)
+    assert code == 0 and "decoder/layers/up/kernel" in out and "layers,embed,mlp" in out and "projector" in out
+    code, out, _ = run(capsys, "show", "sharding", *tiny_args, "--config.mesh.fsdp=4", "--config.mesh.tensor=2")
+    assert code == 0 and "(None, 'fsdp', 'tensor')" in out
+    page = tmp_path / "batch.html"
+    code, out, _ = run(capsys, "show", "batch", *tiny_args, "--packs", 2, "--out", page, "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1]) == {"path": str(page)}
+    text = page.read_text()
+    assert text.count('class="pack"') == 2 and "data:image/png" in text
+    assert "9 visual: 5…13" in text and 't s"> ' in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["train", "--config", "configs/digits.py", "--config.train.stepz=3", "--workdir", "w"],
+            "did you mean 'train.steps'",
+        ),
+        (
+            ["train", "--config", "configs/digits.py", "--config.train.steps=x", "--workdir", "w"],
+            "train.steps is int",
+        ),
+        ([*TRAIN, "nowhere.py"], "no config file nowhere.py"),
+        ([*TRAIN, f"{DIGITS}:data=nowhere"], "run `lmm prepare`"),
+        (["evaluate", "--workdir", "nowhere"], "no workdir of `lmm train`"),
+        (["show", "params"], "needs either --config or --workdir"),
+    ],
+)
+def test_refusals_are_one_sentence_and_code_2(capsys, args, message):
+    code, _, err = run(capsys, *args)
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "args", [["trian"], ["train", "--confg", "x"], ["prepare", "--dataset", "mnist", "--out", "x"]]
+)
+def test_usage_errors_exit_with_2(args):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(args)
+    assert exit.value.code == 2
+
+
+def test_errors_that_are_not_ours_keep_their_traceback(capsys, tiny_args, monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "train", lambda *_, **__: json.loads("broken"))
+    code, _, err = run(capsys, "train", *tiny_args, "--workdir", tmp_path)
+    assert code == 1 and "Traceback" in err

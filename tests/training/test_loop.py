@@ -1,0 +1,119 @@
+"""Runs as a user has them: killed, stopped, continued, refused."""
+
+import json
+import re
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import lmm_jax as lmm
+from lmm_jax import config as c
+from lmm_jax.training import loop
+from lmm_jax.training.metrics import read_metrics
+
+STEPS = ["--config.train.steps=24", "--config.train.save_every=4", "--config.train.log_every=1"]
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def wait_for(path, pattern, process, seconds=120):
+    """Waits until the file at `path` matches."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.exists() and re.search(pattern, path.read_text()):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    raise AssertionError(f"{path} never matched {pattern}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(lmm_process, tiny_args, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    code, out, err = finish(lmm_process("train", *tiny_args, *STEPS, "--workdir", workdir, "--json"))
+    assert code == 0, out + err
+    return workdir, json.loads(out.splitlines()[-1])
+
+
+def losses(workdir):
+    return {row["step"]: row["loss"] for row in read_metrics(workdir) if "loss" in row}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_a_stopped_run_continues_as_if_nothing_had_happened(lmm_process, tiny_args, uninterrupted, tmp_path, how):
+    command = ["train", *tiny_args, *STEPS, "--workdir", tmp_path, "--json"]
+    process = lmm_process(*command)
+    wait_for(tmp_path / "metrics.jsonl", r'"step": 6,', process)
+    process.send_signal(how)
+    code, out, err = finish(process)
+    done = max(losses(tmp_path))
+    assert done < 24, "the run ended before it was stopped"
+    if how == signal.SIGTERM:
+        assert code == 75 and f"step {done} is saved" in err, out + err
+    code, out, err = finish(lmm_process(*command))
+    assert code == 0, out + err
+    continued = int(re.search(r"from step (\d+) of 24", out).group(1))
+    assert (continued == done) if how == signal.SIGTERM else (continued <= done and continued % 4 == 0)
+    assert losses(tmp_path) == losses(uninterrupted[0])  # bit by bit, on the same devices
+    assert json.loads(out.splitlines()[-1])["loss"] == uninterrupted[1]["loss"]
+
+
+def test_metrics_and_config_are_in_the_workdir(uninterrupted, digits_folder):
+    workdir, result = uninterrupted
+    rows = read_metrics(workdir)
+    assert [row["step"] for row in rows] == list(range(1, 25))
+    assert {"loss", "loss/1", "loss/9", "grad_norm", "tokens_per_second", "input_wait"} <= rows[-2].keys() | rows[
+        -1
+    ].keys()
+    assert result["step"] == 24 and result["tokens_per_second"] > 0
+    assert c.read_config(workdir / "config.json").train.steps == 24
+    assert (workdir / "tokenizer.model").read_bytes() == (digits_folder / "tokenizer.model").read_bytes()
+    assert (workdir / "loss.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_finished_run_says_so_and_another_config_is_refused(uninterrupted, tiny, capsys):
+    workdir, result = uninterrupted
+    again = lmm.train(tiny("train.steps=24", "train.save_every=4", "train.log_every=1", "mesh.data=-1"), workdir)
+    assert "all 24 steps are done" in capsys.readouterr().out
+    assert again["loss"] == result["loss"] and again["step"] == 24
+    with pytest.raises(c.ConfigError, match=r"model.decoder.depth: was 3, now 2"):
+        lmm.train(tiny("train.steps=24", "model.decoder.depth=2"), workdir)
+
+
+def test_validation_profile_and_tensorboard(tiny, tmp_path):
+    config = tiny(
+        "train.steps=6", "train.eval_every=3", "train.eval_batches=2", "train.log_every=2", "log.tensorboard=True"
+    )
+    result = lmm.train(config, tmp_path, profile=2)
+    rows = [row for row in read_metrics(tmp_path) if "validation_loss" in row]
+    assert [row["step"] for row in rows] == [3, 6]
+    scales = [rows[0][f"validation_loss/{s}"] for s in (1, 4, 9, 36)]
+    np.testing.assert_allclose(rows[0]["validation_loss"], np.mean(scales), rtol=1e-6)
+    assert result["validation_loss"] == rows[-1]["validation_loss"]
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_a_run_that_stays_not_finite_stops_and_names_its_records(tiny, tmp_path, monkeypatch):
+    real = loop.init_state
+
+    def broken(program):
+        state = real(program)
+        return state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+
+    monkeypatch.setattr(loop, "init_state", broken)
+    with pytest.raises(FloatingPointError, match=r"last 3 steps.*records \[\d+"):
+        lmm.train(tiny("train.steps=6", "train.log_every=3", "train.max_skipped=3"), tmp_path)
+
+
+def test_data_that_does_not_match_is_refused(tiny, tmp_path):
+    with pytest.raises(c.ConfigError, match="pieces, decoder.vocab_size is 64"):
+        lmm.train(tiny("model.decoder.vocab_size=64"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="lmm prepare"):
+        lmm.train(tiny(f"data.path={tmp_path}"), tmp_path)

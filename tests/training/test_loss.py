@@ -1,0 +1,44 @@
+"""Cross-entropy in chunks, and the mean over loss groups."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmm_jax.training import loss as loss_lib
+
+
+def test_chunks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    h, w = jnp.asarray(rng.normal(size=(2, 37, 8)), jnp.float32), jnp.asarray(rng.normal(size=(8, 11)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 11, (2, 37)))
+
+    def total(h, w):
+        return (loss_lib.cross_entropy(lambda x: x @ w, h, targets) * jnp.arange(37)).sum()
+
+    whole, grads = jax.value_and_grad(total, argnums=(0, 1))(h, w)
+    monkeypatch.setattr(loss_lib, "CHUNK", 8)
+    chunked, chunked_grads = jax.value_and_grad(total, argnums=(0, 1))(h, w)
+    np.testing.assert_allclose(whole, chunked, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), grads, chunked_grads)
+    logits = np.asarray(h) @ np.asarray(w)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    want = -np.take_along_axis(log_p, np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(loss_lib.cross_entropy(lambda x: x @ w, h, targets), want, atol=1e-5)
+
+
+def grouped(ce, group, groups):
+    bits = loss_lib.group_bits(jnp.asarray(group), groups)
+    return float((loss_lib.group_weights(bits, bits.sum(0)) * jnp.asarray(ce)).sum())
+
+
+def test_loss_is_the_mean_over_groups_of_their_means():
+    ce = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    group = np.array([0b001, 0b001, 0b010, 0b011, 0])  # the last is not supervised, group 2 is empty
+    want = np.mean([np.mean([1, 2, 8]), np.mean([4, 8])])
+    np.testing.assert_allclose(grouped(ce, group, 3), want, rtol=1e-6)
+    # A plain mean over supervised targets differs as soon as the groups do.
+    assert abs(np.mean([1, 2, 4, 8]) - want) > 0.05
+
+
+def test_nothing_supervised_is_zero_not_nan():
+    assert grouped(np.ones(3), np.zeros(3, np.int32), 2) == 0.0
