@@ -2,13 +2,13 @@
 
 OUT/prepared.json      what it is: builder, template, tokenizer and data fingerprints, rows
 OUT/tokenizer.model    the tokenizer that the counts were made with
+OUT/example.png        a picture of the test split, to ask about
 OUT/index_SPLIT.npz    per row, in source order: text tokens, supervised tokens, pictures
 OUT/records/           the TFDS folder
 """
 
 import hashlib
 import json
-import shutil
 import sys
 
 import numpy as np
@@ -43,11 +43,11 @@ def prepare_digits(out, rows=None):
     if done.exists():
         return _summary(json.loads(done.read_text()))
     if out.exists() and any(out.iterdir()):
-        leftovers = {"records", "tokenizer.model"} | {f"index_{split}.npz" for split in digits.MOSAICS}
+        leftovers = {"records", "tokenizer.model", "example.png"} | {f"index_{split}.npz" for split in digits.MOSAICS}
         foreign = sorted(p.name for p in out.iterdir() if p.name not in leftovers)
         if foreign:
             raise FileExistsError(f"{out} holds other files ({', '.join(foreign[:3])}); choose another folder")
-        shutil.rmtree(out)  # of a run that was interrupted
+        out.rmtree()  # of a run that was interrupted
     out.mkdir(parents=True)
     builder = digits.Digits(data_dir=out / "records", file_format="array_record", train_rows=rows)
     builder.download_and_prepare()
@@ -55,23 +55,26 @@ def prepare_digits(out, rows=None):
     lines = (turn for i in range(min(len(source), 2000)) for _, turn in as_turns(source[i]))
     tokenizer = Tokenizer(train_tokenizer((line.replace("<image>\n", "") for line in lines), VOCABULARY))
     (out / "tokenizer.model").write_bytes(tokenizer.model)
+    (out / "example.png").write_bytes(builder.as_data_source("test")[0]["images"][0])
     return write_index(out, builder, tokenizer, "qa")
 
 
 def write_index(out, builder, tokenizer, template):
     """Counts tokens and pictures of every row and writes index and `prepared.json`, the last file to appear."""
     splits = {}
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{tokenizer.fingerprint} {template}".encode())
     for split in builder.info.splits:
         source = builder.as_data_source(split)
         counts = np.zeros((len(source), 3), np.int32)
         for i in tqdm(range(len(source)), desc=f"counting {split}", unit=" rows", disable=None):
-            ids, supervised = encode(as_turns(source[i]), tokenizer, template)
+            record = source[i]
+            turns = as_turns(record)
+            ids, supervised = encode(turns, tokenizer, template)
             images = int((ids == IMAGE).sum())
             counts[i] = len(ids) - images, supervised.sum(), images
+            digest.update(repr((split, i, record["id"], turns, list(record["images"]))).encode())
         with (out / f"index_{split}.npz").open("wb") as f:
             np.savez(f, text_tokens=counts[:, 0], supervised=counts[:, 1], images=counts[:, 2])
-        digest.update(f"{split}{len(source)}".encode() + counts.tobytes())
         splits[split] = {"rows": len(source), "images": int(counts[:, 2].sum())}
     about = {
         "builder": builder.info.full_name,

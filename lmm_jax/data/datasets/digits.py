@@ -53,7 +53,7 @@ def questions(digits, rng):
     turns.append((f"how many {asked}s", str(int((digits == asked).sum())), "count"))
     absent = np.setdiff1d(np.arange(10), digits)
     asked = rng.choice(absent) if rng.random() < 0.5 else rng.choice(digits)
-    turns.append((f"is there a {asked}", "yes" if asked in digits else "no", "exists"))
+    turns.append((f"is there a {asked}?", "yes" if asked in digits else "no", "exists"))
     turns.append(("largest digit", str(digits.max()), "largest"))
     turns = [turns[i] for i in rng.permutation(len(turns))]
     return [*(turns if rng.random() < 5 / 6 else ()), ("read all", " ".join(map(str, digits)), "read")]
