@@ -21,7 +21,7 @@ def get_config(arg=""):
     cfg.data.update(path=a.data, length=120, targets=40)
     cfg.train.update(steps=2600, batch_size=32, scales_per_step=2, eval_every=500, save_every=500)
     cfg.mesh.update(data=-1, fsdp=1)
-    cfg.optimizer.update(learning_rate=3e-3, weight_decay=0.01)
+    cfg.optimizer.update(learning_rate=3e-3, b2=0.98, weight_decay=0.01)
     c.choose("recipe", a.recipe, {"m3": m3, "full": full, "deepstack": deepstack})(cfg)
     return cfg
 
@@ -32,6 +32,7 @@ def m3(cfg):
 
 def full(cfg):
     cfg.model.scales = (36,)
+    cfg.data.length = 80
     cfg.train.scales_per_step = 1
 
 

@@ -11,10 +11,14 @@ import jax
 import numpy as np
 import pytest
 
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Compiled programs are shared between tests, processes and runs.
+COMPILED = ROOT / ".pytest_cache" / "compiled"
+jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 # Seconds on two cores; the sum stays below ten minutes with room for installing and linting.
 BUDGETS = {"tests": 100, "data": 60, "models": 120, "training": 180, "evaluation": 40, "tools": 40}
@@ -144,13 +148,13 @@ class Setup:
 
 
 @pytest.fixture(scope="session")
-def lmm_process(tmp_path_factory):
-    """`lmm_process(*args)`: starts `python -m lmm_jax …` on one device; compiled programs are shared by a cache."""
+def lmm_process():
+    """`lmm_process(*args)`: starts `python -m lmm_jax …` on one device."""
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
 
     def start(*args):
