@@ -107,7 +107,8 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
             if profile and step == start + 2 + profile:
                 jax.block_until_ready(state)
                 trace.close()
-            ends = step == t.steps or stop.is_set
+            stopping = stop.is_set  # read once: what is set from here on waits for the next step
+            ends = step == t.steps or stopping
             if step % t.log_every == 0 or ends:
                 last = _summarise(jax.device_get(metrics), state, program) | meter.rates()
                 _check_finite(state, recent, t.max_skipped, checkpoints, progress)
@@ -125,7 +126,7 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
             if step % t.save_every == 0 or ends:
                 with meter.paused():
                     checkpoints.save(state, stream)
-            if stop.is_set:
+            if stopping:
                 checkpoints.wait()
                 progress.close()
                 raise Preempted(f"asked to stop; step {step} is saved in {workdir}, the same command continues")
