@@ -50,7 +50,7 @@ def open_picture(image):
       image: a path, encoded bytes, or a `PIL.Image`.
 
     Returns:
-      a `PIL.Image` of mode RGB, without metadata.
+      a loaded `PIL.Image` of mode RGB; `image` itself if there is nothing to change.
 
     Raises:
       ValueError: naming what cannot be read as a picture, and why: missing, empty, truncated, of no known format,
@@ -60,8 +60,9 @@ def open_picture(image):
         picture, data = _header(image)
         transpose = _UPRIGHT.get(_orientation(picture))
         picture = _decode_jpeg(picture, data) or _to_rgb(picture)
-        picture = picture.transpose(transpose) if transpose is not None else picture
-        picture.info = {}  # opened once more, it must not be turned once more
+        if transpose is not None:
+            picture = picture.transpose(transpose)
+            picture.info = {}  # opened once more, it must not be turned once more
         return picture
 
 
@@ -145,7 +146,8 @@ def _to_rgb(picture):
         white = Image.new("RGB", picture.size, "white")
         white.paste(picture, mask=picture)
         return white
-    return picture.convert("RGB")
+    picture.load()
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # a copy costs as much as decoding
 
 
 def _grey(levels):
