@@ -28,7 +28,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "fast-jpeg": ["simplejpeg>=1.9,<2"],  # the same pixels as Pillow's, sooner
+        "fast-jpeg": ["simplejpeg>=1.9,<2"],  # decodes the same pixels as Pillow, a little sooner
         "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.31,<1"],

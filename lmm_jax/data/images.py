@@ -10,13 +10,13 @@ import numpy as np
 from etils import epath
 from PIL import ExifTags, Image
 
-try:  # the fast-jpeg extra: the same bits, sooner
+try:  # the fast-jpeg extra: the same bits, a little sooner
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
 MAX_PIXELS = 64_000_000  # of a picture, by its header; decoded this is 256 MB
-MAX_SIDE = 32_768  # pixels; what is longer and thinner is no photograph, and padding squares it
+MAX_SIDE = 20_000  # pixels; padding a tall picture to a square takes time with the square of its height
 # Named, so that no other of Pillow's readers sees foreign bytes: one of them runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
@@ -142,7 +142,7 @@ def _to_rgb(picture):
         return _grey(np.clip(np.nan_to_num(np.asarray(picture)), 0, 255))
     if picture.has_transparency_data:
         picture = picture.convert("LA") if picture.mode == "La" else picture  # which has no way to RGBA
-        picture = picture.convert("RGBA")
+        picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         white = Image.new("RGB", picture.size, "white")
         white.paste(picture, mask=picture)
         return white
