@@ -157,7 +157,7 @@ def png_header(w, h):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("w, h", [(8000, 8001), (10_000, 10_000), (60_000, 60_000), (40_000, 1), (20_001, 1), (1, 2**31 - 1)])
+@pytest.mark.parametrize("w, h", [(8000, 8001), (10_000, 10_000), (60_000, 60_000), (20_001, 1), (1, 2**31 - 1)])
 def test_bombs_are_refused_by_their_header(w, h):
     for function in (open_picture, image_size):
         with pytest.raises(ValueError, match=r"\d+ bytes: .*(megapixels|exceeds limit)"):
