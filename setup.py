@@ -28,6 +28,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "fast-jpeg": ["simplejpeg>=1.9,<2"],  # decodes the same pixels as Pillow, a little sooner
         "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.31,<1"],
@@ -35,6 +36,7 @@ setup(
             "matplotlib>=3.11,<4",
             "pytest>=9,<10",
             "ruff>=0.17,<0.18",
+            "simplejpeg>=1.9,<2",
             "tensorboardX>=2.6,<3",
         ],
         "notebooks": ["nbclient>=0.10,<1", "ipykernel>=6,<8", "matplotlib>=3.11,<4"],

@@ -54,7 +54,7 @@ def base() -> ml_collections.ConfigDict:
     d.validation = "validation"  # split for the validation loss
     d.template = "qa"  # text around the turns, see data.conversation
     d.pictures = 1  # pictures of a pack
-    d.aspect = "pad"  # pad to a square, or stretch
+    d.aspect = "pad"  # pad, stretch, square or anyres: see data/views.py
     d.tiling = ()  # (columns, rows) of tiles for the stacks, none if empty
     d.rows = 1  # rows of a pack
     d.length = 2048  # positions of a row

@@ -21,7 +21,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Seconds on two cores; the sum stays below ten minutes with room for installing and linting.
-BUDGETS = {"tests": 100, "data": 60, "models": 120, "training": 180, "evaluation": 40, "tools": 40}
+BUDGETS = {"tests": 100, "data": 60, "models": 120, "training": 180, "evaluation": 40, "tools": 40, "parity": 60}
 
 # Overrides that shrink configs/digits.py for tests.
 TINY = (
@@ -42,6 +42,7 @@ TINY = (
 
 def pytest_addoption(parser):
     parser.addoption("--notebooks", action="store_true", help="also run the notebooks, up to 5 minutes each")
+    parser.addoption("--golden", default=ROOT / "tests/golden", type=pathlib.Path, help="folder of golden numbers")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -71,6 +72,12 @@ def pytest_sessionfinish(session, exitstatus):
     spent = session.config.stash.get(SPENT, {})
     if exitstatus == 0 and any(seconds > BUDGETS[folder] for folder, seconds in spent.items()):
         session.exitstatus = 1
+
+
+@pytest.fixture(scope="session")
+def golden(request):
+    """Folder of the golden numbers: deepstack, convllava, m3 and metrics lie in it."""
+    return request.config.getoption("--golden")
 
 
 @pytest.fixture(scope="session")

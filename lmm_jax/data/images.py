@@ -1,64 +1,154 @@
-"""Pictures to views: what the encoder is given, uint8, resized by Pillow as the reference codes do."""
+"""Any picture to RGB: one documented result for each image mode and orientation, or a refusal that names the picture.
 
+The Pillow conversion of each mode is that of the reference codes (`convert("RGB")`) where it loses nothing.
+"""
+
+import contextlib
 import io
 
 import numpy as np
-from PIL import Image
+from etils import epath
+from PIL import ExifTags, Image
 
-MEAN_COLOUR = (122, 116, 104)  # int(255 · mean of CLIP's normalisation), LLaVA's padding
+try:  # the fast-jpeg extra: the same bits, a little sooner
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+MAX_PIXELS = 64_000_000  # of a picture, by its header; decoded this is 256 MB
+MAX_SIDE = 20_000  # pixels; padding a tall picture to a square takes time with the square of its height
+# Named, so that no other of Pillow's readers sees foreign bytes: one of them runs Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_picture(image):
-    """An RGB picture from a path, encoded bytes, or a `PIL.Image`.
+    """An upright RGB picture.
 
-    Raises:
-      ValueError: naming what cannot be read as a picture.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        what = f"{len(image)} bytes" if isinstance(image, bytes) else image
-        raise ValueError(f"cannot read a picture from {what}: {error}") from error
+    | mode | result |
+    |---|---|
+    | RGB | as it is; 16-bit colour keeps its high bytes |
+    | 1, L, P, YCbCr, HSV, LAB | Pillow's `convert("RGB")` |
+    | CMYK | Pillow's `convert("RGB")`, colour profiles are ignored |
+    | LA, PA, RGBA, La, RGBa, or a transparent colour | composited on white; the references drop the alpha channel |
+    | I;16, I | grey of 16 bits: clipped to 0 … 65535, high byte; the references clip to 0 … 255 |
+    | F | grey levels 0 … 255, clipped, truncated, not-a-number is 0 |
 
-
-def pad_to_square(picture):
-    """Centres an RGB picture on a square of its longer side, in `MEAN_COLOUR`."""
-    w, h = picture.size
-    side = max(w, h)
-    canvas = Image.new("RGB", (side, side), MEAN_COLOUR)
-    canvas.paste(picture, ((side - w) // 2, (side - h) // 2))
-    return canvas
-
-
-def resize(picture, width, height) -> np.ndarray:
-    """Bicubic on uint8: `[height, width, 3]`."""
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def views(picture, size, aspect="pad", tiling=()) -> np.ndarray:
-    """What the encoder sees of one picture.
+    An orientation in the EXIF header is applied, which the references do not do; an unreadable header counts as
+    upright, and so does a PNG's that follows the pixels. Of an animation the first frame is taken.
 
     Args:
-      picture: an RGB `PIL.Image`.
-      size: side of a view, pixels.
-      aspect: "pad" keeps the aspect ratio by padding to a square, "stretch" does not keep it.
-      tiling: `(columns, rows)` of tiles that the picture is cut into at higher resolution, or () for none.
+      image: a path, encoded bytes, or a `PIL.Image`.
 
     Returns:
-      `[1 + columns · rows, size, size, 3]` uint8: the whole picture, then the tiles row by row.
+      a loaded `PIL.Image` of mode RGB; `image` itself if there is nothing to change.
 
     Raises:
-      ValueError: an unknown aspect.
+      ValueError: naming what cannot be read as a picture, and why: missing, empty, truncated, of no known format,
+        of more than `MAX_PIXELS` or a side of more than `MAX_SIDE` (decided by the header, before decoding).
     """
-    if aspect not in ("pad", "stretch"):
-        raise ValueError(f"data.aspect must be 'pad' or 'stretch', got '{aspect}'")
-    picture = pad_to_square(picture) if aspect == "pad" and picture.width != picture.height else picture
-    whole = resize(picture, size, size)[None]
-    if not tiling:
-        return whole
-    columns, rows = tiling
-    large = resize(picture, columns * size, rows * size)
-    tiles = large.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
-    return np.concatenate([whole, tiles])
+    with _refusals(image):
+        picture, data = _header(image)
+        transpose = _UPRIGHT.get(_orientation(picture))
+        picture = _decode_jpeg(picture, data) or _to_rgb(picture)
+        if transpose is not None:
+            picture = picture.transpose(transpose)
+            picture.info = {}  # opened once more, it must not be turned once more
+        return picture
+
+
+def image_size(image) -> tuple[int, int]:
+    """`(width, height)` in pixels that `open_picture` will give, from the header alone.
+
+    Args:
+      image: a path, encoded bytes, or a `PIL.Image`.
+
+    Raises:
+      ValueError: naming what cannot be read as a picture; damage after the header is not seen.
+    """
+    with _refusals(image):
+        picture, _ = _header(image)
+        width, height = picture.size
+        return (height, width) if _orientation(picture) in (5, 6, 7, 8) else (width, height)
+
+
+@contextlib.contextmanager
+def _refusals(image):
+    try:
+        yield
+    # Damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, DecompressionBombError and more.
+    except Exception as error:
+        if isinstance(image, bytes):
+            what = f"{len(image)} bytes"
+        elif isinstance(image, Image.Image):
+            what = getattr(image, "filename", "") or "a PIL image"
+        else:
+            what = image
+        reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"cannot read a picture from {what}: {reason}") from error
+
+
+def _header(image):
+    """`(PIL image, encoded bytes or None)`, not decoded yet and not too large."""
+    if isinstance(image, Image.Image):
+        picture, data = image, None
+    else:
+        data = image if isinstance(image, bytes) else epath.Path(image).read_bytes()
+        if not data:
+            raise ValueError("it is empty")
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = picture.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise ValueError(
+            f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels or a side of {MAX_SIDE}"
+        )
+    return picture, data
+
+
+def _orientation(picture):
+    """The EXIF orientation 1 … 8 that is still to be applied."""
+    if picture.format == "TIFF":  # Pillow applies it, in size and pixels
+        return 1
+    try:
+        return Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)  # PNG's own getexif would decode
+    except Exception:
+        return 1
+
+
+def _decode_jpeg(picture, data):
+    """The RGB picture by simplejpeg, or None if it is not there or has anything to say about the data."""
+    is_jpeg = picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB")  # not CMYK
+    if simplejpeg is None or data is None or not is_jpeg:
+        return None
+    try:
+        return Image.fromarray(simplejpeg.decode_jpeg(data))
+    except ValueError:  # it is strict; what to accept is for Pillow to say
+        return None
+
+
+def _to_rgb(picture):
+    if picture.mode.startswith("I"):
+        return _grey(np.clip(np.asarray(picture), 0, 65535) >> 8)
+    if picture.mode == "F":
+        return _grey(np.clip(np.nan_to_num(np.asarray(picture)), 0, 255))
+    if picture.has_transparency_data:
+        picture = picture.convert("LA") if picture.mode == "La" else picture  # which has no way to RGBA
+        picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture, mask=picture)
+        return white
+    picture.load()
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # a copy costs as much as decoding
+
+
+def _grey(levels):
+    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")

@@ -6,10 +6,10 @@ import grain
 import numpy as np
 
 from lmm_jax.data.conversation import encode
-from lmm_jax.data.images import views
 from lmm_jax.data.packing import DoesNotFit, pack
 from lmm_jax.data.plan import Segment, lay_out, scale_slots, scales_at, tile_source
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
+from lmm_jax.data.views import views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Layout:
       scales: scales of the bank.
       pictures: pictures of a pack.
       rows, length, targets: rows, positions of a row, supervised positions of a pack.
-      aspect, tiling: see `images.views`.
+      aspect, tiling: see `views.views`.
       template: see `conversation.encode`.
     """
 

@@ -99,3 +99,22 @@ def tile_source(side, tiling, pictures) -> np.ndarray:
     one = np.stack([whole, *(mosaic[i::rows, j::columns] for i in range(rows) for j in range(columns))])
     first = np.arange(pictures)[:, None, None] * (1 + columns * rows) * side**2
     return (one[:, None] + first).astype(np.int32)
+
+
+def unpad(rows, columns, width, height) -> tuple[slice, slice]:
+    """The cells of a canvas that show its picture, `resize_fitted` having centred it there (LLaVA-NeXT).
+
+    The reference's roundings are kept: a cell of padding may stay, and of a small picture at a coarse scale nothing.
+
+    Args:
+      rows, columns: of the canvas, in tokens.
+      width, height: of the original picture, in pixels.
+
+    Returns:
+      `(row slice, column slice)`, possibly empty.
+    """
+    if width / height > columns / rows:
+        padding = (rows - int(height * (columns / width))) // 2
+        return slice(padding, rows - padding), slice(0, columns)
+    padding = (columns - int(width * (rows / height))) // 2
+    return slice(0, rows), slice(padding, columns - padding)
