@@ -17,7 +17,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Seconds on two cores; the sum stays below ten minutes with room for installing and linting.
-BUDGETS = {"tests": 100, "data": 60, "models": 120, "training": 180, "evaluation": 40, "tools": 40}
+BUDGETS = {"tests": 100, "data": 60, "models": 120, "training": 180, "evaluation": 40, "tools": 40, "parity": 60}
 
 # Overrides that shrink configs/digits.py for tests.
 TINY = (
@@ -37,6 +37,7 @@ TINY = (
 
 
 def pytest_addoption(parser):
+    parser.addoption("--golden", type=pathlib.Path, default=ROOT / "tests/golden", help="folder of golden numbers")
     parser.addoption("--notebooks", action="store_true", help="also run the notebooks, up to 5 minutes each")
 
 
@@ -67,6 +68,12 @@ def pytest_sessionfinish(session, exitstatus):
     spent = session.config.stash.get(SPENT, {})
     if exitstatus == 0 and any(seconds > BUDGETS[folder] for folder, seconds in spent.items()):
         session.exitstatus = 1
+
+
+@pytest.fixture(scope="session")
+def golden(pytestconfig):
+    """The folder of golden numbers."""
+    return pytestconfig.getoption("--golden")
 
 
 @pytest.fixture(scope="session")

@@ -220,7 +220,7 @@ def _claim(workdir, config, packs):
                 f"{workdir} holds a run with another config; choose another workdir\n  " + "\n  ".join(changed)
             )
     save_config(config, path)
-    (workdir / "tokenizer.model").write_bytes(packs.data.tokenizer.model)
+    packs.data.tokenizer.save(workdir)
 
 
 def _check_vocabulary(config, packs):

@@ -14,8 +14,13 @@ def tokenizer(digits_folder):
     return Prepared(digits_folder, "train").tokenizer
 
 
+def ids_and_mask(turns, tokenizer, template="qa"):
+    encoded = encode(turns, tokenizer, template)
+    return encoded.ids, encoded.supervised
+
+
 def test_answers_and_their_ends_are_supervised(tokenizer):
-    ids, supervised = encode(TURNS, tokenizer, "qa")
+    ids, supervised = ids_and_mask(TURNS, tokenizer)
     t = tokenizer
     assert ids[0] == t.bos and ids[1] == IMAGE
     want = [*t.encode("7"), t.eos, *t.encode("no"), t.eos]
@@ -24,15 +29,15 @@ def test_answers_and_their_ends_are_supervised(tokenizer):
 
 
 def test_an_open_turn_is_a_prefix_of_the_whole(tokenizer):
-    whole, _ = encode(TURNS, tokenizer, "qa")
+    whole, _ = ids_and_mask(TURNS, tokenizer)
     for n in (1, 3):
-        ids, supervised = encode(TURNS[:n], tokenizer, "qa")
+        ids, supervised = ids_and_mask(TURNS[:n], tokenizer)
         np.testing.assert_array_equal(ids, whole[: len(ids)])
         assert not supervised[-1]
 
 
 def test_images_stay_where_they_are(tokenizer):
-    ids, _ = encode([("user", "digit <image> at <image>"), ("assistant", "7")], tokenizer, "qa")
+    ids, _ = ids_and_mask([("user", "digit <image> at <image>"), ("assistant", "7")], tokenizer)
     t = tokenizer
     want = [t.bos, *t.encode("digit "), IMAGE, *t.encode("at"), IMAGE, *t.encode("7"), t.eos]
     np.testing.assert_array_equal(ids, want)
