@@ -241,10 +241,13 @@ def truncate(encoded, visual_lengths, max_length, policy) -> Encoded:
       `encoded`, or its beginning; `images` says how many pictures are left.
 
     Raises:
-      ValueError: too long and not to be cut, no answer ends early enough, or no supervised token.
+      ValueError: tags that do not match the pictures, too long and not to be cut, no answer that ends early enough,
+        or no supervised token.
     """
     if policy not in TOO_LONG:
         raise ValueError(f"data.too_long='{policy}' is none of {', '.join(TOO_LONG)}")
+    if len(visual_lengths) != encoded.images:
+        raise ValueError(f"{encoded.images} <image> tags in the text, {len(visual_lengths)} pictures")
     width = np.ones(len(encoded.ids), np.int64)
     width[encoded.ids == IMAGE] = visual_lengths
     positions = np.cumsum(width)  # positions[n - 1]: what the first n ids take

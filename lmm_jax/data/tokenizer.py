@@ -8,8 +8,9 @@ import re
 import sentencepiece as spm
 from etils import epath
 
-# Protobuf merges concatenated messages: ModelProto.normalizer_spec (3) . add_dummy_prefix (3) = false.
-NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+# Protobuf merges concatenated messages. In ModelProto.normalizer_spec (field 3): add_dummy_prefix (3) = false, and
+# remove_extra_whitespaces (4) = false, as the space that leads on from the text before is not an extra one.
+GOES_ON = b"\x1a\x04\x18\x00\x20\x00"
 MARKER = re.compile(r"<\|[^|\s]+\|>")  # how ChatML and its relatives write the pieces that structure a prompt
 
 
@@ -34,7 +35,7 @@ class Tokenizer:
             self._processor = spm.SentencePieceProcessor()
             self._processor.load_from_serialized_proto(model)
             self._bare = spm.SentencePieceProcessor()
-            self._bare.load_from_serialized_proto(model + NO_DUMMY_PREFIX)
+            self._bare.load_from_serialized_proto(model + GOES_ON)
         except RuntimeError as error:
             raise ValueError(f"not a SentencePiece model: {error}") from error
         self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()

@@ -31,7 +31,7 @@ def train(config, workdir, profile=0):
 
     Args:
       config: from `load_config`.
-      workdir: folder of the run: config.json, metrics.jsonl, checkpoints/, tokenizer.model, loss.png.
+      workdir: folder of the run: config.json, metrics.jsonl, checkpoints/, tokenizer, loss.png.
       profile: writes a profiler trace of so many steps, after compilation, to `workdir/profile`.
 
     Returns:
