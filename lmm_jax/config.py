@@ -53,6 +53,7 @@ def base() -> ml_collections.ConfigDict:
     d.train = "train"  # split to train on
     d.validation = "validation"  # split for the validation loss
     d.template = "qa"  # text around the turns, see data.conversation
+    d.too_long = "refuse"  # a conversation longer than a row is an error, or "cut" after the last answer that fits
     d.pictures = 1  # pictures of a pack
     d.aspect = "pad"  # pad, stretch, square or anyres: see data/views.py
     d.tiling = ()  # (columns, rows) of tiles for the stacks, none if empty
@@ -161,6 +162,8 @@ def check(config):
         )
     if train.scales_per_step and not 1 <= train.scales_per_step <= len(config.model.scales):
         raise ConfigError(f"train.scales_per_step={train.scales_per_step}: model.scales has {config.model.scales}")
+    if data.too_long not in ("cut", "refuse"):
+        raise ConfigError(f"data.too_long={data.too_long!r} is neither 'cut' nor 'refuse'")
     stacks = data.tiling[0] * data.tiling[1] if data.tiling else 0
     if len(decoder.inject_layers) != stacks:
         raise ConfigError(

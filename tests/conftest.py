@@ -41,6 +41,7 @@ TINY = (
 
 
 def pytest_addoption(parser):
+    parser.addoption("--golden", type=pathlib.Path, default=ROOT / "tests/golden", help="folder of golden numbers")
     parser.addoption("--notebooks", action="store_true", help="also run the notebooks, up to 5 minutes each")
     parser.addoption("--golden", default=ROOT / "tests/golden", type=pathlib.Path, help="folder of golden numbers")
 
@@ -75,9 +76,9 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 @pytest.fixture(scope="session")
-def golden(request):
+def golden(pytestconfig):
     """Folder of the golden numbers: deepstack, convllava, m3 and metrics lie in it."""
-    return request.config.getoption("--golden")
+    return pytestconfig.getoption("--golden")
 
 
 @pytest.fixture(scope="session")

@@ -1,70 +1,265 @@
 """Turns to token ids, with what is supervised known by construction."""
 
 import dataclasses
+import itertools
+import re
 
 import numpy as np
 
 IMAGE = -200  # stands in the ids where a picture's visual tokens go
 IMAGE_TAG = "<image>"
+TOO_LONG = ("cut", "refuse")  # policies of `truncate`
+SYSTEM = "{system}"  # where the system prompt goes in `Template.opening`
+
+ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """Text around each turn.
+    """Text around each turn; control pieces in it (`</s>`, `<|end|>`) become ids where the tokenizer has them.
+
+    What stands in `assistant` is supervised, and is where generation begins.
 
     Attributes:
-      system: before the first turn.
-      user: before and after a user's text.
-      assistant: before and after an assistant's text; the end piece follows it.
+      opening: before the first user's text; `SYSTEM` in it is where a system turn goes.
+      user: before a later user's text, and after each.
+      assistant: before and after an assistant's text.
+      system: system prompt of a conversation without a system turn.
+      captions: one picture turn and its caption; what the user says is dropped.
+      apart: pieces of text are stripped and tokenised on their own, and pictures stay where they are.
     """
 
-    system: str = ""
+    opening: str = ""
     user: tuple[str, str] = ("", "")
-    assistant: tuple[str, str] = ("", "")
+    assistant: tuple[str, str] = ("", "</s>")
+    system: str = ""
+    captions: bool = False
+    apart: bool = False
 
 
-# Bare questions and answers, told apart by the end piece alone.
-TEMPLATES = {"qa": Template()}
+# The layouts, and to the letter the system prompts, that published checkpoints were trained with.
+TEMPLATES = {
+    # Bare questions and answers, told apart by `</s>` alone.
+    "qa": Template(apart=True),
+    # LLaVA's first stage (M3 too): the caption ends with a newline, not with </s>.
+    "plain": Template(assistant=("", "\n"), captions=True),
+    # LLaVA-1.5, M3, ConvLLaVA, DeepStack.
+    "vicuna_v1": Template(
+        opening="{system} USER: ",
+        user=("USER: ", " ASSISTANT:"),
+        assistant=(" ", "</s>"),
+        system="A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    ),
+    # LLaVA on Llama-2-chat (its `llava_llama_2`): each round has a begin and an end piece.
+    "llama_2": Template(
+        opening="[INST] <<SYS>>\n{system}\n<</SYS>>\n\n",
+        user=("<s>[INST] ", " [/INST]"),
+        assistant=(" ", " </s>"),
+        system="You are a helpful language and vision assistant. "
+        "You are able to understand the visual content that the user provides, "
+        "and assist the user with a variety of tasks using natural language.",
+    ),
+    # LLaVA-1.6 on Mistral-instruct: as before, with neither system prompt nor begin pieces between rounds.
+    "mistral": Template(opening="[INST] ", user=("[INST] ", " [/INST]"), assistant=(" ", " </s>")),
+    # DeepStack on Phi-3.
+    "phi3": Template(
+        opening="<|system|>\n{system}<|end|>\n<|user|>\n",
+        user=("\n<|user|>\n", "<|end|>\n<|assistant|>\n"),
+        assistant=("", "<|end|>"),
+        system="You are a helpful AI assistant.",
+    ),
+    # LLaVA-1.6 on Yi (its `chatml_direct`): no newline after <|im_end|>, unlike other ChatML.
+    "chatml": Template(
+        opening="<|im_start|>system\n{system}<|im_end|><|im_start|>user\n",
+        user=("<|im_start|>user\n", "<|im_end|><|im_start|>assistant\n"),
+        assistant=("", "<|im_end|>"),
+        system="Answer the questions.",
+    ),
+}
 
 
-def encode(turns, tokenizer, template):
-    """Encodes a conversation; each turn is tokenised once, so the mask cannot drift from the ids.
+# What a decoder's type says, then what its checkpoint's name says; the first match counts, None is refused.
+FAMILIES = (
+    (r"phi[-_]?3", "phi3"),
+    (r"mistral|mixtral", "mistral"),
+    (r"phi|qwen|gemma|mpt|llama4", None),
+    (r"\bllama|llava", "vicuna_v1"),
+)
+LLAMAS = ((r"llama-?3", None), (r"\byi-|v1\.6-34b", "chatml"), (r"llama-?2.*chat", "llama_2"))
+
+
+def template_for(config) -> str:
+    """The template of a loaded model, from the contents of its `config.json`; nothing of the model is executed.
 
     Args:
-      turns: `(role, text)` pairs, roles alternating "user", "assistant"; a last user turn is left open, for the
-        model to answer. `<image>` in a user's text stands for the next picture.
+      config: dict. `text_config.model_type` says what the decoder is; without it (LLaVA's own checkpoints) the type
+        and architectures of the model do. Among LLaMAs the name of the language model (`_name_or_path`) decides.
+
+    Raises:
+      ValueError: a decoder whose template is not among ours.
+    """
+    text = config.get("text_config") or {}
+    decoder = text.get("model_type") or " ".join([config.get("model_type", ""), *config.get("architectures", ())])
+    name = (text.get("_name_or_path") or config.get("_name_or_path") or "").rstrip("/").split("/")[-1]
+    template = _first_match(FAMILIES, decoder)
+    if template == "vicuna_v1":
+        template = _first_match((*LLAMAS, ("", "vicuna_v1")), name)
+    if template is None:
+        known = ", ".join(TEMPLATES)
+        raise ValueError(f"no template for decoder '{decoder}', name '{name}'; set data.template to one of {known}")
+    return template
+
+
+def _first_match(rules, text):
+    return next((template for pattern, template in rules if re.search(pattern, text.lower())), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A conversation as token ids.
+
+    Attributes:
+      ids: `[n]` int32, `IMAGE` for each picture.
+      supervised: `[n]` bool, answers and what ends them.
+      turn_ends: `[answers]` int64, where each answer ends: `ids[:end]` is a whole conversation.
+    """
+
+    ids: np.ndarray
+    supervised: np.ndarray
+    turn_ends: np.ndarray
+
+    @property
+    def images(self) -> int:
+        """Pictures that the ids stand for."""
+        return int((self.ids == IMAGE).sum())
+
+
+def encode(turns, tokenizer, template) -> Encoded:
+    """Encodes a conversation; each turn is tokenised once, so the mask cannot drift from the ids.
+
+    The ids are those of LLaVA's tokenisation of the whole prompt, except that control pieces written by data are
+    spelled out.
+
+    Args:
+      turns: `(role, text)` pairs, roles as in `ROLES`. User and assistant alternate; a system turn may come before
+        and takes the place of the template's system prompt; a last user turn is left open, for the model to answer.
+        `<image>` in a user's text stands for the next picture. A single one is moved to the front of its turn, on a
+        line of its own, as the checkpoints were trained (not in "qa"); several stay where they are.
       tokenizer: a `Tokenizer`.
       template: name in `TEMPLATES`.
 
-    Returns:
-      ids `[n]` int32, `IMAGE` for each picture, and supervised `[n]` bool: answers and their end pieces.
-
     Raises:
-      ValueError: an unknown template or role, roles out of turn, or an empty answer.
+      ValueError: an unknown template or role, roles out of turn, turns that the template has no place for, or an
+        empty answer.
     """
     if template not in TEMPLATES:
         raise ValueError(f"data.template: no template '{template}'; known are {sorted(TEMPLATES)}")
     form = TEMPLATES[template]
-    ids = [tokenizer.bos, *(tokenizer.encode(form.system) if form.system else ())]
-    supervised = [False] * len(ids)
-    for n, (role, text) in enumerate(turns):
-        if role != ("user", "assistant")[n % 2]:
-            raise ValueError(f"turn {n + 1} has role '{role}', expected '{('user', 'assistant')[n % 2]}'")
+    system, turns = _check_turns(turns, template)
+    head, slot, tail = form.opening.partition(SYSTEM)
+    before = [*tokenizer.markup(head), system if slot else "", *tokenizer.markup(tail)]
+    ids, ends, prompt = [tokenizer.bos], [], []
+    for role, text in turns:
         if role == "user":
-            new = _encode_user(form.user[0] + text + form.user[1], tokenizer)
-        elif text.strip():
-            new = [*tokenizer.encode(form.assistant[0] + text + form.assistant[1]), tokenizer.eos]
+            prompt.append(_join([*before, *_user_items(text, form), *tokenizer.markup(form.user[1])]))
+            before = tokenizer.markup(form.user[0])
         else:
-            raise ValueError(f"turn {n + 1}: empty answer")
+            prompt.append(_join([*tokenizer.markup(form.assistant[0]), text, *tokenizer.markup(form.assistant[1])]))
+    items = [item for turn in prompt for item in turn]
+    if form.apart:
+        encoded = [tokenizer.encode(item) if isinstance(item, str) else [item] for item in items]
+    else:
+        encoded = tokenizer.encode_items(items)
+    rest, supervised = iter(encoded), [False]
+    for (role, _), turn in zip(turns, prompt, strict=True):
+        new = [i for _ in turn for i in next(rest)]
         ids += new
         supervised += [role == "assistant"] * len(new)
-    return np.array(ids, np.int32), np.array(supervised)
+        if role == "assistant":
+            ends.append(len(ids))
+    return Encoded(np.array(ids, np.int32), np.array(supervised), np.array(ends, np.int64))
 
 
-def _encode_user(text, tokenizer):
-    head, *rest = text.split(IMAGE_TAG)
-    ids = tokenizer.encode(head) if head.strip() else []
-    for part in rest:
-        ids.append(IMAGE)
-        ids += tokenizer.encode(part.strip()) if part.strip() else []
-    return ids
+def _check_turns(turns, template):
+    """The system prompt, and the other turns with our names for their roles."""
+    form, system, named = TEMPLATES[template], TEMPLATES[template].system, []
+    for number, (role, text) in enumerate(turns, start=1):
+        if role not in ROLES:
+            raise ValueError(f"turn {number}: unknown role '{role}'; known are {', '.join(ROLES)}")
+        role, expected = ROLES[role], ("user", "assistant")[len(named) % 2]
+        if number == 1 and role == "system" and SYSTEM in form.opening:
+            system = text
+        elif number == 1 and role == "system":
+            raise ValueError(f"turn 1: template '{template}' has no place for a system turn")
+        elif role != expected:
+            raise ValueError(f"turn {number} has role '{role}', expected '{expected}'")
+        elif role == "assistant" and not text.strip():
+            raise ValueError(f"turn {number}: empty answer")
+        else:
+            named.append((role, text))
+    if not named:
+        raise ValueError("a conversation without turns")
+    if form.captions and (len(named) > 2 or IMAGE_TAG not in named[0][1]):
+        raise ValueError(f"template '{template}' takes one turn with a picture, and its caption")
+    return system, named
+
+
+def _user_items(text, form):
+    """Texts and `IMAGE`s of a user's turn."""
+    parts = text.split(IMAGE_TAG)
+    if form.captions:
+        parts = [""] * len(parts)
+    elif form.apart:
+        parts = [part.strip() for part in parts]
+    elif len(parts) == 2:
+        question = "".join(parts).strip()
+        parts = ["", f"\n{question}" if question else ""]
+    return [parts[0], *(item for part in parts[1:] for item in (IMAGE, part))]
+
+
+def _join(items):
+    """`items` with neighbouring texts made one and empty ones left out."""
+    groups = itertools.groupby(items, key=lambda item: isinstance(item, str))
+    joined = [["".join(group)] if texts else list(group) for texts, group in groups]
+    return [item for group in joined for item in group if item != ""]
+
+
+def truncate(encoded, visual_lengths, max_length, policy) -> Encoded:
+    """Makes a training sample fit, and refuses one that would train nothing.
+
+    The references cut a sample at the token where it becomes too long, inside an answer or a picture; here what stays
+    is a whole conversation.
+
+    Args:
+      encoded: an `Encoded`.
+      visual_lengths: positions of each picture, in order of appearance.
+      max_length: positions that the sample may take, pictures included.
+      policy: "cut" at the last end of an answer that fits, or "refuse".
+
+    Returns:
+      `encoded`, or its beginning; `images` says how many pictures are left.
+
+    Raises:
+      ValueError: tags that do not match the pictures, too long and not to be cut, no answer that ends early enough,
+        or no supervised token.
+    """
+    if policy not in TOO_LONG:
+        raise ValueError(f"data.too_long='{policy}' is none of {', '.join(TOO_LONG)}")
+    if len(visual_lengths) != encoded.images:
+        raise ValueError(f"{encoded.images} <image> tags in the text, {len(visual_lengths)} pictures")
+    width = np.ones(len(encoded.ids), np.int64)
+    width[encoded.ids == IMAGE] = visual_lengths
+    positions = np.cumsum(width)  # positions[n - 1]: what the first n ids take
+    if positions[-1] > max_length:
+        problem = f"{positions[-1]} positions, room for {max_length}; raise data.length"
+        if policy == "refuse":
+            raise ValueError(f"{problem} or set data.too_long=cut")
+        fitting = [end for end in encoded.turn_ends if positions[end - 1] <= max_length]
+        if not fitting:
+            raise ValueError(f"{problem}: no supervised token is left, as not even the first answer ends before that")
+        end = fitting[-1]
+        encoded = Encoded(encoded.ids[:end], encoded.supervised[:end], encoded.turn_ends[: len(fitting)])
+    if not encoded.supervised.any():
+        raise ValueError("no supervised token: the sample has no answer")
+    return encoded

@@ -5,7 +5,7 @@ import dataclasses
 import grain
 import numpy as np
 
-from lmm_jax.data.conversation import encode
+from lmm_jax.data.conversation import encode, truncate
 from lmm_jax.data.packing import DoesNotFit, pack
 from lmm_jax.data.plan import Segment, lay_out, scale_slots, scales_at, tile_source
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
@@ -23,6 +23,7 @@ class Layout:
       rows, length, targets: rows, positions of a row, supervised positions of a pack.
       aspect, tiling: see `views.views`.
       template: see `conversation.encode`.
+      too_long: see `conversation.truncate`.
     """
 
     image_size: int
@@ -35,6 +36,7 @@ class Layout:
     aspect: str
     tiling: tuple[int, ...]
     template: str
+    too_long: str
 
     @classmethod
     def from_config(cls, config):
@@ -51,6 +53,7 @@ class Layout:
             aspect=data.aspect,
             tiling=tuple(data.tiling),
             template=data.template,
+            too_long=data.too_long,
         )
 
     @property
@@ -70,15 +73,33 @@ class Layout:
         Raises:
           ValueError: bad turns, or tags that do not match the pictures.
         """
-        ids, supervised = encode(turns, tokenizer, self.template)
+        return self._copies(self._encode(turns, pictures, tokenizer), scales)
+
+    def training_segments(self, turns, pictures, tokenizer, scales) -> list[Segment]:
+        """As `segments`, of a sample to train on: one of the layout's length, at every scale the same turns.
+
+        Raises:
+          ValueError: as `segments`, or too long, or nothing is supervised.
+        """
+        encoded = self._encode(turns, pictures, tokenizer)
+        longest = max(self.scales)  # not of `scales`: the cut must not depend on the step
+        return self._copies(truncate(encoded, [longest] * pictures, self.length, self.too_long), scales)
+
+    def _encode(self, turns, pictures, tokenizer):
+        encoded = encode(turns, tokenizer, self.template)
+        if encoded.images != pictures:
+            raise ValueError(f"{encoded.images} <image> tags in the text, {pictures} pictures")
+        return encoded
+
+    def _copies(self, encoded, scales):
         bits = [1 << self.scales.index(scale) for scale in scales]
-        if not pictures:  # the same at every scale: one copy, in the groups of all of them
-            return [lay_out(ids, supervised, [], sum(bits))]
+        if not encoded.images:  # the same at every scale: one copy, in the groups of all of them
+            return [lay_out(encoded.ids, encoded.supervised, [], sum(bits))]
         return [
             lay_out(
-                ids,
-                supervised,
-                [scale_slots(i, scale, self.scales, self.pictures) for i in range(pictures)],
+                encoded.ids,
+                encoded.supervised,
+                [scale_slots(i, scale, self.scales, self.pictures) for i in range(encoded.images)],
                 bit,
             )
             for scale, bit in zip(scales, bits, strict=True)
@@ -128,7 +149,7 @@ class Packs:
         scales = scales_at(position // self.per_step, self.layout.scales, self.scales_per_step)
         try:
             pictures = as_pictures(record)
-            segments = self.layout.segments(as_turns(record), len(pictures), self.data.tokenizer, scales)
+            segments = self.layout.training_segments(as_turns(record), len(pictures), self.data.tokenizer, scales)
             out = self.layout.assemble(segments, pictures)
         except ValueError as error:
             where = f"{self.data.folder} ({self.data.split}), row {row}, id {record['id'].decode()}"

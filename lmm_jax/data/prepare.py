@@ -1,7 +1,7 @@
 """Writing a prepared folder: ArrayRecord through TFDS, without TensorFlow, and the index beside it.
 
 OUT/prepared.json      what it is: builder, template, tokenizer and data fingerprints, rows
-OUT/tokenizer.model    the tokenizer that the counts were made with
+OUT/tokenizer.model    the tokenizer that the counts were made with, its settings in tokenizer_config.json
 OUT/example.png        a picture of the test split, to ask about
 OUT/index_SPLIT.npz    per row, in source order: text tokens, supervised tokens, pictures
 OUT/records/           the TFDS folder
@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from lmm_jax.data.conversation import IMAGE, encode
+from lmm_jax.data.conversation import encode
 from lmm_jax.data.prepared import as_turns
 from lmm_jax.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -43,7 +43,8 @@ def prepare_digits(out, rows=None):
     if done.exists():
         return _summary(json.loads(done.read_text()))
     if out.exists() and any(out.iterdir()):
-        leftovers = {"records", "tokenizer.model", "example.png"} | {f"index_{split}.npz" for split in digits.MOSAICS}
+        written = {"records", "tokenizer.model", "tokenizer_config.json", "example.png"}
+        leftovers = written | {f"index_{split}.npz" for split in digits.MOSAICS}
         foreign = sorted(p.name for p in out.iterdir() if p.name not in leftovers)
         if foreign:
             raise FileExistsError(f"{out} holds other files ({', '.join(foreign[:3])}); choose another folder")
@@ -54,7 +55,7 @@ def prepare_digits(out, rows=None):
     source = builder.as_data_source("train")
     lines = (turn for i in range(min(len(source), 2000)) for _, turn in as_turns(source[i]))
     tokenizer = Tokenizer(train_tokenizer((line.replace("<image>\n", "") for line in lines), VOCABULARY))
-    (out / "tokenizer.model").write_bytes(tokenizer.model)
+    tokenizer.save(out)
     (out / "example.png").write_bytes(builder.as_data_source("test")[0]["images"][0])
     return write_index(out, builder, tokenizer, "qa")
 
@@ -69,9 +70,8 @@ def write_index(out, builder, tokenizer, template):
         for i in tqdm(range(len(source)), desc=f"counting {split}", unit=" rows", disable=None):
             record = source[i]
             turns = as_turns(record)
-            ids, supervised = encode(turns, tokenizer, template)
-            images = int((ids == IMAGE).sum())
-            counts[i] = len(ids) - images, supervised.sum(), images
+            encoded = encode(turns, tokenizer, template)
+            counts[i] = len(encoded.ids) - encoded.images, encoded.supervised.sum(), encoded.images
             digest.update(repr((split, i, record["id"], turns, list(record["images"]))).encode())
         with (out / f"index_{split}.npz").open("wb") as f:
             np.savez(f, text_tokens=counts[:, 0], supervised=counts[:, 1], images=counts[:, 2])

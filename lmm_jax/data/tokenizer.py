@@ -2,57 +2,153 @@
 
 import hashlib
 import io
+import json
+import re
 
 import sentencepiece as spm
 from etils import epath
 
+# Protobuf merges concatenated messages. In ModelProto.normalizer_spec (field 3): add_dummy_prefix (3) = false, and
+# remove_extra_whitespaces (4) = false, as the space that leads on from the text before is not an extra one.
+GOES_ON = b"\x1a\x04\x18\x00\x20\x00"
+MARKER = re.compile(r"<\|[^|\s]+\|>")  # how ChatML and its relatives write the pieces that structure a prompt
+
 
 class Tokenizer:
-    """A SentencePiece model; pickles as its bytes.
+    """A SentencePiece model; pickles as its bytes and settings.
 
-    Control pieces in text (`<s>`, `</s>`, `<image>`) are ordinary characters to SentencePiece, so data cannot forge
-    them; `bos` and `eos` are placed by `lmm_jax.data.conversation`.
+    Control pieces (`<s>`, `</s>`, `<unk>`, `<|im_end|>`, …) in the text of data are spelled out as ordinary
+    characters, so data cannot forge them; only `markup`, for text of our own, makes them ids.
+
+    Attributes:
+      legacy: whether text that follows a control piece gets a word mark of its own. The first LLaMA tokenizers do
+        that, Vicuna-1.5 and LLaVA-1.5 (`"legacy": false`) do not.
+      added: pieces that the model file lacks, as `{piece: (id, strip)}`; `strip` drops the white space after one.
+      vocab_size: ids, added ones included.
+      bos, eos: ids of the begin and end pieces.
     """
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, legacy=False, added=None):
         """Raises ValueError if `model` is not a SentencePiece model, or has no begin or end piece."""
-        self.model = model
+        self.model, self.legacy, self.added = model, bool(legacy), dict(added or {})
         try:
-            self._processor = spm.SentencePieceProcessor(model_proto=model)
+            self._processor = spm.SentencePieceProcessor()
+            self._processor.load_from_serialized_proto(model)
+            self._bare = spm.SentencePieceProcessor()
+            self._bare.load_from_serialized_proto(model + GOES_ON)
         except RuntimeError as error:
             raise ValueError(f"not a SentencePiece model: {error}") from error
-        self.vocab_size = self._processor.vocab_size()
         self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
         if min(self.bos, self.eos) < 0:
             raise ValueError("the SentencePiece model has no <s> or no </s> piece")
+        self._pieces = self._processor.id_to_piece(list(range(self._processor.vocab_size())))
+        self.vocab_size = max(len(self._pieces), *(1 + i for i, _ in self.added.values()), 0)
+        # A marker that is a piece of the model was made to be matched in text, which data must not do.
+        self._markers = {piece: i for i, piece in enumerate(self._pieces) if MARKER.fullmatch(piece)}
+        self._control = {piece: i for i, piece in enumerate(self._pieces) if self._is_control(i)} | self._markers
+        self._control |= {"<s>": self.bos, "</s>": self.eos} | {piece: i for piece, (i, _) in self.added.items()}
+        self._inside_marker = re.compile(
+            "|".join(f"(?<={re.escape(m[0])})(?={re.escape(m[1:])})" for m in self._markers) or "(?!)"
+        )
+        strips = {piece for piece, (_, strip) in self.added.items() if strip}
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._any_control = re.compile(
+            "|".join(re.escape(piece) + r"\s*" * (piece in strips) for piece in longest_first)
+        )
+
+    def _is_control(self, i):
+        return self._processor.is_control(i) or self._processor.is_unknown(i)
 
     @classmethod
     def load(cls, path):
-        """Reads a `tokenizer.model` file; the error of a bad one names it."""
+        """Reads a `tokenizer.model` file; the error of a bad one names it.
+
+        A `tokenizer_config.json` beside it, as Hugging Face writes them, gives `legacy` (true if it says nothing, as
+        there) and the added pieces. It is only read: templates in it are never executed.
+        """
+        path = epath.Path(path)
+        beside = path.parent / "tokenizer_config.json"
+        settings = {"legacy": False}
+        if beside.exists():
+            try:
+                settings = json.loads(beside.read_text())
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{beside}: {error}") from error
+        legacy = settings.get("legacy")
+        entries = settings.get("added_tokens_decoder", {}).items()
+        added = {entry["content"]: (int(i), bool(entry.get("rstrip"))) for i, entry in entries}
         try:
-            return cls(epath.Path(path).read_bytes())
+            return cls(path.read_bytes(), legacy is None or legacy, added)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def save(self, folder):
+        """Writes `tokenizer.model` and `tokenizer_config.json`, as `load` reads them."""
+        folder = epath.Path(folder)
+        (folder / "tokenizer.model").write_bytes(self.model)
+        added = {str(i): {"content": piece, "rstrip": strip} for piece, (i, strip) in self.added.items()}
+        settings = {"legacy": self.legacy, "added_tokens_decoder": added}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+
     @property
     def fingerprint(self) -> str:
-        """sha256 of the model file."""
-        return hashlib.sha256(self.model).hexdigest()
+        """sha256 of the model file, and of the settings where they are not the default ones."""
+        settings = repr((self.legacy, sorted(self.added.items()))) if self.legacy or self.added else ""
+        return hashlib.sha256(self.model + settings.encode()).hexdigest()
 
-    def encode(self, text) -> list[int]:
-        """Ids of `text`, without begin or end piece."""
-        return self._processor.encode(text)
+    def encode(self, text, prefix=True) -> list[int]:
+        """Ids of `text`, without begin or end piece.
+
+        Args:
+          text: of any origin; control pieces in it are spelled out.
+          prefix: whether a word mark is put before it, as the model file says; else `text` goes on what came before.
+        """
+        head, *rest = self._inside_marker.split(text)
+        ids = (self._processor if prefix else self._bare).encode(head)
+        for part in rest:
+            ids += self._bare.encode(part)
+        return ids
+
+    def markup(self, text) -> list[str | int]:
+        """Splits `text` at its control pieces, which become ids. For text of our own, never for data."""
+        items, at = [], 0
+        for match in self._any_control.finditer(text):
+            items += [text[at : match.start()], self._control[match.group().rstrip()]]
+            at = match.end()
+        return [item for item in [*items, text[at:]] if item != ""]
+
+    def encode_items(self, items) -> list[list[int]]:
+        """Ids of each item of a prompt, such that together they are those of the prompt tokenised at once.
+
+        The rules are those of LLaMA's tokenizer in LLaVA: the prompt, and again what follows a picture, starts with a
+        word mark; what follows a control piece does only if `legacy`; what follows text goes on with it. For the
+        latter to be exact, two texts must meet where no piece can lie across: before a space, or at a newline.
+
+        Args:
+          items: texts, and ids that stand for themselves; a negative one is a picture.
+        """
+        out, prefix = [], True
+        for item in items:
+            if isinstance(item, str):
+                out.append(self.encode(item, prefix))
+                prefix = prefix and not item
+            else:
+                out.append([item])
+                prefix = item < 0 or self.legacy
+        return out
 
     def decode(self, ids) -> str:
-        """Text of `ids`; control and padded ids leave nothing."""
-        return self._processor.decode([i for i in map(int, ids) if i < self.vocab_size])
+        """Text of `ids`; control and padded ids, and pictures, leave nothing."""
+        hidden = self._markers.values()
+        return self._processor.decode([i for i in map(int, ids) if 0 <= i < len(self._pieces) and i not in hidden])
 
     def piece(self, i) -> str:
         """The piece of one id, for display."""
-        return self._processor.id_to_piece(int(i))
+        added = {number: piece for piece, (number, _) in self.added.items()}
+        return added.get(int(i)) or self._processor.id_to_piece(int(i))
 
     def __reduce__(self):
-        return Tokenizer, (self.model,)
+        return Tokenizer, (self.model, self.legacy, self.added)
 
 
 def train_tokenizer(lines, vocab_size) -> bytes:

@@ -31,7 +31,7 @@ def train(config, workdir, profile=0):
 
     Args:
       config: from `load_config`.
-      workdir: folder of the run: config.json, metrics.jsonl, checkpoints/, tokenizer.model, loss.png.
+      workdir: folder of the run: config.json, metrics.jsonl, checkpoints/, tokenizer, loss.png.
       profile: writes a profiler trace of so many steps, after compilation, to `workdir/profile`.
 
     Returns:
@@ -221,7 +221,7 @@ def _claim(workdir, config, packs):
                 f"{workdir} holds a run with another config; choose another workdir\n  " + "\n  ".join(changed)
             )
     save_config(config, path)
-    (workdir / "tokenizer.model").write_bytes(packs.data.tokenizer.model)
+    packs.data.tokenizer.save(workdir)
 
 
 def _check_vocabulary(config, packs):

@@ -1,5 +1,7 @@
 """The stream is a function of the position: on any number of hosts, from any step."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,19 @@ def test_a_pack_that_does_not_fit_names_its_record(tiny):
     with pytest.raises(ValueError, match=r"data \(train\), row \d+, id train-\d+: .*raise data\.length"):
         for p in range(8, 16):
             small[p]
+
+
+def test_a_conversation_is_cut_at_the_same_turn_at_every_scale(tiny):
+    packs = Packs(tiny("data.too_long=cut"), "train", packs_per_step=8, shuffle=False)
+    layout, tokenizer = packs.layout, packs.data.tokenizer
+    turns = [("user", "<image>\ndigit at b2?"), ("assistant", "7"), *[("user", "and?"), ("assistant", "no")] * 40]
+    fitting = layout.training_segments(turns[:4], 1, tokenizer, layout.scales)
+    room = max(len(segment) for segment in fitting)
+    cut = dataclasses.replace(layout, length=room).training_segments(turns, 1, tokenizer, layout.scales)
+    for a, b in zip(cut, fitting, strict=True):
+        np.testing.assert_array_equal(a.id, b.id)
+        np.testing.assert_array_equal(a.target, b.target)
+    with pytest.raises(ValueError, match="raise data.length or set data.too_long=cut"):
+        dataclasses.replace(layout, length=room, too_long="refuse").training_segments(turns, 1, tokenizer, (1,))
+    with pytest.raises(ValueError, match="no supervised token"):
+        layout.training_segments(turns[:1], 1, tokenizer, layout.scales)
