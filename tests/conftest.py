@@ -43,7 +43,6 @@ TINY = (
 def pytest_addoption(parser):
     parser.addoption("--golden", type=pathlib.Path, default=ROOT / "tests/golden", help="folder of golden numbers")
     parser.addoption("--notebooks", action="store_true", help="also run the notebooks, up to 5 minutes each")
-    parser.addoption("--golden", default=ROOT / "tests/golden", type=pathlib.Path, help="folder of golden numbers")
 
 
 def pytest_collection_modifyitems(config, items):
