@@ -180,16 +180,20 @@ def save_config(config, path):
 
 
 def read_config(path) -> ml_collections.ConfigDict:
-    """Reads what `save_config` wrote.
+    """Reads what `save_config` wrote; fields that are newer than the file have their defaults.
 
     Raises:
-      ConfigError: it was written by another schema version.
+      ConfigError: it was written by another schema version, or has fields that no longer exist.
     """
     stored = json.loads(epath.Path(path).read_text())
     if stored.get("schema") != SCHEMA:
         raise ConfigError(f"{path} has config schema {stored.get('schema')}, this version reads {SCHEMA}")
-    config = ml_collections.ConfigDict(_tuples(stored)).lock()
-    return config
+    config, stored = base(), ml_collections.ConfigDict(_tuples(stored))
+    unknown = sorted(flatten(stored).keys() - flatten(config).keys())
+    if unknown:
+        raise ConfigError(f"{path} has fields that this version does not know: {', '.join(unknown)}")
+    config.update(stored)
+    return config.lock()
 
 
 def flatten(config, prefix="") -> dict:

@@ -82,6 +82,21 @@ def test_another_schema_is_refused(tmp_path):
         c.read_config(tmp_path / "config.json")
 
 
+def test_a_stored_config_gets_the_defaults_of_newer_fields_and_no_foreign_ones(tmp_path):
+    path = tmp_path / "config.json"
+    config = lmm.load_config(DIGITS, "train.steps=7")
+    with config.unlocked():
+        del config.data.too_long
+    c.save_config(config, path)
+    read = c.read_config(path)
+    assert read.data.too_long == "refuse" and read.train.steps == 7
+    with config.unlocked():
+        config.data.colour = "blue"
+    c.save_config(config, path)
+    with pytest.raises(c.ConfigError, match="does not know: data.colour"):
+        c.read_config(path)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
 def test_config_files_are_short_and_load(path):
     assert len(path.read_text().splitlines()) <= 60

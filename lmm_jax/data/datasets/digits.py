@@ -42,10 +42,7 @@ def mosaic(scans) -> np.ndarray:
 
 
 def questions(digits, rng):
-    """Question, answer and kind of each turn about nine digits in reading order; the last turn reads them all.
-
-    Every sixth conversation has no other turn: a question must not need the turns before it.
-    """
+    """Question, answer and kind of each turn about nine digits in reading order; the last turn reads them all."""
     turns = []
     for cell in rng.choice(9, 2, replace=False):
         turns.append((f"digit at {CELLS[cell]}?", str(digits[cell]), "cell"))
@@ -56,7 +53,7 @@ def questions(digits, rng):
     turns.append((f"is there a {asked}?", "yes" if asked in digits else "no", "exists"))
     turns.append(("largest digit", str(digits.max()), "largest"))
     turns = [turns[i] for i in rng.permutation(len(turns))]
-    return [*(turns if rng.random() < 5 / 6 else ()), ("read all", " ".join(map(str, digits)), "read")]
+    return [*turns, ("read all", " ".join(map(str, digits)), "read")]
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -95,8 +92,11 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         for i in range(self._rows[split]):
             rng = np.random.default_rng((list(SCANS).index(split), i))
             chosen = rng.choice(scans, SIDE * SIDE, replace=False)
+            asked = questions(labels[chosen], rng)
+            if rng.random() > 5 / 6 and split != "test":
+                asked = asked[-1:]  # reading must not need the turns before it
             turns = []
-            for n, (question, answer, kind) in enumerate(questions(labels[chosen], rng)):
+            for n, (question, answer, kind) in enumerate(asked):
                 tag = "<image>\n" if n == 0 else ""
                 turns.append({"role": "user", "text": tag + question, "kind": kind})
                 turns.append({"role": "assistant", "text": answer, "kind": kind})
