@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 from lmm_jax import sharding
 
 SHARDED = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
+FOUR_MICRO_BATCHES = ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4", "train.micro_batches=4")
 
 
 def losses_over(setup, steps):
@@ -42,7 +43,7 @@ def test_fsdp_and_tensor_sharding_are_really_applied(setup):
 
 
 def test_accumulation_equals_one_batch(setup):
-    whole, accumulated = setup(8, *SHARDED), setup(8, *SHARDED, "train.micro_batches=2")
+    whole, accumulated = setup(8, *SHARDED), setup(8, *FOUR_MICRO_BATCHES)
     for i in range(2):  # the first steps of both recipes of scales
         batch = whole.host_batch(i)
         a, m = whole.run(whole.state, batch)
@@ -55,7 +56,7 @@ def test_accumulation_equals_one_batch(setup):
 
 def test_accumulation_counts_targets_over_all_micro_batches(setup):
     """Micro-batches with very different numbers of targets: a mean of means would differ."""
-    whole, accumulated = setup(8, *SHARDED), setup(8, *SHARDED, "train.micro_batches=2")
+    whole, accumulated = setup(8, *SHARDED), setup(8, *FOUR_MICRO_BATCHES)
     batch = whole.host_batch(0)
     batch["group"] = batch["group"].copy()
     batch["group"][4:, 3:] = 0
