@@ -3,7 +3,7 @@
 OUT/prepared.json      what it is: builder, template, tokenizer and data fingerprints, rows
 OUT/tokenizer.model    the tokenizer that the counts were made with, its settings in tokenizer_config.json
 OUT/example.png        a picture of the test split, to ask about
-OUT/index_SPLIT.npz    per row, in source order: text tokens, supervised tokens, pictures
+OUT/index_SPLIT.npz    per row, in source order, what planning needs: see `lmm_jax.data.index`
 OUT/records/           the TFDS folder
 """
 
@@ -16,6 +16,8 @@ from etils import epath
 from tqdm import tqdm
 
 from lmm_jax.data.conversation import encode
+from lmm_jax.data.images import image_size
+from lmm_jax.data.index import Index
 from lmm_jax.data.prepared import as_turns
 from lmm_jax.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -61,21 +63,20 @@ def prepare_digits(out, rows=None):
 
 
 def write_index(out, builder, tokenizer, template):
-    """Counts tokens and pictures of every row and writes index and `prepared.json`, the last file to appear."""
+    """Counts tokens and measures pictures of every row; writes index and, last of all files, `prepared.json`."""
     splits = {}
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {template}".encode())
     for split in builder.info.splits:
         source = builder.as_data_source(split)
-        counts = np.zeros((len(source), 3), np.int32)
+        index = Index()
         for i in tqdm(range(len(source)), desc=f"counting {split}", unit=" rows", disable=None):
             record = source[i]
             turns = as_turns(record)
-            encoded = encode(turns, tokenizer, template)
-            counts[i] = len(encoded.ids) - encoded.images, encoded.supervised.sum(), encoded.images
+            index.add(encode(turns, tokenizer, template), [image_size(data) for data in record["images"]])
             digest.update(repr((split, i, record["id"], turns, list(record["images"]))).encode())
         with (out / f"index_{split}.npz").open("wb") as f:
-            np.savez(f, text_tokens=counts[:, 0], supervised=counts[:, 1], images=counts[:, 2])
-        splits[split] = {"rows": len(source), "images": int(counts[:, 2].sum())}
+            np.savez(f, **index.arrays())
+        splits[split] = {"rows": len(source), "images": len(index.arrays()["image_sizes"])}
     about = {
         "builder": builder.info.full_name,
         "template": template,

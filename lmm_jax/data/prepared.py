@@ -16,7 +16,7 @@ class Prepared:
     Attributes:
       about: contents of `prepared.json`.
       tokenizer: the tokenizer it was prepared with.
-      index: dict of `[rows]` arrays: text_tokens, supervised, images.
+      index: dict of the arrays of `lmm_jax.data.index`.
     """
 
     def __init__(self, folder, split):

@@ -61,10 +61,11 @@ def test_stored_rows_hold_the_mosaic_and_its_truth(digits_folder):
 
 def test_the_index_counts_what_is_there(digits_folder):
     data = Prepared(digits_folder, "train")
-    assert len(data) == 64 and (data.index["images"] == 1).all()
+    assert len(data) == 64 and (data.index["image_sizes"] == 24).all() and len(data.index["image_sizes"]) == 64
     assert data.about["splits"]["validation"] == {"rows": 32, "images": 32}
+    ends = data.index["turn_offsets"][1:] - 1
     # Answers and end pieces: nine digits read, and five one-piece answers where there are other turns.
-    assert set(data.index["supervised"]) <= {10, 20}
+    assert set(data.index["turn_supervised"][ends]) <= {10, 20}
 
 
 def test_an_interrupted_preparation_starts_again_and_gives_the_same(digits_folder, tmp_path, monkeypatch):
