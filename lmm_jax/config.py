@@ -50,18 +50,21 @@ def base() -> ml_collections.ConfigDict:
 
     c.data = d = ml_collections.ConfigDict()
     d.path = placeholder(str)  # prepared folder, see `lmm prepare`
+    d.mixture = ()  # ((folder, weight), …) of several prepared folders, instead of `path`
     d.train = "train"  # split to train on
-    d.validation = "validation"  # split for the validation loss
+    d.validation = "validation"  # split for the validation loss, if the data has one
     d.template = "qa"  # text around the turns, see data.conversation
     d.too_long = "refuse"  # a conversation longer than a row is an error, or "cut" after the last answer that fits
-    d.pictures = 1  # pictures of a pack
+    d.pictures = placeholder(int)  # pictures of a pack; what leaves the least unused if unset
     d.aspect = "pad"  # pad, stretch, square or anyres: see data/views.py
     d.tiling = ()  # (columns, rows) of tiles for the stacks, none if empty
-    d.rows = 1  # rows of a pack
+    d.rows = placeholder(int)  # rows of a pack; as few as leave little unused if unset
     d.length = 2048  # positions of a row
     d.targets = placeholder(int)  # supervised positions of a pack; all positions if unset
     d.threads = 1  # reader threads
     d.workers = 0  # reader processes, 0 reads in the training process
+    d.max_bad_share = 0.001  # stop when more of the records than this cannot be read; of 10,000 at least
+    d.max_bad_run = 32  # stop when so many records one after another cannot be read
 
     c.train = t = ml_collections.ConfigDict()
     t.steps = 1000
@@ -162,6 +165,8 @@ def check(config):
         )
     if train.scales_per_step and not 1 <= train.scales_per_step <= len(config.model.scales):
         raise ConfigError(f"train.scales_per_step={train.scales_per_step}: model.scales has {config.model.scales}")
+    if data.mixture and data.path:
+        raise ConfigError("data.path and data.mixture are both set; name the folder in data.mixture alone")
     if data.too_long not in ("cut", "refuse"):
         raise ConfigError(f"data.too_long={data.too_long!r} is neither 'cut' nor 'refuse'")
     stacks = data.tiling[0] * data.tiling[1] if data.tiling else 0

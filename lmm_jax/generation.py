@@ -12,7 +12,7 @@ from lmm_jax import sharding
 from lmm_jax.config import read_config
 from lmm_jax.data.conversation import IMAGE_TAG
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.pipeline import Layout
+from lmm_jax.data.layout import Layout
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.models.visual_tokens import scale_side
 from lmm_jax.training.checkpoint import Checkpoints
@@ -118,7 +118,7 @@ class Model:
         layout = dataclasses.replace(
             self._layout, scales=(scale,), pictures=max(pictures, 1), rows=1, length=length, targets=0
         )
-        packs = [layout.assemble([segment], pictures) for segment, pictures in requests]
+        packs = [layout.assemble([segment], [layout.see(p) for p in pictures]) for segment, pictures in requests]
         packs += packs[-1:] * (size - len(packs))
         batch = {name: np.stack([p[name] for p in packs]) for name in packs[0]}
         with self.program.use():

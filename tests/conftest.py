@@ -133,10 +133,12 @@ class Setup:
         self.program, self.step, self.packs, self.state = program, step, packs, state
 
     def host_batch(self, number):
-        """Global batch `number` as numpy, `[packs, …]`, without `record_index`."""
+        """Global batch `number` as numpy, `[packs, …]`, what goes to the devices."""
+        from lmm_jax.data.pipeline import HOST_ONLY
+
         per_step = self.packs.per_step
         packs = [self.packs[p] for p in range(number * per_step, (number + 1) * per_step)]
-        return {name: np.stack([p[name] for p in packs]) for name in packs[0] if name != "record_index"}
+        return {name: np.stack([p[name] for p in packs]) for name in packs[0] if name not in HOST_ONLY}
 
     def place(self, batch):
         """A host batch as global arrays `[micro-batches, packs, …]`."""

@@ -238,7 +238,7 @@ def truncate(encoded, visual_lengths, max_length, policy) -> Encoded:
       policy: "cut" at the last end of an answer that fits, or "refuse".
 
     Returns:
-      `encoded`, or its beginning; `images` says how many pictures are left.
+      `encoded` up to its last answer, or to an earlier one; `images` says how many pictures are left.
 
     Raises:
       ValueError: tags that do not match the pictures, too long and not to be cut, no answer that ends early enough,
@@ -248,18 +248,16 @@ def truncate(encoded, visual_lengths, max_length, policy) -> Encoded:
         raise ValueError(f"data.too_long='{policy}' is none of {', '.join(TOO_LONG)}")
     if len(visual_lengths) != encoded.images:
         raise ValueError(f"{encoded.images} <image> tags in the text, {len(visual_lengths)} pictures")
+    if not len(encoded.turn_ends):
+        raise ValueError("no supervised token: the sample has no answer")
     width = np.ones(len(encoded.ids), np.int64)
     width[encoded.ids == IMAGE] = visual_lengths
     positions = np.cumsum(width)  # positions[n - 1]: what the first n ids take
-    if positions[-1] > max_length:
+    fitting = encoded.turn_ends[positions[encoded.turn_ends - 1] <= max_length]
+    if len(fitting) < len(encoded.turn_ends):
         problem = f"{positions[-1]} positions, room for {max_length}; raise data.length"
         if policy == "refuse":
             raise ValueError(f"{problem} or set data.too_long=cut")
-        fitting = [end for end in encoded.turn_ends if positions[end - 1] <= max_length]
-        if not fitting:
+        if not len(fitting):
             raise ValueError(f"{problem}: no supervised token is left, as not even the first answer ends before that")
-        end = fitting[-1]
-        encoded = Encoded(encoded.ids[:end], encoded.supervised[:end], encoded.turn_ends[: len(fitting)])
-    if not encoded.supervised.any():
-        raise ValueError("no supervised token: the sample has no answer")
-    return encoded
+    return Encoded(encoded.ids[: fitting[-1]], encoded.supervised[: fitting[-1]], fitting)

@@ -59,6 +59,12 @@ def lay_out(ids, supervised, blocks, group=1) -> Segment:
     return Segment(opened, slot, target, group)
 
 
+def blank(length) -> Segment:
+    """Padding that takes the place of a copy of `length` positions."""
+    nothing = np.full(length, -1, np.int32)
+    return Segment(np.zeros(length, np.int32), nothing, np.full(length, NO_TARGET, np.int32), 0)
+
+
 def scale_slots(grid, scale, scales, grids) -> np.ndarray:
     """Slots `[scale]` of one grid at one scale, in the bank that `visual_tokens.bank` builds.
 

@@ -50,8 +50,10 @@ class LMM(nn.Module):
         return banks[0], banks[1:] if len(banks) > 1 else None
 
     def __call__(self, batch):
-        """Hidden states `[G, R, T, D]` of a batch of `lmm_jax.data.pipeline`."""
-        visual, stacks = self.visual_tokens(batch["pixels"], batch.get("source"))
+        """Hidden states `[G, R, T, D]` of a batch of `lmm_jax.data.pipeline`; one without pixels is text alone."""
+        visual, stacks = None, None
+        if "pixels" in batch:
+            visual, stacks = self.visual_tokens(batch["pixels"], batch.get("source"))
         return self._decode(batch, visual, stacks)[0]
 
     def logits(self, h):
@@ -87,7 +89,8 @@ class LMM(nn.Module):
         slot = batch["slot"]
         G = slot.shape[0]
         h = self.decoder.embed(batch["id"])
-        h = splice(h.reshape(G, -1, h.shape[-1]), visual, slot.reshape(G, -1)).reshape(h.shape)
+        if visual is not None:
+            h = splice(h.reshape(G, -1, h.shape[-1]), visual, slot.reshape(G, -1)).reshape(h.shape)
         h = constrain(h, "batch", None, "length", "act_embed")
         context = {"position": batch["position"], "segment": batch["segment"], "slot": slot}
         if stacks is not None:

@@ -56,12 +56,12 @@ def batch_page(config, count, path) -> str:
     Raises:
       ConfigError: the config names no data.
     """
-    if not config.data.path:
+    if not config.data.path and not config.data.mixture:
         raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
     packs = Packs(config, config.data.train, config.train.batch_size, shuffle=True)
     body = "".join(_pack_html(packs, position) for position in range(count))
     with open(path, "w") as f:
-        f.write(PAGE.format(body=body, title=html.escape(f"{packs.data.folder} ({packs.data.split})")))
+        f.write(PAGE.format(body=body, title=html.escape(", ".join(f"{d.folder} ({d.split})" for d in packs.data))))
     return os.path.abspath(path)
 
 
@@ -75,8 +75,8 @@ body {{ font: 15px system-ui; margin: 2em; max-width: 75em }} img {{ image-rende
 
 
 def _pack_html(packs, position):
-    pack, tokenizer = packs[position], packs.data.tokenizer
-    pictures = "".join(f'<img height="120" src="data:image/png;base64,{_png(v)}">' for v in pack["pixels"])
+    pack, tokenizer = packs[position], packs.tokenizer
+    pictures = "".join(f'<img height="120" src="data:image/png;base64,{_png(v)}">' for v in pack.get("pixels", ()))
     group = np.zeros(pack["id"].size, np.int64)
     used = pack["group"] > 0
     group[pack["target_at"][used]] = pack["group"][used]
@@ -89,10 +89,12 @@ def _pack_html(packs, position):
                 rows.append(_segment_html(pack, tokenizer, r, where, group[at + where], packs.layout.scales))
     n_targets = int(used.sum())
     filled = (pack["segment"] > 0).mean()
+    records = ", ".join(html.escape(packs.name(*member)) for member in packs.members(position))
+    faults = "".join(f"<p>replaced: {html.escape(fault['reason'])}</p>" for fault in pack["faults"])
     return (
-        f'<div class="pack"><p>position {position}, row {pack["record_index"]} '
+        f'<div class="pack"><p>position {position}: {records} '
         f"<small>{n_targets} supervised, {filled:.0%} of {pack['id'].size} positions used</small></p>"
-        f"{pictures}{''.join(rows)}</div>"
+        f"{faults}{pictures}{''.join(rows)}</div>"
     )
 
 

@@ -11,15 +11,17 @@ from etils import epath
 
 from lmm_jax import sharding
 from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
-from lmm_jax.data.pipeline import Packs, batches
+from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
 from lmm_jax.training import metrics as metrics_lib
 from lmm_jax.training.checkpoint import Checkpoints
+from lmm_jax.training.ledger import Ledger
 from lmm_jax.training.state import abstract_state, init_state, make_program
 from lmm_jax.training.step import jit_eval_step, jit_train_step
 
 # Fields that may differ between the runs of one workdir; any other change would make it another run.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_", "train.save_every", "train.keep", "train.max_skipped")
-MAY_CHANGE += ("train.micro_batches", "data.path", "data.threads", "data.workers", "mesh.", "rules.", "log.")
+MAY_CHANGE += ("train.micro_batches", "data.path", "data.mixture", "data.threads", "data.workers", "data.max_bad_")
+MAY_CHANGE += ("mesh.", "rules.", "log.")
 
 
 class Preempted(Exception):
@@ -44,7 +46,7 @@ def train(config, workdir, profile=0):
       Preempted: after SIGTERM, once everything is saved.
     """
     check(config)
-    if not config.data.path:
+    if not config.data.path and not config.data.mixture:
         raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
     workdir = epath.Path(workdir)
     packs = Packs(config, config.data.train, config.train.batch_size, shuffle=True)
@@ -56,11 +58,10 @@ def train(config, workdir, profile=0):
 
     checkpoints = Checkpoints(workdir, config.train.keep)
     restored = checkpoints.restore(abstract_state(program))
-    stream = {"fingerprint": packs.data.fingerprint, "seed": config.seed, "batch_size": config.train.batch_size}
+    stream = packs.state()
     if restored:
         state, saved = restored
-        if saved != stream:
-            raise ConfigError(f"{workdir} was trained on another stream of data: {saved}, now {stream}")
+        _check_stream(workdir, saved, stream)
     else:
         state = init_state(program)
     sharding.assert_sharded(state, program.shardings, "train state")
@@ -87,11 +88,14 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
     shape = (t.micro_batches, t.batch_size // t.micro_batches)
     local = sharding.local_packs(program.mesh, config.rules, shape)
     stream_of = functools.partial(batches, local=local, threads=config.data.threads, workers=config.data.workers)
-    validation = Packs(config, config.data.validation, t.batch_size, shuffle=False) if t.eval_every else None
+    validation = _validation_packs(config, packs) if t.eval_every else None
     to_global = functools.partial(sharding.to_global, packs=local, mesh=program.mesh, rules=config.rules, shape=shape)
     train_step, eval_step = jit_train_step(program), jit_eval_step(program)
     progress = metrics_lib.Progress(start, t.steps, main)
     meter = _Meter()
+    ledger = Ledger(workdir, config.data.max_bad_share, config.data.max_bad_run)
+    if main and not start:
+        ledger.note_left_out(packs)
     last, recent = {}, []
     with program.use(), _stop_signal() as stop, contextlib.ExitStack() as trace:
         iterator = stream_of(packs, start=start, stop=t.steps)
@@ -100,7 +104,9 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
                 trace.enter_context(jax.profiler.trace(str(workdir / "profile")))
             with meter.waiting():
                 batch = next(iterator)
-            recent.append((step, batch.pop("record_index")))
+            host = {name: batch.pop(name) for name in HOST_ONLY}
+            ledger.add(host["bad"][host["record_index"] >= 0], host["faults"])
+            recent.append((step, host["record_index"]))
             meter.count(batch)
             state, metrics = train_step(state, to_global(batch))
             progress.advance()
@@ -111,6 +117,7 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
             ends = step == t.steps or stopping
             if step % t.log_every == 0 or ends:
                 last = _summarise(jax.device_get(metrics), state, program) | meter.rates()
+                last["bad_records"] = ledger.bad
                 _check_finite(state, recent, t.max_skipped, checkpoints, progress)
                 recent = []
                 writer.write(step, last)
@@ -118,7 +125,7 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
             if validation and (step % t.eval_every == 0 or step == t.steps):
                 with meter.paused():
                     held_out = stream_of(validation, start=0, stop=t.eval_batches)
-                    found = validate(eval_step, state.params, map(to_global, _without_index(held_out)))
+                    found = validate(eval_step, state.params, map(to_global, _for_devices(held_out)))
                 named = _by_scale("validation_loss", *found, config.model.scales)
                 writer.write(step, named)
                 progress.note(f"step {step}: validation loss {named['validation_loss']:.4f}")
@@ -221,23 +228,28 @@ def _claim(workdir, config, packs):
                 f"{workdir} holds a run with another config; choose another workdir\n  " + "\n  ".join(changed)
             )
     save_config(config, path)
-    packs.data.tokenizer.save(workdir)
+    packs.tokenizer.save(workdir)
 
 
 def _check_vocabulary(config, packs):
-    pieces, wanted = packs.data.tokenizer.vocab_size, config.model.decoder.vocab_size
+    pieces, wanted = packs.tokenizer.vocab_size, config.model.decoder.vocab_size
     if pieces > wanted:
-        raise ConfigError(f"the tokenizer of {packs.data.folder} has {pieces} pieces, decoder.vocab_size is {wanted}")
+        folder = packs.data[0].folder
+        raise ConfigError(f"the tokenizer of {folder} has {pieces} pieces, decoder.vocab_size is {wanted}")
 
 
 def _describe(program, packs, start, workdir):
     total = sum(x.size for x in jax.tree.leaves(program.boxed))
     frozen = sorted({path.split("/")[0] for path, rate in program.rates.items() if not rate})
     mesh = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
+    c, (positions, pictures) = packs.stream.capacity, packs.stream.usage()
     print(
         f"{'continuing' if start else 'training'} {workdir} from step {start} of {program.config.train.steps}\n"
-        f"  {total:,} parameters{f', frozen: {frozen}' if frozen else ''}; {len(packs.data):,} rows; "
-        f"{program.mesh.size} × {sharding.platform()}: {mesh}",
+        f"  {total:,} parameters{f', frozen: {frozen}' if frozen else ''}; "
+        f"{program.mesh.size} × {sharding.platform()}: {mesh}\n"
+        f"  {sum(map(len, packs.data)):,} records, {len(packs.left_out):,} left out (too long for data.length, or no "
+        f"answer); packs of {c.rows} × {c.length} positions, {positions:.0%} used, and {c.pictures} pictures, "
+        f"{pictures:.0%} used",
         flush=True,
     )
 
@@ -261,7 +273,7 @@ def _check_finite(state, recent, limit, checkpoints, progress):
     in_row = int(state.skipped_in_row)
     if not in_row:
         return
-    records = {int(r) for _, rows in recent[-in_row:] for r in rows}
+    records = {int(r) for _, rows in recent[-in_row:] for r in rows.flat if r >= 0}
     text = f"loss or gradient not finite in the last {in_row} steps, updates skipped; records {sorted(records)[:8]}"
     progress.note(text)
     if in_row >= limit:
@@ -269,7 +281,27 @@ def _check_finite(state, recent, limit, checkpoints, progress):
         raise FloatingPointError(f"{text}; train.max_skipped={limit} reached, the last sound step is saved")
 
 
-def _without_index(batches):
+def _for_devices(batches):
     for batch in batches:
-        del batch["record_index"]
-        yield batch
+        yield {name: x for name, x in batch.items() if name not in HOST_ONLY}
+
+
+def _validation_packs(config, packs):
+    """Packs of the validation split, or None, said once, if the data has none."""
+    split = config.data.validation
+    if all(split in d.about["splits"] for d in packs.data):
+        return Packs(config, split, config.train.batch_size, shuffle=False)
+    print(f"no split '{split}' in the data: no validation loss")
+    return None
+
+
+def _check_stream(workdir, saved, now):
+    """Raises ConfigError naming what differs from the stream that a run was trained on."""
+    changed = [
+        f"{name}: was {saved.get(name)}, now {now.get(name)}"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name)
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ConfigError(f"{workdir} was trained on another stream of data; nothing is continued\n  {listed}")

@@ -1,11 +1,20 @@
 """The stream is a function of the position: on any number of hosts, from any step."""
 
 import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
 
+from lmm_jax.config import ConfigError
 from lmm_jax.data.pipeline import Packs, batches
+from lmm_jax.data.prepared import Prepared
+
+DEVICE = ("id", "position", "segment", "slot", "target_at", "target", "group", "pixels")
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +27,17 @@ def stream(packs, hosts, start, stop, **kwargs):
     parts = [np.arange(8).reshape(hosts, -1)[h] for h in range(hosts)]
     options = {"threads": 1, "workers": 0, **kwargs}
     hosts = [batches(packs, part, start, stop, **options) for part in parts]
-    return [{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*hosts, strict=True)]
+    return [joined(step) for step in zip(*hosts, strict=True)]
+
+
+def joined(parts):
+    most = max(p["bad"].shape[1] for p in parts)
+    fill = {"record_index": -1, "bad": False}
+    batch = {name: np.concatenate([p[name] for p in parts]) for name in parts[0] if name in DEVICE}
+    for name, value in fill.items():
+        wide = [np.pad(p[name], ((0, 0), (0, most - p[name].shape[1])), constant_values=value) for p in parts]
+        batch[name] = np.concatenate(wide)
+    return batch | {"faults": [fault for p in parts for fault in p["faults"]]}
 
 
 def assert_same(a, b):
@@ -45,14 +64,14 @@ def test_reader_threads_change_nothing(packs):
 
 
 def test_an_epoch_is_a_permutation_and_the_next_one_another(packs):
-    records = [packs[p]["record_index"] for p in range(128)]
+    records = [int(packs[p]["record_index"][0]) for p in range(128)]
     assert sorted(records[:64]) == sorted(records[64:]) == list(range(64))
     assert records[:64] != records[64:] and records[:64] != list(range(64))
 
 
 def test_seeds_differ(tiny, packs):
     other = Packs(tiny("seed=1"), "train", packs_per_step=8, shuffle=True)
-    assert [other[p]["record_index"] for p in range(16)] != [packs[p]["record_index"] for p in range(16)]
+    assert [other.members(p) for p in range(16)] != [packs.members(p) for p in range(16)]
 
 
 def test_scales_rotate_by_step(packs):
@@ -60,16 +79,102 @@ def test_scales_rotate_by_step(packs):
     assert groups == [0b0101, 0b1010, 0b0101, 0b1010]
 
 
-def test_a_pack_that_does_not_fit_names_its_record(tiny):
-    small = Packs(tiny("data.length=64"), "train", packs_per_step=8, shuffle=False)
-    with pytest.raises(ValueError, match=r"data \(train\), row \d+, id train-\d+: .*raise data\.length"):
-        for p in range(8, 16):
-            small[p]
+def test_rows_that_do_not_fit_are_left_out_and_named(tiny):
+    small = Packs(tiny("data.length=90"), "train", packs_per_step=8, shuffle=True)
+    lengths = [small.data[0].index["turn_tokens"][end - 1] for end in small.data[0].index["turn_offsets"][1:]]
+    too_long = [row for row, n in enumerate(lengths) if n + 36 > 90 or n + 36 + n + 4 > 90]
+    assert 0 < len(too_long) < 64 and small.left_out == [(0, row) for row in too_long]
+    used = {row for p in range(64) for _, row in small.members(p)}
+    assert used == set(range(64)) - set(too_long)
+    assert small.name(0, 3).endswith("data (train) row 3")
+    with pytest.raises(ValueError, match=r"none of 64 rows fits a pack of 1 × 20 positions.*raise data\.length"):
+        Packs(tiny("data.length=20"), "train", packs_per_step=8, shuffle=True)
+
+
+def failing(packs, monkeypatch, rows):
+    """Makes some rows of the data unreadable."""
+    read = Prepared.__getitem__
+
+    def broken(self, row):
+        if row in rows:
+            raise RuntimeError("Corrupted records file")
+        return read(self, row)
+
+    monkeypatch.setattr(Prepared, "__getitem__", broken)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_a_bad_record_is_replaced_and_moves_no_other(packs, monkeypatch, hosts):
+    good = stream(packs, 1, 0, 8)
+    failing(packs, monkeypatch, rows={5, 17, 40})
+    bad = stream(packs, hosts, 0, 8)
+    faults = [fault for batch in bad for fault in batch["faults"]]
+    assert {fault["row"] for fault in faults} == {5, 17, 40}
+    assert all("Corrupted" in f["reason"] and f["file"].endswith("data") and f["position"] < 64 for f in faults)
+    for a, b in zip(good, bad, strict=True):
+        np.testing.assert_array_equal(a["record_index"], b["record_index"])
+        for pack in range(8):
+            if a["record_index"][pack, 0] in (5, 17, 40):
+                assert b["bad"][pack].all() and not b["group"][pack].any() and not b["pixels"][pack].any()
+                np.testing.assert_array_equal(a["segment"][pack], b["segment"][pack])
+            else:
+                assert not b["bad"][pack].any()
+                for name in DEVICE:
+                    np.testing.assert_array_equal(a[name][pack], b[name][pack])
+
+
+def test_a_fault_in_a_pack_leaves_its_neighbours_as_they_are(tiny, monkeypatch):
+    packs = Packs(
+        tiny("data.rows=2", "data.length=256", "data.pictures=8", "data.targets=400"), "train", 2, shuffle=True
+    )
+    members = packs.members(1)
+    victim = members[1][1]
+    good = packs[1]
+    failing(packs, monkeypatch, rows={victim})
+    bad = packs[1]
+    np.testing.assert_array_equal(bad["bad"], [row == victim for _, row in members])
+    np.testing.assert_array_equal(good["position"], bad["position"])
+    same = (good["id"] == bad["id"]) & (good["slot"] == bad["slot"])
+    assert (~same).sum() > 0 and len(set(good["segment"][~same])) == 2  # its two copies
+    kept = np.setdiff1d(np.arange(len(members)), [1])
+    np.testing.assert_array_equal(good["pixels"][kept], bad["pixels"][kept])
+    assert not bad["pixels"][1].any()
+    # Its targets are gone; those that are left are the same.
+    left = set(zip(bad["target_at"], bad["target"], bad["group"], strict=True))
+    assert left < set(zip(good["target_at"], good["target"], good["group"], strict=True)) | {(0, 0, 0)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(packs, workers):
+    assert_same(stream(packs, 1, 0, 5), stream(packs, 1, 0, 5, workers=workers))
+
+
+def test_a_killed_worker_is_an_error_at_once_and_nothing_is_lost_after_a_restart(packs):
+    whole = stream(packs, 1, 0, 40)
+    iterator = batches(packs, np.arange(8), 0, 10_000, threads=1, workers=1)
+    read = [next(iterator) for _ in range(3)]
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError):
+        for _ in range(10_000):
+            read.append(next(iterator))
+    assert time.monotonic() - begin < 5
+    done = min(len(read), 30)
+    assert_same(whole[:done], [joined([batch]) for batch in read[:done]])
+    assert_same(whole[done:], stream(packs, 1, done, 40))
+
+
+def test_the_state_tells_streams_apart(tiny, packs):
+    same = Packs(tiny(), "train", packs_per_step=8, shuffle=True).state()
+    assert json.loads(json.dumps(same)) == packs.state()
+    for override in ("seed=1", "data.length=128", "train.scales_per_step=1"):
+        assert Packs(tiny(override), "train", packs_per_step=8, shuffle=True).state() != same
 
 
 def test_a_conversation_is_cut_at_the_same_turn_at_every_scale(tiny):
     packs = Packs(tiny("data.too_long=cut"), "train", packs_per_step=8, shuffle=False)
-    layout, tokenizer = packs.layout, packs.data.tokenizer
+    layout, tokenizer = packs.layout, packs.tokenizer
     turns = [("user", "<image>\ndigit at b2?"), ("assistant", "7"), *[("user", "and?"), ("assistant", "no")] * 40]
     fitting = layout.training_segments(turns[:4], 1, tokenizer, layout.scales)
     room = max(len(segment) for segment in fitting)
@@ -81,3 +186,22 @@ def test_a_conversation_is_cut_at_the_same_turn_at_every_scale(tiny):
         dataclasses.replace(layout, length=room, too_long="refuse").training_segments(turns, 1, tokenizer, (1,))
     with pytest.raises(ValueError, match="no supervised token"):
         layout.training_segments(turns[:1], 1, tokenizer, layout.scales)
+
+
+def test_several_sources_are_numbered_on_and_must_agree(tiny, digits_folder, tmp_path):
+    mixture = f"data.mixture=(('{digits_folder}', 1.0), ('{digits_folder}', 3.0))"
+    config = tiny()
+    with config.unlocked():
+        config.data.path = None
+        config.data.mixture = ((str(digits_folder), 1.0), (str(digits_folder), 3.0))
+    packs = Packs(config, "train", packs_per_step=8, shuffle=True)
+    drawn = [packs.members(p)[0] for p in range(128)]
+    assert [source for source, _ in drawn].count(1) == 96
+    source, row = drawn[5]
+    assert packs[5]["record_index"][0] == 64 * source + row
+    with pytest.raises(ConfigError, match="data.path and data.mixture are both set"):
+        tiny(mixture)
+    with config.unlocked():
+        config.data.template = "vicuna_v1"
+    with pytest.raises(ValueError, match="was prepared with template 'qa'"):
+        Packs(config, "train", packs_per_step=8, shuffle=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.plan import tile_source
-from lmm_jax.data.prepared import as_pictures
+from lmm_jax.data.prepared import as_pictures, as_turns
 from lmm_jax.generation import generate_tokens
 from lmm_jax.training.optimizer import split
 from lmm_jax.training.step import loss_and_grads
@@ -41,6 +41,36 @@ def test_copies_in_other_rows_of_the_pack_give_the_same(setup):
     a = nested(one_row.program, one_row.state.params, one_row.place(one_row.host_batch(0)))
     b = nested(rows.program, one_row.state.params, rows.place(rows.host_batch(0)))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+
+
+def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(setup):
+    alone = setup(1)
+    packed = setup(1, "data.rows=2", "data.length=256", "data.pictures=5", "data.targets=200", "train.batch_size=2")
+    layout, scales, tokenizer = packed.packs.layout, (1, 9), alone.packs.tokenizer
+    members = [alone.packs.members(p)[0][1] for p in range(8)]
+    packs = []
+    for rows in (members[:4], members[4:]):
+        records = [alone.packs.data[0][row] for row in rows]
+        segments, seen = [], [None]  # a slot without a picture moves the others
+        for record in records:
+            segments += layout.training_segments(as_turns(record), 1, tokenizer, scales, first=len(seen))
+            seen.append(layout.see(as_pictures(record)[0]))
+        packs.append(layout.assemble(segments, seen))
+    together = {name: np.stack([p[name] for p in packs]) for name in packs[0]}
+    a = nested(alone.program, alone.state.params, alone.place(alone.host_batch(0)))
+    b = nested(alone.program, alone.state.params, packed.place(together))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+
+
+def test_text_alone_needs_no_vision_pass_and_gives_the_same(setup):
+    s = setup(8)
+    batch = s.host_batch(0)
+    batch["slot"] = np.full_like(batch["slot"], -1)
+    a = nested(s.program, s.state.params, s.place(batch))
+    del batch["pixels"]
+    b = nested(s.program, s.state.params, s.place(batch))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
+    assert float(np.abs(b[1]["vision/patches/kernel"]).max()) == 0.0
 
 
 def test_deepstack_adds_the_features_that_lie_under_each_cell(setup):
@@ -84,7 +114,7 @@ def test_tile_source_names_each_tile_cell_once():
 def test_cached_generation_equals_rereading_everything(setup, recipe):
     s = setup(8, recipe=recipe)
     model, params = s.program.model, s.state.params
-    layout, tokenizer = s.packs.layout, s.packs.data.tokenizer
+    layout, tokenizer = s.packs.layout, s.packs.tokenizer
     scale, new = layout.scales[-1], 6
     requests = [("digit at b2?", 0), ("how many 7s are there?", 1), ("read all", 2)]
     layout = dataclasses.replace(layout, scales=(scale,), rows=1, length=64, targets=0)
@@ -92,7 +122,7 @@ def test_cached_generation_equals_rereading_everything(setup, recipe):
     def batch_of(suffixes):
         packs = []
         for (question, row), suffix in zip(requests, suffixes, strict=True):
-            pictures = as_pictures(s.packs.data[row])
+            pictures = as_pictures(s.packs.data[0][row])
             (segment,) = layout.segments([("user", f"<image>\n{question}")], 1, tokenizer, (scale,))
             longer = dataclasses.replace(
                 segment,
@@ -100,7 +130,7 @@ def test_cached_generation_equals_rereading_everything(setup, recipe):
                 slot=np.concatenate([segment.slot, np.full(len(suffix), -1)]).astype(np.int32),
                 target=np.concatenate([segment.target, np.full(len(suffix), -1)]).astype(np.int32),
             )
-            packs.append(layout.assemble([longer], pictures))
+            packs.append(layout.assemble([longer], [layout.see(p) for p in pictures]))
         return {name: jnp.stack([p[name] for p in packs]) for name in packs[0]}
 
     cached, lengths = jax.jit(generate_tokens, static_argnums=(0, 3, 4, 5))(

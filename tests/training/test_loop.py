@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 
@@ -11,7 +12,9 @@ import pytest
 
 import lmm_jax as lmm
 from lmm_jax import config as c
+from lmm_jax.data.prepared import Prepared
 from lmm_jax.training import loop
+from lmm_jax.training.ledger import BadData
 from lmm_jax.training.metrics import read_metrics
 
 STEPS = ["--config.train.steps=24", "--config.train.save_every=4", "--config.train.log_every=1"]
@@ -117,3 +120,36 @@ def test_data_that_does_not_match_is_refused(tiny, tmp_path):
         lmm.train(tiny("model.decoder.vocab_size=64"), tmp_path)
     with pytest.raises(FileNotFoundError, match="lmm prepare"):
         lmm.train(tiny(f"data.path={tmp_path}"), tmp_path)
+
+
+def test_another_stream_is_refused_with_the_difference(uninterrupted, tiny, tmp_path, digits_folder):
+    copy = tmp_path / "data"
+    shutil.copytree(digits_folder, copy)
+    about = json.loads((copy / "prepared.json").read_text())
+    (copy / "prepared.json").write_text(json.dumps({**about, "fingerprint": "another"}))
+    overrides = ("train.steps=24", "train.save_every=4", "train.log_every=1", f"data.path={copy}")
+    with pytest.raises(
+        c.ConfigError, match=r"another stream of data; nothing is continued\n  data: was \['.*another"
+    ):
+        lmm.train(tiny(*overrides), uninterrupted[0])
+    # The same data in another place is the same stream.
+    (copy / "prepared.json").write_text(json.dumps(about))
+    assert lmm.train(tiny(*overrides), uninterrupted[0])["step"] == 24
+
+
+def test_bad_records_are_counted_and_too_many_stop_the_run(tiny, tmp_path, monkeypatch):
+    read = Prepared.__getitem__
+
+    def broken(self, row):
+        if row % 8 == 3 and self.split == "train":
+            raise RuntimeError("Corrupted records file")
+        return read(self, row)
+
+    monkeypatch.setattr(Prepared, "__getitem__", broken)
+    result = lmm.train(tiny("train.steps=8", "train.log_every=4"), tmp_path / "a")
+    assert result["bad_records"] == 8  # one epoch of 64 rows
+    lines = [json.loads(line) for line in (tmp_path / "a" / "ledger.jsonl").read_text().splitlines()]
+    assert sorted(line["row"] for line in lines) == list(range(3, 64, 8))
+    assert np.isfinite(result["loss"])
+    with pytest.raises(BadData, match="8 of 64 records could not be read"):
+        lmm.train(tiny("train.steps=20", "data.max_bad_share=0.0007"), tmp_path / "b")

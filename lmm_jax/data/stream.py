@@ -1,0 +1,294 @@
+"""Which rows stand in which pack: a pure function of (seed, data, position), planned from stored lengths alone.
+
+Rows are drawn in *rounds*: of one source, a round is an epoch in a new order; of a mixture, as many rows as all
+sources have, drawn by weight, each source going through its own epochs. The rows of a round are packed, the packs
+shuffled, and the packs of all rounds numbered on: that number is the global position.
+"""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+WINDOW = 1024  # rows that are packed together, longest first
+OPEN = 64  # packs that stay open from one window to the next
+FULL = np.iinfo(np.int64).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+    """What a pack holds.
+
+    Attributes:
+      rows, length: rows of a pack and positions of each.
+      pictures: pictures of a pack.
+      targets: supervised positions of a pack.
+    """
+
+    rows: int
+    length: int
+    pictures: int
+    targets: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What each row of a source takes in a pack.
+
+    Attributes:
+      copies: `[n, C]` int, positions of each copy, longest first; 0 where a row has fewer copies.
+      pictures: `[n]` int.
+      targets: `[n]` int, supervised positions of all copies together.
+    """
+
+    copies: np.ndarray
+    pictures: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self):
+        return len(self.copies)
+
+    def take(self, rows):
+        """The needs of some rows."""
+        return Needs(self.copies[rows], self.pictures[rows], self.targets[rows])
+
+
+def needs_of(index, scales, phases, length, cut) -> tuple[Needs, np.ndarray]:
+    """What each row of a prepared split takes, from its index.
+
+    Args:
+      index: arrays of `lmm_jax.data.index`.
+      scales: all scales of the bank; where a row is cut depends on the largest.
+      phases: the sets of scales that train together, see `plan.scales_at`; a row must fit with any of them.
+      length: positions of a row.
+      cut: whether a conversation that is too long is cut after its last answer that fits.
+
+    Returns:
+      the needs, and `[n]` bool: rows that can be used at all; the others are too long or have no answer.
+    """
+    offsets = index["turn_offsets"]
+    fitting = index["turn_tokens"] + index["turn_images"] * max(scales) <= length
+    kept = np.concatenate([[0], np.cumsum(fitting)])
+    kept = kept[offsets[1:]] - kept[offsets[:-1]]  # answers that fit: lengths grow, so they are the first ones
+    answers = np.diff(offsets)
+    usable = (kept > 0) & (cut | (kept == answers))
+    last = np.where(usable, offsets[:-1] + kept - 1, 0)
+    if not len(fitting):
+        zeros = np.zeros(len(answers), np.int64)
+        return Needs(zeros[:, None], zeros, zeros), usable
+    tokens, pictures, supervised = (
+        np.where(usable, index[name][last], 0).astype(np.int64)
+        for name in ("turn_tokens", "turn_images", "turn_supervised")
+    )
+    copies = np.zeros((len(answers), max(map(len, phases))), np.int64)
+    for phase in phases:
+        for n, scale in enumerate(sorted(phase, reverse=True)):
+            # Text alone is the same at every scale and has one copy.
+            here = np.where((pictures > 0) | (n == 0), tokens + pictures * scale, 0)
+            copies[:, n] = np.maximum(copies[:, n], here)
+    groups = np.where(pictures > 0, max(map(len, phases)), 1)
+    return Needs(copies, pictures, supervised * groups), usable
+
+
+def fits(needs, capacity) -> np.ndarray:
+    """`[n]` bool: rows that an empty pack can hold."""
+    empty = np.full((1, capacity.rows), capacity.length)
+    alone = (needs.pictures <= capacity.pictures) & (needs.targets <= capacity.targets)
+    if needs.copies.shape[1] == 1:
+        return alone & (needs.copies[:, 0] <= capacity.length)
+    # Few kinds of rows differ in what they need, so that each is tried once.
+    kinds, which = np.unique(needs.copies, axis=0, return_inverse=True)
+    placed = np.array([place_copies(c[c > 0], empty)[1][0] < FULL for c in kinds], bool)
+    return alone & placed[which.reshape(-1)]
+
+
+def best_fit(needs, capacity) -> list[list[int]]:
+    """Packs rows in windows: longest first, each where it leaves the least room.
+
+    Args:
+      needs: of the rows, in stream order; every row must fit into a pack of its own.
+      capacity: of a pack.
+
+    Returns:
+      Row numbers of each pack.
+
+    Raises:
+      ValueError: a row whose copies cannot be placed into an empty pack, naming it.
+    """
+    packs, members = [], []  # finished packs; members of the open ones
+    free = np.zeros((0, capacity.rows), np.int64)
+    pictures, targets = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for first in range(0, len(needs), WINDOW):
+        window = np.arange(first, min(first + WINDOW, len(needs)))
+        for row in window[np.argsort(-needs.copies[window].sum(axis=1), kind="stable")]:
+            copies = needs.copies[row][needs.copies[row] > 0]
+            after, left = place_copies(copies, free)
+            left = np.where((pictures >= needs.pictures[row]) & (targets >= needs.targets[row]), left, FULL)
+            if not len(left) or left.min() == FULL:
+                free = np.concatenate([free, np.full((1, capacity.rows), capacity.length, np.int64)])
+                pictures, targets = np.append(pictures, capacity.pictures), np.append(targets, capacity.targets)
+                members.append([])
+                chosen = len(members) - 1
+                after, left = place_copies(copies, free)
+                if left[chosen] == FULL:
+                    raise ValueError(f"row {row} of {copies.tolist()} positions does not fit into a pack")
+            else:
+                chosen = int(left.argmin())
+            free[chosen] = after[chosen]
+            pictures[chosen] -= needs.pictures[row]
+            targets[chosen] -= needs.targets[row]
+            members[chosen].append(int(row))
+        keep = np.sort(np.argsort(-free.sum(axis=1), kind="stable")[:OPEN])
+        packs += [members[i] for i in np.setdiff1d(np.arange(len(members)), keep)]
+        members = [members[i] for i in keep]
+        free, pictures, targets = free[keep], pictures[keep], targets[keep]
+    return packs + members
+
+
+def place_copies(copies, free):
+    """Places copies, longest first, each into the row of a pack where it leaves the least room.
+
+    Args:
+      copies: `[C]` lengths, descending.
+      free: `[n, R]` room in each row of n packs, each of which is tried by itself.
+
+    Returns:
+      room afterwards `[n, R]`, and `[n]` what the longest copy's row has left, `FULL` if a copy finds no place.
+    """
+    free, at, placed = free.copy(), np.arange(len(free)), np.ones(len(free), bool)
+    rows = []
+    for copy in copies:
+        room = np.where(free >= copy, free, FULL)
+        row = room.argmin(axis=1)
+        placed &= room[at, row] < FULL
+        free[at, row] -= copy
+        rows.append(row)
+    return free, np.where(placed, free[at, rows[0]], FULL)
+
+
+class Stream:
+    """The endless stream of packs over one or several sources.
+
+    Attributes:
+      needs: of each source.
+      weights: share of each source in the rows of a round.
+      capacity: of a pack.
+      seed: of all orders.
+    """
+
+    def __init__(self, needs, weights, capacity, seed, shuffle=True):
+        """Raises ValueError for an empty source, or weights that are not positive."""
+        if not all(len(n) for n in needs):
+            raise ValueError("data.mixture: a source has no usable row")
+        if min(weights) <= 0:
+            raise ValueError(f"data.mixture: weights must be positive, got {list(weights)}")
+        self.needs, self.capacity = list(needs), capacity
+        self.weights = np.asarray(weights, np.float64) / np.sum(weights)
+        self.seed, self._shuffle = seed, shuffle
+        self._ends = [0]  # packs before each round that was planned
+        self._plans = {}  # of the latest rounds
+
+    def __getitem__(self, position) -> np.ndarray:
+        """Members `[m, 2]` (source, row) of the pack at a global position."""
+        number = 0
+        while position >= self._end(number):
+            number += 1
+        return self._round(number)[position - self._ends[number]]
+
+    def usage(self, number=0):
+        """Shares of positions and of pictures' slots that the packs of a round use."""
+        packs, c = self._round(number), self.capacity
+        taken = self.drawn(np.concatenate(packs))
+        positions = taken.copies.sum() / (len(packs) * c.rows * c.length)
+        return float(positions), float(taken.pictures.sum() / max(len(packs) * c.pictures, 1))
+
+    def _end(self, number):
+        while len(self._ends) <= number + 1:
+            self._ends.append(self._ends[-1] + len(self._round(len(self._ends) - 1)))
+        return self._ends[number + 1]
+
+    def _round(self, number):
+        if number not in self._plans:
+            self._plans = {n: plan for n, plan in self._plans.items() if n == number - 1}
+            self._plans[number] = self._plan_round(number)
+        return self._plans[number]
+
+    def _plan_round(self, number):
+        rows = self.rows(number)
+        packs = best_fit(self.drawn(rows), self.capacity)
+        order = _permutation(len(packs), self.seed, "packs", number) if self._shuffle else range(len(packs))
+        return [rows[packs[i]] for i in order]
+
+    def drawn(self, rows) -> Needs:
+        """Needs of rows `[n, 2]` (source, row)."""
+        copies = np.zeros((len(rows), max(n.copies.shape[1] for n in self.needs)), np.int64)
+        pictures, targets = np.zeros((2, len(rows)), np.int64)
+        for source, needs in enumerate(self.needs):
+            at = rows[:, 0] == source
+            some = needs.take(rows[at, 1])
+            copies[at, : some.copies.shape[1]] = some.copies
+            pictures[at], targets[at] = some.pictures, some.targets
+        return Needs(copies, pictures, targets)
+
+    def rows(self, number) -> np.ndarray:
+        """Rows `[n, 2]` (source, row) of a round, in the order in which they are packed."""
+        size = sum(len(n) for n in self.needs)
+        drawn = []
+        for source, needs in enumerate(self.needs):
+            share = self.weights[source] * size
+            first, last = round(share * number), round(share * (number + 1))
+            if len(self.needs) == 1:
+                first, last = size * number, size * (number + 1)
+            drawn.append(np.stack([np.full(last - first, source), self._draws(source, first, last, len(needs))], 1))
+        rows = np.concatenate(drawn)
+        if self._shuffle and len(self.needs) > 1:
+            rows = rows[_permutation(len(rows), self.seed, "mixture", number)]
+        return rows
+
+    def _draws(self, source, first, last, size):
+        """Rows number `first` … `last` - 1 of a source's own stream, epoch after epoch, each in its own order."""
+        parts = []
+        for epoch in range(first // size, -(-last // size)):
+            order = _permutation(size, self.seed, f"rows {source}", epoch) if self._shuffle else np.arange(size)
+            begin = epoch * size
+            parts.append(order[max(first - begin, 0) : last - begin])
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def choose_capacity(needs, weights, length, seed, rows=(1, 2, 4, 8), sample=4096) -> Capacity:
+    """Rows and pictures of a pack that leave the least unused, tried on a sample of the stream.
+
+    More rows even out how many pictures stand in a pack; the fewest rows within one percent of the best are taken.
+
+    Args:
+      needs, weights, seed: as for `Stream`.
+      length: positions of a row, all of which may be supervised.
+      rows: numbers of rows to try.
+      sample: rows of the stream to try on.
+
+    Raises:
+      ValueError: a pack of the most rows does not hold the longest row.
+    """
+    whole = Stream(needs, weights, Capacity(1, length, 0, 0), seed)
+    some = whole.drawn(whole.rows(0)[:sample])
+    most, found = int(some.pictures.max()), {}
+    for r in rows:
+        per_pack = some.pictures.sum() / some.copies.sum() * r * length
+        for share in (0.85, 0.9, 0.95, 1.0, 1.05):
+            capacity = Capacity(r, length, max(round(per_pack * share), most), r * length)
+            if capacity not in found and fits(some, capacity).all():
+                packs = len(best_fit(some, capacity))
+                positions = some.copies.sum() / (packs * r * length)
+                slots = some.pictures.sum() / (packs * capacity.pictures) if most else 1.0
+                found[capacity] = min(positions, slots)
+    if not found:
+        raise ValueError(f"no pack of {max(rows)} rows of {length} positions holds the longest; raise data.length")
+    best = max(found.values())
+    return next(c for c in sorted(found, key=lambda c: (c.rows, -found[c])) if found[c] >= best - 0.01)
+
+
+def _permutation(size, seed, what, number) -> np.ndarray:
+    """A permutation that depends on its arguments alone; bit generators' raw output never changes with numpy."""
+    key = hashlib.sha256(f"{seed} {what} {number}".encode()).digest()[:16]
+    raw = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(size)
+    return np.argsort(raw, kind="stable")

@@ -1,0 +1,63 @@
+"""The records that could not be used: every one is written down, too many stop the run."""
+
+import json
+
+import jax
+import numpy as np
+from etils import epath
+
+LEAST = 10_000  # records that the share is taken of at least, so that an early fault does not stop a run
+
+
+class BadData(ValueError):
+    """More records than allowed could not be read."""
+
+
+class Ledger:
+    """Faults of this process's part of the stream, one JSON line each in `WORKDIR/ledger.jsonl`.
+
+    Attributes:
+      seen, bad: records so far, and those of them that were replaced.
+    """
+
+    def __init__(self, workdir, max_share, max_run):
+        """Args: see `config.data.max_bad_share` and `max_bad_run`."""
+        name = "ledger.jsonl" if jax.process_count() == 1 else f"ledger_{jax.process_index()}.jsonl"
+        self.path = epath.Path(workdir) / name
+        self.seen = self.bad = self._run = 0
+        self._max_share, self._max_run = max_share, max_run
+
+    def add(self, bad, faults):
+        """Takes in the records of a batch.
+
+        Args:
+          bad: `[records]` bool, in stream order.
+          faults: dicts of the bad ones, as `pipeline.Packs` gives them.
+
+        Raises:
+          BadData: more than the allowed share, or too many in a row; the message names the last one.
+        """
+        self.seen += len(bad)
+        self.bad += len(faults)
+        if faults:
+            with self.path.open("a") as f:
+                f.writelines(json.dumps(fault) + "\n" for fault in faults)
+        good = np.flatnonzero(~bad)
+        runs = np.diff(np.concatenate([[-1], good, [len(bad)]])) - 1  # of bad records between the good ones
+        runs[0] += self._run
+        self._run = int(runs[-1])
+        if runs.max() >= self._max_run:
+            raise BadData(f"{runs.max()} records one after another could not be read, {self._last(faults)}")
+        if self.bad > self._max_share * max(self.seen, LEAST):
+            raise BadData(f"{self.bad} of {self.seen} records could not be read, {self._last(faults)}")
+
+    def note_left_out(self, packs):
+        """Writes down the rows that `packs` (a `pipeline.Packs`) cannot use, before the first step."""
+        reason = f"left out: no answer ends within data.length={packs.layout.length}"
+        with self.path.open("a") as f:
+            for source, row in packs.left_out:
+                f.write(json.dumps({"file": str(packs.data[source].folder), "row": row, "reason": reason}) + "\n")
+
+    def _last(self, faults):
+        last = faults[-1]
+        return f"the last: {last['file']} row {last['row']}: {last['reason']}; all are in {self.path}"

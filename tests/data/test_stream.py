@@ -1,0 +1,141 @@
+"""Packing and order from lengths alone."""
+
+import numpy as np
+import pytest
+
+from lmm_jax.data.plan import scales_at
+from lmm_jax.data.stream import FULL, Capacity, Needs, Stream, best_fit, choose_capacity, fits, needs_of, place_copies
+
+
+def single(lengths, pictures=None):
+    lengths = np.asarray(lengths)
+    pictures = np.zeros_like(lengths) if pictures is None else np.asarray(pictures)
+    return Needs(lengths[:, None], pictures, lengths // 4)
+
+
+def random_needs(n, copies=3, seed=0):
+    rng = np.random.default_rng(seed)
+    text, pictures = rng.integers(10, 60, n), rng.integers(0, 3, n)
+    lengths = text[:, None] + pictures[:, None] * np.array([16, 4, 1])[:copies]
+    lengths[pictures == 0, 1:] = 0
+    return Needs(lengths, pictures, text // 3 * (lengths > 0).sum(axis=1))
+
+
+def assert_packed(needs, packs, capacity):
+    assert sorted(row for pack in packs for row in pack) == list(range(len(needs)))
+    for pack in packs:
+        some = needs.take(pack)
+        assert some.pictures.sum() <= capacity.pictures and some.targets.sum() <= capacity.targets
+        copies = np.sort(some.copies[some.copies > 0])[::-1]
+        assert copies.sum() <= capacity.rows * capacity.length
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_every_row_stands_in_one_pack_that_holds_it(rows):
+    needs = random_needs(3000)
+    capacity = Capacity(rows, 256, 6 * rows, 200 * rows)
+    assert fits(needs, capacity).all()
+    packs = best_fit(needs, capacity)
+    assert_packed(needs, packs, capacity)
+    taken = needs.copies.sum() / (len(packs) * rows * 256)
+    assert taken > 0.8, taken
+
+
+def test_what_fits_no_pack_is_known_before():
+    capacity = Capacity(2, 100, 3, 50)
+    needs = Needs(
+        np.array([[100, 100, 0], [101, 1, 1], [60, 60, 40], [60, 60, 41], [10, 0, 0], [10, 0, 0]]),
+        np.array([0, 0, 0, 0, 4, 3]),
+        np.array([0, 0, 0, 0, 0, 51]),
+    )
+    np.testing.assert_array_equal(fits(needs, capacity), [True, False, True, False, False, False])
+    free = np.array([[100, 100], [60, 101], [160, 0]])
+    after, left = place_copies([60, 60, 41], free)
+    np.testing.assert_array_equal(left, [FULL, 0, FULL])
+    np.testing.assert_array_equal(after[1], [0, 0])
+
+
+def test_packs_of_one_row_reach_what_lengths_allow():
+    """Pairs that fill a row exactly are found."""
+    rng = np.random.default_rng(0)
+    half = rng.integers(200, 500, 500)
+    needs = single(rng.permutation(np.concatenate([half, 1000 - half])))
+    packs = best_fit(needs, Capacity(1, 1000, 0, 1000))
+    assert len(packs) <= 505
+
+
+def stream_of(seed=0, **kwargs):
+    sources = [random_needs(700), random_needs(300, seed=1)]
+    return Stream(sources, kwargs.pop("weights", (3.0, 1.0)), Capacity(2, 256, 12, 400), seed, **kwargs)
+
+
+def test_the_stream_depends_on_seed_and_position_alone():
+    a, b, other = stream_of(), stream_of(), stream_of(seed=1)
+    late = [b[p] for p in (900, 13, 400, 0)]  # asked in another order
+    for position, found in zip((900, 13, 400, 0), late, strict=True):
+        np.testing.assert_array_equal(a[position], found)
+    assert any(not np.array_equal(a[p], other[p]) for p in range(10))
+
+
+def test_a_mixture_draws_by_weight_and_goes_through_every_row():
+    stream = stream_of()
+    drawn = np.concatenate([stream.rows(n) for n in range(6)])
+    assert abs((drawn[:, 0] == 0).mean() - 0.75) < 1e-3
+    rare = drawn[drawn[:, 0] == 1, 1]
+    np.testing.assert_array_equal(np.bincount(rare, minlength=300), 5)
+    assert list(rare[:250]) != list(rare[250:500])
+    # The sources are mixed within a round, not one after the other.
+    assert 0.5 < (stream.rows(0)[:100, 0] == 0).mean() < 1
+
+
+def test_one_source_goes_through_its_rows_once_a_round():
+    stream = Stream([random_needs(500)], [1.0], Capacity(2, 256, 12, 400), 0)
+    for number in range(3):
+        packs = [stream[p] for p in range(stream._end(number - 1) if number else 0, stream._end(number))]
+        assert sorted(np.concatenate(packs)[:, 1]) == list(range(500))
+
+
+def test_bad_mixtures_are_refused():
+    with pytest.raises(ValueError, match="weights must be positive"):
+        stream_of(weights=(1.0, 0.0))
+    with pytest.raises(ValueError, match="no usable row"):
+        Stream([random_needs(0)], [1.0], Capacity(1, 256, 12, 400), 0)
+
+
+def test_the_planner_leaves_little_unused():
+    needs = random_needs(4000, copies=1)
+    capacity = choose_capacity([needs], [1.0], 256, 0)
+    positions, pictures = Stream([needs], [1.0], capacity, 0).usage()
+    assert positions > 0.95 and pictures > 0.9, (capacity, positions, pictures)
+    with pytest.raises(ValueError, match=r"raise data\.length"):
+        choose_capacity([single([300, 20])], [1.0], 256, 0)
+
+
+INDEX = {
+    "turn_offsets": np.array([0, 2, 3, 3, 5]),
+    "turn_tokens": np.array([10, 30, 20, 15, 80]),
+    "turn_supervised": np.array([3, 9, 5, 2, 40]),
+    "turn_images": np.array([1, 2, 0, 1, 1]),
+    "image_offsets": np.array([0, 2, 2, 2, 3]),
+    "image_sizes": np.zeros((3, 2), int),
+}
+
+
+def test_needs_come_from_the_answers_that_fit():
+    scales = (1, 16)
+    needs, usable = needs_of(INDEX, scales, [scales], length=62, cut=True)
+    np.testing.assert_array_equal(usable, [True, True, False, True])
+    np.testing.assert_array_equal(needs.copies, [[62, 32], [20, 0], [0, 0], [31, 16]])
+    np.testing.assert_array_equal(needs.pictures, [2, 0, 0, 1])
+    np.testing.assert_array_equal(needs.targets, [18, 5, 0, 4])
+    needs, usable = needs_of(INDEX, scales, [scales], length=61, cut=True)
+    np.testing.assert_array_equal(needs.copies[0], [26, 11])
+    _, usable = needs_of(INDEX, scales, [scales], length=61, cut=False)
+    np.testing.assert_array_equal(usable, [False, True, False, False])
+
+
+def test_needs_hold_for_every_phase_of_a_rotation():
+    scales = (1, 4, 9, 36)
+    phases = [scales_at(i, scales, 2) for i in range(4)]
+    needs, _ = needs_of(INDEX, scales, phases, length=200, cut=False)
+    np.testing.assert_array_equal(needs.copies[0], [30 + 2 * 36, 30 + 2 * 4])
