@@ -91,6 +91,13 @@ def _parser():
     sub.add_argument("--workdir", metavar="DIR", help="folder of a run, instead of --config")
     sub.add_argument("--packs", type=int, default=8, metavar="N", help="packs on the page of `batch` (default: 8)")
     sub.add_argument("--out", metavar="FILE", help="page of `batch` (default: batch.html)")
+
+    sub = verb(_bench, "measure how fast a part runs here")
+    sub.add_argument("what", choices=["data"])
+    _config_argument(sub, required=True)
+    sub.add_argument("--records", type=int, default=200, metavar="N", help="records to read (default: 200)")
+    sub.add_argument("--packs", type=int, metavar="N", help="packs a host reads a step (default: train.batch_size)")
+    sub.add_argument("--step-seconds", type=float, default=1.0, metavar="S", help="time of a step (default: 1)")
     return parser
 
 
@@ -169,6 +176,19 @@ def _show(args):
     text = show.param_table(config) if args.what == "params" else show.sharding_table(config)
     print(text)
     return {"table": text}
+
+
+def _bench(args):
+    """Times the input path by stage, per core, against bare Pillow, and says how many cores a host needs."""
+    import dataclasses
+
+    from lmm_jax.config import load_config
+    from lmm_jax.tools import bench
+
+    config = load_config(args.config, *args.overrides)
+    rows = bench.bench_data(config, args.step_seconds, args.packs or config.train.batch_size, args.records)
+    print(bench.table(rows))
+    return {"rows": [dataclasses.asdict(row) for row in rows]}
 
 
 def _draw(draw):

@@ -10,7 +10,7 @@ from etils import epath
 
 from lmm_jax import sharding
 from lmm_jax.config import read_config
-from lmm_jax.data.conversation import IMAGE_TAG
+from lmm_jax.data.conversation import IMAGE_TAG, stop_id
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.layout import Layout
 from lmm_jax.data.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class Model:
         self.program, self.params, self.tokenizer = program, params, tokenizer
         self._layout = Layout.from_config(program.config)
         self._generate = jax.jit(
-            functools.partial(generate_tokens, program.model, eos=tokenizer.eos),
+            functools.partial(generate_tokens, program.model, eos=stop_id(tokenizer, self._layout.template)),
             static_argnames=("scale", "max_new_tokens"),
         )
 
@@ -137,10 +137,10 @@ def generate_tokens(model, params, batch, scale, max_new_tokens, eos):
       batch: prompts, one row a pack, `[G, 1, T]`; every prompt starts its row.
       scale: the bank's only scale.
       max_new_tokens: static bound.
-      eos: id that ends a row.
+      eos: id that ends a row, see `conversation.stop_id`.
 
     Returns:
-      tokens `[G, max_new_tokens]` int32 and lengths `[G]`, the end piece not counted.
+      tokens `[G, max_new_tokens]` int32 and lengths `[G]`, the end not counted.
     """
     variables = {"params": params}
     size = batch["id"].shape[-1] + max_new_tokens

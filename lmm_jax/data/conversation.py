@@ -115,6 +115,12 @@ def _first_match(rules, text):
     return next((template for pattern, template in rules if re.search(pattern, text.lower())), None)
 
 
+def stop_id(tokenizer, template) -> int:
+    """The id that ends an answer in a template: the last one that is supervised."""
+    last = tokenizer.markup(TEMPLATES[template].assistant[1])[-1]
+    return last if isinstance(last, int) else tokenizer.encode(last, prefix=False)[-1]
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """A conversation as token ids.

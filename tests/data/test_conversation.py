@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmm_jax.data.conversation import IMAGE, TEMPLATES, encode, template_for, truncate
+from lmm_jax.data.conversation import IMAGE, TEMPLATES, encode, stop_id, template_for, truncate
 from lmm_jax.data.prepared import Prepared
 from lmm_jax.data.tokenizer import Tokenizer
 
@@ -188,6 +188,17 @@ def test_a_family_without_template_is_refused(decoder):
         ValueError, match=f"no template for decoder '{decoder}'.*set data.template to one of qa, plain"
     ):
         template_for(config)
+
+
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "plain"])
+def test_generation_stops_where_training_ended_an_answer(llama_like, template):
+    encoded = encode([("user", "why?"), ("assistant", "because")], llama_like, template)
+    assert stop_id(llama_like, template) == encoded.ids[-1]
+
+
+def test_captions_end_with_their_newline(llama_like):
+    encoded = encode([("user", "<image>"), ("assistant", "a cat")], llama_like, "plain")
+    assert stop_id(llama_like, "plain") == encoded.ids[-1]
 
 
 def test_a_cut_leaves_whole_turns_and_pictures(llama_like):

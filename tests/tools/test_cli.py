@@ -62,6 +62,17 @@ def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
     assert "9 visual: 5…13" in text and 't s"> ' in text
 
 
+def test_bench_data_has_a_row_for_each_stage(capsys, tiny_args):
+    args = ["--records", 20, "--packs", 64, "--step-seconds", 2]
+    code, out, err = run(capsys, "bench", "data", *tiny_args, *args, "--json")
+    assert code == 0, err
+    rows = {row["name"]: row for row in json.loads(out.splitlines()[-1])["rows"]}
+    assert all(row["value"] > 0 for row in rows.values())
+    assert rows["decode and resize"]["ratio"] > 0 and rows["decode and resize"]["unit"] == "images/s/core"
+    per_pack = 1 / rows["whole records, packed"]["value"]  # one record a pack
+    assert rows["cores for 64 packs in 2 s"]["value"] == pytest.approx(per_pack * 64 / 2)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
