@@ -84,43 +84,43 @@ def _lines(f):
 def _array_items(f):
     """Values of a JSON array; what is in memory is the value that is being read."""
     decode = json.JSONDecoder().raw_decode
-    text, at, line, expected, problem = "", 0, 1, "[", "the file ends"
+    text, at, line, problem = "", 0, 1, "the file ends"
+    marks, value = "[", False  # what may come next: one of these characters, or a value
     while True:
         begin = SPACE.match(text, at).end()
         line += text.count("\n", at, begin)
-        at = begin
-        if at < len(text) and expected == "value or ]" and text[at] == "]":
-            break
-        if at < len(text) and "value" not in expected:
-            if text[at] not in expected:
-                problem = f"expected {' or '.join(expected)}, found {text[at]!r}"
+        at, found = begin, text[begin : begin + 1]
+        if found and found in marks:
+            if found == "]":
                 break
-            if text[at] == "]":
-                break
-            expected = "value or ]" if text[at] == "[" else "value"
+            marks, value = "]" if found == "[" else "", True
             at += 1
             continue
-        if at < len(text):
+        if found and not value:
+            raise _breaks_off(line, f"expected {' or '.join(marks)}, found {found!r}")
+        if found:
             try:
                 _, end = decode(text, at)
             except (ValueError, RecursionError) as error:
                 problem = getattr(error, "msg", str(error))
                 if not _may_go_on(error, text):
-                    break
+                    raise _breaks_off(line, problem) from error
             else:
-                if end < len(text) or text[at] in '{["':  # else a number may go on
+                if end < len(text) or found in '{["':  # else a number may go on
                     yield line, text[at:end]
                     line += text.count("\n", at, end)
-                    at, expected, problem = end, ",]", "the file ends"
+                    at, marks, value, problem = end, ",]", False, "the file ends"
                     continue
         more = f.read(max(CHUNK, len(text) - at))
         if not more or len(text) - at > MAX_ROW:
-            break
+            raise _breaks_off(line, problem)
         text, at = text[at:] + more, 0
-    if not text.startswith("]", at):
-        raise Refused("broken JSON", f"the array breaks off in the value at line {line}: {problem}")
     if (text[at + 1 :] + f.read(CHUNK)).strip():
         raise Refused("broken JSON", f"something follows the array's end at line {line}")
+
+
+def _breaks_off(line, problem):
+    return Refused("broken JSON", f"the array breaks off in the value at line {line}: {problem}")
 
 
 def _may_go_on(error, text):

@@ -161,6 +161,7 @@ def train_tokenizer(lines, vocab_size, byte_fallback=False) -> bytes:
       vocab_size: pieces at most; fewer if the lines have no more to give.
       byte_fallback: adds a piece for each byte, so that any text can be spelled.
     """
+    coverage = {"character_coverage": 0.9995, "byte_fallback": True} if byte_fallback else {"character_coverage": 1.0}
     out = io.BytesIO()
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -170,8 +171,7 @@ def train_tokenizer(lines, vocab_size, byte_fallback=False) -> bytes:
         hard_vocab_limit=False,
         normalization_rule_name="identity",
         split_by_number=False,
-        character_coverage=0.9995 if byte_fallback else 1.0,
-        byte_fallback=byte_fallback,
         minloglevel=2,
+        **coverage,
     )
     return out.getvalue()
