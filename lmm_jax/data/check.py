@@ -17,7 +17,7 @@ from lmm_jax.data.conversation import IMAGE_TAG, Encoded, encode
 from lmm_jax.data.images import image_size, open_picture
 from lmm_jax.data.rows import Refused, parse_row, safe_path
 
-ROWS = 32  # that a worker checks at a time; their pictures are in memory
+ROWS = 16  # that a worker checks at a time; their pictures are in memory
 MAX_BYTES = 1 << 28  # of a picture's file
 
 # Words in an error's message, and the reason that is counted.

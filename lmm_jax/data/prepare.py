@@ -142,7 +142,7 @@ def _begin(out):
     """Makes `out` empty but for the mark of an unfinished folder; only what a run of ours wrote is deleted."""
     mark = out / "preparing.json"
     found = sorted(out.iterdir()) if out.exists() else []
-    ours = [p for p in found if mark.exists() and (p.name in WRITTEN or p.name.startswith("index_"))]
+    ours = [p for p in found if mark.exists() and (p.name in WRITTEN or p.match("index_*.npz"))]
     foreign = [p.name for p in found if p not in ours]
     if foreign:
         raise FileExistsError(f"{out} holds other files ({', '.join(foreign[:3])}); choose another folder")
