@@ -28,7 +28,11 @@ CONVERSATION_REASONS = {
     "without turns": "no conversation",
     "template '": "does not fit the template",
 }
-PICTURE_REASONS = {"megapixels": "picture too large", "truncated": "truncated picture"}
+PICTURE_REASONS = {
+    "megapixels": "picture too large",
+    "decompression bomb": "picture too large",  # in Pillow's words
+    "truncated": "truncated picture",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -194,6 +194,7 @@ def _watched(results, f, refused):
             elif not bar.disable and rows % 32 == 0:
                 bar.set_postfix(rows=rows, refused=refused.total(), refresh=False)
                 bar.update(f.buffer.tell() - bar.n)
+        bar.update(size - bar.n)
 
 
 def _usable(results, data, log, refused, max_refused):

@@ -6,9 +6,11 @@ import os
 import pathlib
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ REFUSED = [  # what to write as a row, reason
     ({"image": "pipe.jpg"}, "unreadable picture"),
     ({"image": "truncated.jpg"}, "truncated picture"),
     ({"image": "truncated.png"}, "truncated picture"),
+    ({"image": "large.png"}, "picture too large"),
     ({"image": "bomb.png"}, "picture too large"),
     ({"image": "../secret.png"}, "picture path leaves the folder"),
     ({"image": "/etc/hosts"}, "picture path leaves the folder"),
@@ -77,7 +80,10 @@ def folder(tmp_path_factory):
     (folder / "text.jpg").write_text("no picture")
     (folder / "folder.jpg").mkdir()
     os.mkfifo(folder / "pipe.jpg")
-    Image.new("1", (8100, 8000)).save(folder / "bomb.png")
+    Image.new("1", (8100, 8000)).save(folder / "large.png")
+    small = (folder / "circle0.png").read_bytes()  # its header, at 16, says how large it is
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + small[24:29]
+    (folder / "bomb.png").write_bytes(small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:])
     shutil.copy(folder / "circle0.png", folder.parent / "secret.png")
     (folder / "link.png").symlink_to(folder.parent / "secret.png")
     return folder
