@@ -60,11 +60,18 @@ def _parser():
         return sub
 
     sub = verb(_prepare, "turn a data set into a prepared folder")
-    sub.add_argument(
-        "--dataset", required=True, metavar="NAME", choices=["digits"], help="digits: bundled handwriting"
-    )
+    which = sub.add_mutually_exclusive_group(required=True)
+    which.add_argument("--data", metavar="FILE", help="conversations, JSON or JSONL: LLaVA's or role/content rows")
+    which.add_argument("--dataset", metavar="NAME", choices=["digits"], help="digits: bundled handwriting")
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    sub.add_argument("--rows", type=int, metavar="N", help="training rows to compose (default: 40,000)")
+    of_data = sub.add_argument_group("with --data")
+    of_data.add_argument("--images", metavar="DIR", help="folder of the pictures (default: that of FILE)")
+    of_data.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.model (default: a small one is trained)")
+    of_data.add_argument("--template", metavar="NAME", help="layout of the prompts (default: vicuna_v1)")
+    of_data.add_argument("--workers", type=int, metavar="N", help="processes that check rows (default: processors)")
+    of_data.add_argument("--max-refused", type=float, metavar="S", help="share that stops the run (default: 0.05)")
+    of_digits = sub.add_argument_group("with --dataset digits")
+    of_digits.add_argument("--rows", type=int, metavar="N", help="training rows to compose (default: 40,000)")
 
     sub = verb(_train, "train, or continue a run")
     _config_argument(sub, required=True)
@@ -112,10 +119,23 @@ def _config_argument(sub, required=False):
 
 def _prepare(args):
     """Writes a prepared folder: records, index, tokenizer. An interrupted run starts again, a finished one stays."""
-    from lmm_jax.data.prepare import prepare_digits
+    from lmm_jax.config import ConfigError
+    from lmm_jax.data import prepare
 
-    result = prepare_digits(args.out, args.rows)
-    print(f"{args.out}: {result['rows']:,} rows, {result['images']:,} images, refused: {result['refused'] or 'none'}")
+    options = {
+        "--data": ("images", "tokenizer", "template", "workers", "max_refused"),
+        "--dataset": ("rows",),
+    }
+    mine, other = ("--data", "--dataset") if args.data else ("--dataset", "--data")
+    for name in options[other]:
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} goes with {other}, not with {mine}")
+    given = {name: getattr(args, name) for name in options[mine] if getattr(args, name) is not None}
+    if args.data:
+        result = prepare.prepare_rows(args.data, given.pop("images", None), args.out, **given)
+    else:
+        result = prepare.prepare_digits(args.out, **given)
+    print(prepare.report(args.out, result))
     return result
 
 

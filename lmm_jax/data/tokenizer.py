@@ -151,11 +151,17 @@ class Tokenizer:
         return Tokenizer, (self.model, self.legacy, self.added)
 
 
-def train_tokenizer(lines, vocab_size) -> bytes:
+def train_tokenizer(lines, vocab_size, byte_fallback=False) -> bytes:
     """Trains a small BPE model on `lines`, LLaMA-like: identity normalisation, unk 0, `<s>` 1, `</s>` 2.
 
     Letters and digits may share a piece, so that the name of a cell ("b2") is one.
+
+    Args:
+      lines: iterable of texts.
+      vocab_size: pieces at most; fewer if the lines have no more to give.
+      byte_fallback: adds a piece for each byte, so that any text can be spelled.
     """
+    coverage = {"character_coverage": 0.9995, "byte_fallback": True} if byte_fallback else {"character_coverage": 1.0}
     out = io.BytesIO()
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -165,7 +171,7 @@ def train_tokenizer(lines, vocab_size) -> bytes:
         hard_vocab_limit=False,
         normalization_rule_name="identity",
         split_by_number=False,
-        character_coverage=1.0,
         minloglevel=2,
+        **coverage,
     )
     return out.getvalue()

@@ -8,6 +8,7 @@ import pytest
 
 from lmm_jax.data import prepare
 from lmm_jax.data.datasets import digits
+from lmm_jax.data.index import Index
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
 
 
@@ -72,7 +73,7 @@ def test_an_interrupted_preparation_starts_again_and_gives_the_same(digits_folde
     monkeypatch.setattr(digits, "MOSAICS", {"train": 64, "validation": 32, "test": 16})
     folder = tmp_path / "data"
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "write_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Index, "arrays", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare.prepare_digits(folder)
     assert not (folder / "prepared.json").exists()

@@ -10,6 +10,7 @@ from lmm_jax.data.prepared import Prepared
 from lmm_jax.training import loop
 
 TRAIN = ("train", "--workdir", "w", "--config")
+DATASET = ("prepare", "--dataset", "digits", "--out", "x")
 DIGITS = str(pathlib.Path(__file__).parents[2] / "configs/digits.py")
 
 
@@ -22,7 +23,25 @@ def run(capsys, *args):
 def test_prepare_answers_with_counts(capsys, digits_folder):
     code, out, _ = run(capsys, "prepare", "--dataset", "digits", "--out", digits_folder, "--json")
     assert code == 0
-    assert json.loads(out.splitlines()[-1]) == {"rows": 112, "images": 112, "refused": {}}
+    found = json.loads(out.splitlines()[-1])
+    assert (found["rows"], found["images"], found["refused"], found["pictures"]) == (112, 112, {}, {"1": 112})
+
+
+def test_prepare_takes_rows_and_names_what_it_refused(capsys, tmp_path):
+    rows = [{"id": str(n), "messages": [{"role": "user", "content": "hi"}] * n} for n in range(1, 4)]
+    rows[1]["messages"] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    args = ["prepare", "--data", tmp_path / "rows.json", "--out", tmp_path / "out", "--workers", 0]
+    code, out, err = run(capsys, *args, "--template", "chatml", "--json")
+    assert code == 0, err
+    assert "1 nothing supervised" in out and "1 roles out of turn" in out and "refused.jsonl" in out
+    assert "Downloading" not in out + err and "TensorFlow" not in out + err
+    found = json.loads(out.splitlines()[-1])
+    assert found["rows"] == 1 and found["refused"] == {"nothing supervised": 1, "roles out of turn": 1}
+    data = Prepared(tmp_path / "out", "train")
+    assert data.about["template"] == "chatml" and data[0]["id"] == b"2"
+    code, out, err = run(capsys, *args)
+    assert code == 2 and "template was chatml, is vicuna_v1" in err
 
 
 def test_train_evaluate_generate(capsys, tiny_args, tmp_path, digits_folder):
@@ -88,6 +107,17 @@ def test_bench_data_has_a_row_for_each_stage(capsys, tiny_args):
         ([*TRAIN, f"{DIGITS}:data=nowhere"], "run `lmm prepare`"),
         (["evaluate", "--workdir", "nowhere"], "no workdir of `lmm train`"),
         (["show", "params"], "needs either --config or --workdir"),
+        (["prepare", "--data", "nowhere.json", "--out", "x"], "no file nowhere.json"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--images", "nowhere"], "no folder of pictures"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--template", "vicuna"], "no template 'vicuna'; known are"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--max-refused", "5"], "from 0 to 1"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--workers", "-1"], "-1 worker processes"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--rows", "5"], "--rows goes with --dataset, not with --data"),
+        ([*DATASET, "--images", "x"], "--images goes with --data"),
+        ([*DATASET, "--tokenizer", "x"], "--tokenizer goes with --data"),
+        ([*DATASET, "--template", "x"], "--template goes with --data"),
+        ([*DATASET, "--workers", "0"], "--workers goes with --data"),
+        ([*DATASET, "--max-refused", "0"], "--max-refused goes with --data"),
     ],
 )
 def test_refusals_are_one_sentence_and_code_2(capsys, args, message):
@@ -96,7 +126,14 @@ def test_refusals_are_one_sentence_and_code_2(capsys, args, message):
 
 
 @pytest.mark.parametrize(
-    "args", [["trian"], ["train", "--confg", "x"], ["prepare", "--dataset", "mnist", "--out", "x"]]
+    "args",
+    [
+        ["trian"],
+        ["train", "--confg", "x"],
+        ["prepare", "--dataset", "mnist", "--out", "x"],
+        ["prepare", "--out", "x"],
+        [*DATASET, "--data", "x"],
+    ],
 )
 def test_usage_errors_exit_with_2(args):
     with pytest.raises(SystemExit) as exit:

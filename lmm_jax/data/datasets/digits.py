@@ -9,7 +9,6 @@ import importlib.resources
 import io
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
 SIDE = 3
@@ -56,50 +55,21 @@ def questions(digits, rng):
     return [*turns, ("read all", " ".join(map(str, digits)), "read")]
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
-    """Conversations about mosaics of scanned digits."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, train_rows=None, **kwargs):
-        """`train_rows`: training mosaics, `MOSAICS["train"]` by default."""
-        self._rows = MOSAICS | ({"train": train_rows} if train_rows else {})
-        super().__init__(**kwargs)
-
-    def _info(self):
-        features = tfds.features.FeaturesDict(
-            {
-                "id": tfds.features.Text(),
-                "images": tfds.features.Sequence(tfds.features.Text()),
-                "turns": tfds.features.Sequence(
-                    {
-                        "role": tfds.features.Text(),
-                        "text": tfds.features.Text(),
-                        "kind": tfds.features.Text(),
-                    }
-                ),
-            }
-        )
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager):
-        del dl_manager  # the scans are bundled
-        return {split: self._generate_examples(split) for split in SCANS}
-
-    def _generate_examples(self, split):
-        images, labels = load_scans()
-        scans = split_scans()[split]
-        for i in range(self._rows[split]):
-            rng = np.random.default_rng((list(SCANS).index(split), i))
-            chosen = rng.choice(scans, SIDE * SIDE, replace=False)
-            asked = questions(labels[chosen], rng)
-            if rng.random() > 5 / 6 and split != "test":
-                asked = asked[-1:]  # reading must not need the turns before it
-            turns = []
-            for n, (question, answer, kind) in enumerate(asked):
-                tag = "<image>\n" if n == 0 else ""
-                turns.append({"role": "user", "text": tag + question, "kind": kind})
-                turns.append({"role": "assistant", "text": answer, "kind": kind})
-            picture = io.BytesIO()
-            Image.fromarray(mosaic(images[chosen])).save(picture, "png")
-            yield i, {"id": f"{split}-{i}", "images": [picture.getvalue()], "turns": turns}
+def records(split, rows):
+    """Yields `rows` conversations about mosaics of `split`, as `datasets.conversations` stores them."""
+    images, labels = load_scans()
+    scans = split_scans()[split]
+    for i in range(rows):
+        rng = np.random.default_rng((list(SCANS).index(split), i))
+        chosen = rng.choice(scans, SIDE * SIDE, replace=False)
+        asked = questions(labels[chosen], rng)
+        if rng.random() > 5 / 6 and split != "test":
+            asked = asked[-1:]  # reading must not need the turns before it
+        turns = []
+        for n, (question, answer, kind) in enumerate(asked):
+            tag = "<image>\n" if n == 0 else ""
+            turns.append({"role": "user", "text": tag + question, "kind": kind})
+            turns.append({"role": "assistant", "text": answer, "kind": kind})
+        picture = io.BytesIO()
+        Image.fromarray(mosaic(images[chosen])).save(picture, "png")
+        yield {"id": f"{split}-{i}", "images": [picture.getvalue()], "turns": turns}

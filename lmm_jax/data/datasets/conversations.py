@@ -1,0 +1,49 @@
+"""The form in which every data set is stored: ArrayRecord files that TFDS reads, written without TensorFlow.
+
+TFDS's generator builders sort examples by key; what exceeds a gigabyte they sort on disk, which needs TensorFlow.
+Its `SequentialWriter` stores examples as they come, in source order, with nothing kept in memory.
+"""
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+VERSION = "1.0.0"
+ROWS_PER_SHARD = 16_384
+
+FEATURES = {
+    "id": tfds.features.Text(),
+    "images": tfds.features.Sequence(tfds.features.Text()),  # encoded, as they were
+    "turns": tfds.features.Sequence(
+        {
+            "role": tfds.features.Text(),
+            "text": tfds.features.Text(),
+            "kind": tfds.features.Text(),  # of question, to evaluate by; empty in general
+        }
+    ),
+}
+
+
+def write_records(folder, name, splits) -> str:
+    """Writes records in order.
+
+    Args:
+      folder: that holds nothing of `name` yet.
+      name: of the data set, a Python identifier.
+      splits: `{split: iterable of records}`, each with the `FEATURES`, in memory one at a time.
+
+    Returns:
+      where `tfds.builder_from_directory` finds them, relative to `folder`.
+    """
+    path = epath.Path(folder) / name / VERSION
+    path.mkdir(parents=True)
+    identity = tfds.core.DatasetIdentity(
+        name=name, version=tfds.core.Version(VERSION), data_dir=str(path), module_name=__name__
+    )
+    features = tfds.features.FeaturesDict(FEATURES)
+    info = tfds.core.DatasetInfo(builder=identity, features=features, disable_shuffling=True)
+    writer = tfds.core.SequentialWriter(info, ROWS_PER_SHARD, file_format="array_record")
+    writer.initialize_splits(list(splits))
+    for split, records in splits.items():
+        writer.add_examples({split: records})
+    writer.close_all()
+    return info.full_name

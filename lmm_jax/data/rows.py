@@ -1,0 +1,216 @@
+"""Reading conversations as people have them: LLaVA JSON and JSONL, and role/content rows.
+
+    {"id": …, "image": "a.jpg" or ["a.jpg", "b.jpg"], "conversations": [{"from": "human", "value": "<image>\\n…"}, …]}
+    {"id": …, "images": ["a.jpg"], "messages": [{"role": "user", "content": "…" or [{"type": "image"}, …]}, …]}
+
+Rows are streamed: a file of any size is read in a few megabytes of memory. A row that cannot be used raises
+`Refused` with a reason that can be counted; nothing is repaired silently.
+"""
+
+import dataclasses
+import json
+import os
+import re
+
+from lmm_jax.data.conversation import IMAGE_TAG, ROLES
+
+CHUNK = 1 << 20  # characters read at a time
+MAX_ROW = 1 << 26  # characters of a row; a quote that is never closed must not read the whole file into memory
+SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class Refused(ValueError):
+    """A row that is left out.
+
+    Attributes:
+      reason: what is wrong, one of few sentences that are counted.
+      detail: what exactly.
+      id: of the row, empty where it could not be read.
+    """
+
+    def __init__(self, reason, detail="", id=""):
+        super().__init__(reason, detail, id)  # all three, so that it pickles
+        self.reason, self.detail, self.id = reason, detail, id
+
+    def __str__(self):
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A conversation of any layout.
+
+    Attributes:
+      id: as in the file, or the row's number.
+      images: file names.
+      turns: `(role, text)` pairs; role is "user", "assistant" or "system".
+    """
+
+    id: str
+    images: tuple[str, ...]
+    turns: tuple[tuple[str, str], ...]
+
+
+def open_rows(path):
+    """Opens a file for `read_items`; bytes that are not UTF-8 are kept for `parse_row` to refuse, row by row."""
+    return open(path, encoding="utf-8-sig", errors="surrogateescape")
+
+
+def read_items(f):
+    """Yields `(line, text)` of each JSON value in an array or JSONL file, unparsed values as they stand.
+
+    Args:
+      f: text file; its first character is `[` for an array, anything else for one value a line.
+
+    Raises:
+      Refused: an array that breaks off, or a row of more than `MAX_ROW` characters; nothing that follows can be told
+        apart.
+    """
+    first = f.read(1)
+    while first and first in " \t\r\n":
+        first = f.read(1)
+    f.seek(0)
+    yield from _array_items(f) if first == "[" else _lines(f)
+
+
+def _lines(f):
+    for line, text in enumerate(iter(lambda: f.readline(MAX_ROW), ""), start=1):
+        if len(text) == MAX_ROW:
+            raise Refused("broken JSON", f"line {line} has more than {MAX_ROW:,} characters")
+        if text.strip():
+            yield line, text
+
+
+def _array_items(f):
+    """Values of a JSON array; what is in memory is the value that is being read."""
+    decode = json.JSONDecoder().raw_decode
+    text, at, line, problem = "", 0, 1, "the file ends"
+    marks, value = "[", False  # what may come next: one of these characters, or a value
+    while True:
+        begin = SPACE.match(text, at).end()
+        line += text.count("\n", at, begin)
+        at, found = begin, text[begin : begin + 1]
+        if found and found in marks:
+            if found == "]":
+                break
+            marks, value = "]" if found == "[" else "", True
+            at += 1
+            continue
+        if found and not value:
+            raise _breaks_off(line, f"expected {' or '.join(marks)}, found {found!r}")
+        if found:
+            try:
+                _, end = decode(text, at)
+            except (ValueError, RecursionError) as error:
+                problem = getattr(error, "msg", str(error))
+                if not _may_go_on(error, text):
+                    raise _breaks_off(line, problem) from error
+            else:
+                if end < len(text) or found in '{["':  # else a number may go on
+                    yield line, text[at:end]
+                    line += text.count("\n", at, end)
+                    at, marks, value, problem = end, ",]", False, "the file ends"
+                    continue
+        more = f.read(max(CHUNK, len(text) - at))
+        if not more or len(text) - at > MAX_ROW:
+            raise _breaks_off(line, problem)
+        text, at = text[at:] + more, 0
+    if (text[at + 1 :] + f.read(CHUNK)).strip():
+        raise Refused("broken JSON", f"something follows the array's end at line {line}")
+
+
+def _breaks_off(line, problem):
+    return Refused("broken JSON", f"the array breaks off in the value at line {line}: {problem}")
+
+
+def _may_go_on(error, text):
+    """Whether a JSON error may be due to `text` having been read only so far."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos >= len(text) - len("-Infinity")
+
+
+def parse_row(text, number) -> Row:
+    """One row of either layout.
+
+    Args:
+      text: JSON of an object.
+      number: of the row in its file, used as id if it has none.
+
+    Raises:
+      Refused: broken JSON, no conversation, an unknown role, a turn that is no text, text that is not UTF-8.
+    """
+    try:
+        item = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Refused("broken JSON", str(error)) from error
+    if not isinstance(item, dict):
+        raise Refused("broken JSON", f"expected an object, got {type(item).__name__}")
+    given = item.get("id")
+    id = str(given if isinstance(given, str | int | float) else number)
+    try:
+        row = Row(id, *_conversation(item))
+        "".join([id, *row.images, *(text for _, text in row.turns)]).encode()
+    except Refused as error:
+        raise Refused(error.reason, error.detail, id) from error
+    except UnicodeEncodeError as error:
+        raise Refused("text is not UTF-8", str(error), id) from error
+    return row
+
+
+def _conversation(item):
+    """`(images, turns)` of a row."""
+    images = item["image"] if "image" in item else item.get("images")
+    images = [] if images is None else [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not all(isinstance(name, str) and name for name in images):
+        raise Refused("images are not file names", repr(images)[:80])
+    found = next((item[key] for key in ("conversations", "messages", "conversation") if key in item), None)
+    if not isinstance(found, list) or not found:
+        raise Refused("no conversation", "none of conversations, messages, conversation is a list of turns")
+    named, turns = [], []
+    for n, turn in enumerate(found, start=1):
+        if not isinstance(turn, dict):
+            raise Refused("no conversation", f"turn {n} is {type(turn).__name__}, not an object")
+        role = turn.get("from", turn.get("role"))
+        if not isinstance(role, str) or role not in ROLES:
+            raise Refused("unknown role", f"turn {n} has {role!r}; known are {', '.join(ROLES)}")
+        turns.append((ROLES[role], _text(turn.get("value", turn.get("content")), named, n)))
+    if images and named:
+        raise Refused("tags do not match pictures", "pictures are named both by the row and inside its turns")
+    return tuple(images or named), tuple(turns)
+
+
+def _text(content, images, n):
+    """Text of a turn; parts of a list become text and `<image>` tags, and named pictures are appended to `images`."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise Refused("turn without text", f"turn {n} has {type(content).__name__}")
+    out = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            out.append(part["text"])
+        elif kind == "image":
+            out.append(f"{IMAGE_TAG}\n")
+            name = part.get("image", part.get("path"))
+            if isinstance(name, str):
+                images.append(name)
+        else:
+            raise Refused("turn without text", f"turn {n} has a part of type {kind!r}")
+    return "".join(out)
+
+
+def safe_path(folder, name) -> str:
+    """The path of picture `name` inside `folder`, links resolved.
+
+    Raises:
+      Refused: the name is absolute, a URL, empty, or leads out of the folder.
+    """
+    if not name or "\0" in name or "://" in name or os.path.isabs(name):
+        raise Refused("picture path leaves the folder", repr(name))
+    root = os.path.realpath(folder)
+    path = os.path.realpath(os.path.join(root, name))
+    if os.path.commonpath([root, path]) != root:
+        raise Refused("picture path leaves the folder", repr(name))
+    return path
