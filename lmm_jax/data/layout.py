@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from lmm_jax.data.conversation import encode, truncate
-from lmm_jax.data.packing import DoesNotFit, pack
+from lmm_jax.data.packing import DoesNotFit, assign_rows, pack
 from lmm_jax.data.plan import Segment, lay_out, scale_slots, tile_source
 from lmm_jax.data.stream import Capacity
 from lmm_jax.data.views import views
@@ -109,12 +109,13 @@ class Layout:
         """Views `[n, image_size, image_size, 3]` uint8 of an opened RGB picture."""
         return views(picture, self.image_size, self.aspect, self.tiling)
 
-    def assemble(self, segments, seen):
+    def assemble(self, segments, seen, where=None):
         """One pack.
 
         Args:
-          segments: `Segment`s, in any order.
+          segments: `Segment`s.
           seen: what `see` returned for each picture of the pack, None for one that is not shown.
+          where: row of each segment; if None, each goes where it leaves the least room.
 
         Returns:
           The arrays of `packing.pack`, pixels `[V, H, W, 3]` uint8, and source `[1 + S, U, g, g]` when tiled.
@@ -124,7 +125,9 @@ class Layout:
         """
         if len(seen) > self.pictures:
             raise DoesNotFit(f"{len(seen)} pictures, room for {self.pictures}; raise data.pictures")
-        out = pack(segments, self.rows, self.length, self.targets)
+        if where is None:
+            where = assign_rows([[len(segment)] for segment in segments], self.rows, self.length)
+        out = pack(segments, where, self.rows, self.length, self.targets)
         out["pixels"] = np.zeros((self.pictures * self.views, self.image_size, self.image_size, 3), np.uint8)
         for i, pixels in enumerate(seen):
             if pixels is not None:

@@ -10,9 +10,10 @@ import hashlib
 
 import numpy as np
 
+from lmm_jax.data.packing import FULL, place_copies
+
 WINDOW = 1024  # rows that are packed together, longest first
 OPEN = 64  # packs that stay open from one window to the next
-FULL = np.iinfo(np.int64).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def best_fit(needs, capacity) -> list[list[int]]:
       capacity: of a pack.
 
     Returns:
-      Row numbers of each pack.
+      Row numbers of each pack, in the order in which they were placed: `packing.assign_rows` repeats it.
 
     Raises:
       ValueError: a row whose copies cannot be placed into an empty pack, naming it.
@@ -122,14 +123,14 @@ def best_fit(needs, capacity) -> list[list[int]]:
         window = np.arange(first, min(first + WINDOW, len(needs)))
         for row in window[np.argsort(-needs.copies[window].sum(axis=1), kind="stable")]:
             copies = needs.copies[row][needs.copies[row] > 0]
-            after, left = place_copies(copies, free)
+            after, left, _ = place_copies(copies, free)
             left = np.where((pictures >= needs.pictures[row]) & (targets >= needs.targets[row]), left, FULL)
             if not len(left) or left.min() == FULL:
                 free = np.concatenate([free, np.full((1, capacity.rows), capacity.length, np.int64)])
                 pictures, targets = np.append(pictures, capacity.pictures), np.append(targets, capacity.targets)
                 members.append([])
                 chosen = len(members) - 1
-                after, left = place_copies(copies, free)
+                after, left, _ = place_copies(copies, free)
                 if left[chosen] == FULL:
                     raise ValueError(f"row {row} of {copies.tolist()} positions does not fit into a pack")
             else:
@@ -143,27 +144,6 @@ def best_fit(needs, capacity) -> list[list[int]]:
         members = [members[i] for i in keep]
         free, pictures, targets = free[keep], pictures[keep], targets[keep]
     return packs + members
-
-
-def place_copies(copies, free):
-    """Places copies, longest first, each into the row of a pack where it leaves the least room.
-
-    Args:
-      copies: `[C]` lengths, descending.
-      free: `[n, R]` room in each row of n packs, each of which is tried by itself.
-
-    Returns:
-      room afterwards `[n, R]`, and `[n]` what the longest copy's row has left, `FULL` if a copy finds no place.
-    """
-    free, at, placed = free.copy(), np.arange(len(free)), np.ones(len(free), bool)
-    rows = []
-    for copy in copies:
-        room = np.where(free >= copy, free, FULL)
-        row = room.argmin(axis=1)
-        placed &= room[at, row] < FULL
-        free[at, row] -= copy
-        rows.append(row)
-    return free, np.where(placed, free[at, rows[0]], FULL)
 
 
 class Stream:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.conversation import IMAGE
-from lmm_jax.data.packing import DoesNotFit, pack
+from lmm_jax.data.packing import DoesNotFit, assign_rows, pack
 from lmm_jax.data.plan import lay_out, scale_slots, scales_at
 
 IDS = np.array([1, IMAGE, 5, 6, 7, 2], np.int32)
@@ -29,7 +29,7 @@ def test_several_pictures_and_a_mismatch():
 def test_rows_fill_and_positions_restart():
     a = lay_out(IDS, SUPERVISED, [np.arange(3)], group=1)
     b = lay_out(IDS, SUPERVISED, [np.arange(3, 4)], group=2)
-    out = pack([b, a], rows=2, length=15, targets=5)
+    out = pack([a, b], [0, 0], rows=2, length=15, targets=5)
     assert (out["segment"][0] > 0).sum() == 14 and (out["segment"][1] == 0).all()
     np.testing.assert_array_equal(out["position"][0, :14], [*range(8), *range(6)])
     np.testing.assert_array_equal(out["segment"][0], [1] * 8 + [2] * 6 + [0])
@@ -42,9 +42,13 @@ def test_rows_fill_and_positions_restart():
 def test_what_does_not_fit_says_what_is_needed():
     a = lay_out(IDS, SUPERVISED, [np.arange(3)])
     with pytest.raises(DoesNotFit, match=r"\[8, 8\] positions do not fit into 1 rows of 15"):
-        pack([a, a], rows=1, length=15, targets=5)
+        assign_rows([[8], [8]], rows=1, length=15)
     with pytest.raises(DoesNotFit, match=r"4 supervised tokens, room for 3; raise data.targets"):
-        pack([a, a], rows=2, length=15, targets=3)
+        pack([a, a], [0, 1], rows=2, length=15, targets=3)
+
+
+def test_each_copy_goes_where_it_leaves_the_least_room():
+    assert assign_rows([[5, 3], [7], [2]], rows=2, length=10) == [0, 0, 1, 0]
 
 
 def test_scale_slots_are_disjoint_and_complete():

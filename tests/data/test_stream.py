@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from lmm_jax.data.packing import FULL, assign_rows, place_copies
 from lmm_jax.data.plan import scales_at
-from lmm_jax.data.stream import FULL, Capacity, Needs, Stream, best_fit, choose_capacity, fits, needs_of, place_copies
+from lmm_jax.data.stream import Capacity, Needs, Stream, best_fit, choose_capacity, fits, needs_of
 
 
 def single(lengths, pictures=None):
@@ -26,8 +27,8 @@ def assert_packed(needs, packs, capacity):
     for pack in packs:
         some = needs.take(pack)
         assert some.pictures.sum() <= capacity.pictures and some.targets.sum() <= capacity.targets
-        copies = np.sort(some.copies[some.copies > 0])[::-1]
-        assert copies.sum() <= capacity.rows * capacity.length
+        rows = assign_rows([c[c > 0] for c in some.copies], capacity.rows, capacity.length)
+        assert len(rows) == (some.copies > 0).sum()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
@@ -50,7 +51,8 @@ def test_what_fits_no_pack_is_known_before():
     )
     np.testing.assert_array_equal(fits(needs, capacity), [True, False, True, False, False, False])
     free = np.array([[100, 100], [60, 101], [160, 0]])
-    after, left = place_copies([60, 60, 41], free)
+    after, left, rows = place_copies([60, 60, 41], free)
+    np.testing.assert_array_equal(rows[:, 1], [0, 1, 1])
     np.testing.assert_array_equal(left, [FULL, 0, FULL])
     np.testing.assert_array_equal(after[1], [0, 0])
 

@@ -1,0 +1,134 @@
+"""Prepared conversations through the whole input path: pictures of many shapes, text alone, ten thousand rows."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lmm_jax as lmm
+from lmm_jax.data.pipeline import Packs, batches
+from lmm_jax.data.prepare import prepare_rows
+from lmm_jax.data.prepared import Prepared
+
+WORDS = tuple(f"word{i}" for i in range(25))
+
+
+def text_rows(path, count):
+    rng = np.random.default_rng(1)
+    with path.open("w") as f:
+        for n in rng.integers(1, 20, count):
+            turns = [{"from": "human", "value": "what"}, {"from": "gpt", "value": sentence(rng, n)}]
+            f.write(json.dumps({"conversations": turns}) + "\n")
+
+
+def sentence(rng, n):
+    return " ".join(rng.choice(WORDS, n))
+
+
+@pytest.fixture(scope="module")
+def mixed_folder(tmp_path_factory):
+    """48 conversations of 0 to 3 drawn pictures and 1 to 4 rounds, a third of them text alone."""
+    folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
+    rows = []
+    for i in range(48):
+        names = []
+        for k in range(0 if i % 3 == 0 else 1 + i % 3):
+            names.append(f"{i}_{k}.png")
+            size = rng.integers(8, 60, 2)
+            Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / names[-1])
+        turns = []
+        for n in range(1 + i % 4):
+            tags = "<image>\n" * len(names) if n == 0 else ""
+            turns.append({"role": "user", "content": tags + sentence(rng, rng.integers(3, 9))})
+            turns.append({"role": "assistant", "content": sentence(rng, rng.integers(1, 12))})
+        rows.append({"id": f"row{i}", "images": names, "messages": turns})
+    (folder / "rows.json").write_text(json.dumps(rows))
+    counts = prepare_rows(folder / "rows.json", None, folder / "out", template="qa", workers=0)
+    assert counts["rows"] == 48 and not counts["refused"]
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def config(tiny, mixed_folder):
+    def make(*overrides):
+        config = tiny("model.decoder.vocab_size=512", f"data.path={mixed_folder}", "data.length=512", *overrides)
+        with config.unlocked():
+            config.data.rows = config.data.pictures = config.data.targets = None
+        return config
+
+    return make
+
+
+def test_the_planner_packs_conversations_with_their_pictures(config):
+    packs = Packs(config("train.scales_per_step=4"), "train", packs_per_step=2, shuffle=True)
+    seen, tokens = [], packs.data[0].index
+    for position in range(packs.stream._end(0)):
+        pack = packs[position]
+        assert not pack["faults"]
+        seen += pack["record_index"].tolist()
+        # Each segment is one conversation at one scale, its positions counted from 0.
+        starts = (pack["position"] == 0) & (pack["segment"] > 0)
+        assert starts.sum() == len(np.unique(pack["segment"][pack["segment"] > 0]))
+        assert pack["slot"].max() < packs.layout.pictures * sum(packs.layout.scales)
+    assert sorted(seen) == list(range(48))
+    assert packs.layout.pictures > 3 and (tokens["turn_images"].max()) == 3
+
+
+def test_a_batch_without_pictures_has_no_pixels_and_trains(config, mixed_folder, tmp_path):
+    text_rows(tmp_path / "rows.jsonl", 60)
+    prepare_rows(
+        tmp_path / "rows.jsonl", None, tmp_path / "text", mixed_folder / "tokenizer.model", template="qa", workers=0
+    )
+    both = config(
+        "train.batch_size=1", "train.steps=12", "mesh.data=1", "mesh.fsdp=1", "mesh.tensor=8", "data.length=128"
+    )
+    with both.unlocked():
+        both.data.path, both.data.mixture = None, ((str(mixed_folder), 1.0), (str(tmp_path / "text"), 40.0))
+        both.data.rows, both.data.pictures = 1, 2
+    packs = Packs(both, "train", packs_per_step=1, shuffle=True)
+    shows = ["pixels" in packs[p] for p in range(12)]
+    assert True in shows and False in shows
+    assert shows == [any(source == 0 and row % 3 for source, row in packs.members(p)) for p in range(12)]
+    result = lmm.train(both, tmp_path / "run")
+    assert result["step"] == 12 and np.isfinite(result["loss"]) and result["bad_records"] == 0
+
+
+def test_one_percent_bad_of_ten_thousand_moves_nothing(tiny, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    text_rows(tmp_path / "rows.jsonl", 10_000)
+    prepare_rows(tmp_path / "rows.jsonl", None, tmp_path / "out", template="qa", workers=0)
+    config = tiny("model.decoder.vocab_size=512", f"data.path={tmp_path / 'out'}", "data.length=256")
+    with config.unlocked():
+        config.data.rows, config.data.pictures, config.data.targets = 2, 0, None
+    packs = Packs(config, "train", packs_per_step=8, shuffle=True)
+    steps = packs.stream._end(0) // 8
+    good = read_all(packs, 1, steps)
+    bad_rows = set(rng.choice(10_000, 100, replace=False).tolist())
+    read = Prepared.__getitem__
+
+    def broken(self, row):
+        if row in bad_rows:
+            raise RuntimeError("Corrupted records file")
+        return read(self, row)
+
+    monkeypatch.setattr(Prepared, "__getitem__", broken)
+    for hosts in (1, 2, 4):
+        found = read_all(packs, hosts, steps)
+        for name in ("segment", "position"):
+            np.testing.assert_array_equal(found[name], good[name])
+        same = (found["id"] == good["id"]).reshape(len(good["id"]), -1).all(axis=1)
+        expected = [not bad_rows & set(rows) for rows in good["records"]]
+        np.testing.assert_array_equal(same, expected)
+        assert found["records"] == good["records"]
+        assert {fault["row"] for fault in found["faults"]} == bad_rows & {r for rows in good["records"] for r in rows}
+
+
+def read_all(packs, hosts, steps):
+    """Everything that `hosts` hosts read in `steps` steps, in global order."""
+    parts = [np.arange(8).reshape(hosts, -1)[h] for h in range(hosts)]
+    read = [list(batches(packs, part, 0, steps, threads=1, workers=0)) for part in parts]
+    in_order = [read[h][step] for step in range(steps) for h in range(hosts)]
+    out = {name: np.concatenate([b[name] for b in in_order]) for name in ("id", "segment", "position")}
+    out["records"] = [[int(r) for r in row if r >= 0] for b in in_order for row in b["record_index"]]
+    return out | {"faults": [fault for b in in_order for fault in b["faults"]]}
