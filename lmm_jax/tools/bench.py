@@ -10,6 +10,7 @@ from PIL import Image
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.pipeline import Packs
 from lmm_jax.data.prepared import as_turns
+from lmm_jax.data.views import MEAN_COLOUR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ def bench_data(config, step_seconds, packs_per_host, records=200) -> list[Measur
     _, laid_out = _timed(text)
     pictures, decoded = _timed(lambda: list(map(open_picture, images)))
     _, resized = _timed(lambda: list(map(layout.see, pictures)))
-    _, bare = _timed(lambda: [_bare_pillow(data, layout.image_size) for data in images])
+    _, bare = _timed(lambda: [_bare_pillow(data, layout.image_size, layout.aspect == "pad") for data in images])
     _, whole = _timed(lambda: [packs[p] for p in range(position)])
     n, per_pack = len(images), whole / position
     rows = [
@@ -104,7 +105,12 @@ def _timed(run):
     return result, max(time.thread_time() - begin, 1e-9)
 
 
-def _bare_pillow(data, size) -> np.ndarray:
-    """The least that any input path does with a picture."""
+def _bare_pillow(data, size, pad) -> np.ndarray:
+    """The plain way to a picture of `size` × `size`: open, convert, paste on a square if `pad`, resize."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
+    if pad and picture.width != picture.height:
+        side = max(picture.size)
+        square = Image.new("RGB", (side, side), MEAN_COLOUR)
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        picture = square
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
