@@ -126,7 +126,7 @@ class Layout:
         if len(seen) > self.pictures:
             raise DoesNotFit(f"{len(seen)} pictures, room for {self.pictures}; raise data.pictures")
         if where is None:
-            where = assign_rows([[len(segment)] for segment in segments], self.rows, self.length)
+            where = assign_rows([len(segment) for segment in segments], self.rows, self.length)
         out = pack(segments, where, self.rows, self.length, self.targets)
         out["pixels"] = np.zeros((self.pictures * self.views, self.image_size, self.image_size, 3), np.uint8)
         for i, pixels in enumerate(seen):

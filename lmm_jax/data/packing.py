@@ -1,4 +1,4 @@
-"""Placing segments in the rows of a pack."""
+"""Placing segments in the rows of a pack, and filling rows."""
 
 import numpy as np
 
@@ -32,30 +32,69 @@ def place_copies(copies, free):
     return free, np.where(placed, free[at, rows[0]], FULL), rows
 
 
-def assign_rows(records, rows, length) -> list[int]:
-    """Rows of a pack for the copies of its records, placed one record after the other.
+def fill_rows(lengths, length) -> list[list[int]]:
+    """Fills rows one after the other: the longest that is left, then again and again what comes closest to the room.
+
+    What comes closest is one or two of the lengths that are left. Of lengths near a third of a row, where putting the
+    longest first wastes much, this leaves far less.
 
     Args:
-      records: lengths of each record's copies, descending.
+      lengths: `[n]` int, none above `length`.
+      length: positions of a row.
+
+    Returns:
+      numbers of the lengths in each row.
+    """
+    order = np.argsort(lengths, kind="stable")
+    sizes, rows = np.asarray(lengths)[order], []
+    while len(sizes):
+        chosen, room, row = [len(sizes) - 1], length, []
+        while chosen:
+            row += order[chosen].tolist()
+            room -= int(sizes[chosen].sum())
+            sizes, order = np.delete(sizes, chosen), np.delete(order, chosen)
+            chosen = _closest(sizes, room)
+        rows.append(row)
+    return rows
+
+
+def _closest(sizes, room) -> list[int]:
+    """Indices of the one or two ascending `sizes` whose sum comes closest to `room` from below; [] if none does."""
+    if not len(sizes) or sizes[0] > room:
+        return []
+    one = int(np.searchsorted(sizes, room, "right")) - 1
+    first = np.arange(np.searchsorted(sizes, room - sizes[0], "right"))
+    if not len(first):
+        return [one]
+    second = np.searchsorted(sizes, room - sizes[first], "right") - 1
+    second -= second == first
+    total = np.where(second >= 0, sizes[first] + sizes[second], -1)
+    best = int(total.argmax())
+    return [best, int(second[best])] if total[best] > sizes[one] else [one]
+
+
+def assign_rows(lengths, rows, length) -> list[int]:
+    """Rows of a pack for segments that no plan has placed: each goes where it leaves the least room.
+
+    Args:
+      lengths: of the segments.
       rows, length: of the pack.
 
     Returns:
-      the row of each copy, in the order given.
+      the row of each.
 
     Raises:
       DoesNotFit: naming what is needed.
     """
-    # As `place_copies` does it; for one pack plain numbers are faster.
     free, found = [length] * rows, []
-    for copy in (int(n) for copies in records for n in copies):
-        room, row = min(((room, row) for row, room in enumerate(free) if room >= copy), default=(0, None))
+    for needed in lengths:
+        room, row = min(((room, row) for row, room in enumerate(free) if room >= needed), default=(0, None))
         if row is None:
-            needed = [int(n) for copies in records for n in copies]
             raise DoesNotFit(
-                f"segments of {needed} positions do not fit into {rows} rows of {length}; "
+                f"segments of {list(lengths)} positions do not fit into {rows} rows of {length}; "
                 "raise data.length or data.rows"
             )
-        free[row] = room - copy
+        free[row] = room - needed
         found.append(row)
     return found
 
@@ -65,7 +104,7 @@ def pack(segments, where, rows, length, targets) -> dict[str, np.ndarray]:
 
     Args:
       segments: `plan.Segment`s; all may use any slot of the pack.
-      where: the row of each, as `assign_rows` gives them.
+      where: the row of each.
       rows: rows R of the pack.
       length: positions T of a row.
       targets: supervised positions K that a pack can hold.

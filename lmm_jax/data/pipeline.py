@@ -8,7 +8,6 @@ from absl import flags
 
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.layout import Layout
-from lmm_jax.data.packing import assign_rows
 from lmm_jax.data.plan import blank, scales_at
 from lmm_jax.data.prepared import Prepared, as_turns
 from lmm_jax.data.stream import Capacity, Stream, choose_capacity, fits, needs_of
@@ -84,7 +83,7 @@ class Packs:
 
     def members(self, position) -> list[tuple[int, int]]:
         """`(source, row)` of the records of a pack."""
-        return [(int(source), int(self._rows[source][i])) for source, i in self.stream[position]]
+        return [(int(source), int(self._rows[source][i])) for source, i in self.stream[position].members]
 
     def name(self, source, row) -> str:
         """Folder and row of a record, for messages."""
@@ -101,12 +100,9 @@ class Packs:
         """
         step = position // self.per_step
         scales = self._phases[step % len(self._phases)]
-        members, capacity = self.members(position), self.stream.capacity
-        # As it was planned: the copies of this step may be shorter, but stand where the longest would.
-        planned = [self._needs[source].copies[row] for source, row in members]
-        where = iter(assign_rows([copies[copies > 0] for copies in planned], capacity.rows, capacity.length))
+        where = iter(self.stream[position].where)
         segments, rows, seen, numbers, bad, faults = [], [], [], [], [], []
-        for (source, row), copies in zip(members, planned, strict=True):
+        for source, row in self.members(position):
             numbers.append(self._first[source] + row)
             pictures = int(self._needs[source].pictures[row])
             try:
@@ -116,8 +112,9 @@ class Packs:
                 mine, pixels = list(map(blank, self._lengths(source, row, scales))), [None] * pictures
                 faults.append(self._fault(position, source, row, error))
                 bad.append(True)
+            # In the rows that were planned: the copies of this step may be shorter, but none is longer.
             segments += sorted(mine, key=len, reverse=True)
-            rows += [next(where) for _ in copies[copies > 0]][: len(mine)]
+            rows += [next(where) for _ in range((self._needs[source].copies[row] > 0).sum())][: len(mine)]
             seen += pixels
         out = self.layout.assemble(segments, seen, rows)
         if not self._shows(step):

@@ -10,9 +10,9 @@ import hashlib
 
 import numpy as np
 
-from lmm_jax.data.packing import FULL, place_copies
+from lmm_jax.data.packing import FULL, fill_rows, place_copies
 
-WINDOW = 1024  # rows that are packed together, longest first
+WINDOW = 1024  # rows of the stream that are packed together
 OPEN = 64  # packs that stay open from one window to the next
 
 
@@ -103,47 +103,107 @@ def fits(needs, capacity) -> np.ndarray:
     return alone & placed[which.reshape(-1)]
 
 
-def best_fit(needs, capacity) -> list[list[int]]:
-    """Packs rows in windows: longest first, each where it leaves the least room.
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One pack.
+
+    Attributes:
+      members: `[m]` numbers of its rows, or `[m, 2]` (source, row).
+      where: the pack's row for each copy of each member, longest copy first, one member after the other.
+    """
+
+    members: np.ndarray
+    where: list[int]
+
+
+def plan_packs(needs, capacity) -> list[Planned]:
+    """Packs rows in windows of the stream, so that little is left unused.
 
     Args:
-      needs: of the rows, in stream order; every row must fit into a pack of its own.
+      needs: of the rows, in stream order; every row must fit into a pack of its own, see `fits`.
       capacity: of a pack.
-
-    Returns:
-      Row numbers of each pack, in the order in which they were placed: `packing.assign_rows` repeats it.
-
-    Raises:
-      ValueError: a row whose copies cannot be placed into an empty pack, naming it.
     """
-    packs, members = [], []  # finished packs; members of the open ones
+    if needs.copies.shape[1] == 1:
+        return _single_copies(needs, capacity)
+    return _best_fit(needs, capacity)
+
+
+def _single_copies(needs, capacity):
+    """Rows of a pack are filled first, then put together so that pictures are spread evenly over the packs."""
+    packs, left = [], np.zeros(0, np.int64)
+    lengths = needs.copies[:, 0]
+    for first in range(0, len(needs), WINDOW):
+        window = np.concatenate([left, np.arange(first, min(first + WINDOW, len(needs)))])
+        rows = [window[row] for row in fill_rows(lengths[window], capacity.length)]
+        more = first + WINDOW < len(needs) and len(window) < 4 * WINDOW
+        full = [lengths[row].sum() >= 0.98 * capacity.length or not more for row in rows]
+        # What did not fill a row waits for the next window.
+        left = np.concatenate([np.zeros(0, np.int64), *(r for r, done in zip(rows, full, strict=True) if not done)])
+        packs += _group_rows([r for r, done in zip(rows, full, strict=True) if done], needs, capacity)
+    return packs
+
+
+def _group_rows(rows, needs, capacity):
+    """Packs of filled rows: those with most pictures first, each to the pack that lacks most."""
+    parts = [part for row in rows for part in _within(row, needs, capacity)]
+    takes = np.array([[1, needs.pictures[p].sum(), needs.targets[p].sum()] for p in parts]).reshape(-1, 3)
+    empty = np.array([capacity.rows, capacity.pictures, capacity.targets])
+    room = np.tile(empty, (-(-len(parts) // capacity.rows), 1))
+    held = [[] for _ in room]
+    for i in np.argsort(-takes[:, 1], kind="stable"):
+        fitting = (room >= takes[i]).all(axis=1)
+        pack = int(np.where(fitting, room[:, 1], -1).argmax())
+        if not fitting.any():
+            pack = len(held)
+            held.append([])
+            room = np.concatenate([room, empty[None]])
+        room[pack] -= takes[i]
+        held[pack].append(parts[i])
+    return [Planned(np.concatenate(of), [n for n, row in enumerate(of) for _ in row]) for of in held if of]
+
+
+def _within(row, needs, capacity):
+    """Parts of a filled row, each with no more pictures and targets than a pack holds."""
+    part, taken = [], np.zeros(2, np.int64)
+    for member in row:
+        takes = np.array([needs.pictures[member], needs.targets[member]])
+        if part and (taken + takes > (capacity.pictures, capacity.targets)).any():
+            yield np.array(part)
+            part, taken = [], np.zeros(2, np.int64)
+        part.append(member)
+        taken += takes
+    yield np.array(part)
+
+
+def _best_fit(needs, capacity):
+    """Longest first, each into the pack where its longest copy leaves the least room."""
+    packs, members, where = [], [], []  # finished packs; the open ones
     free = np.zeros((0, capacity.rows), np.int64)
     pictures, targets = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for first in range(0, len(needs), WINDOW):
         window = np.arange(first, min(first + WINDOW, len(needs)))
         for row in window[np.argsort(-needs.copies[window].sum(axis=1), kind="stable")]:
             copies = needs.copies[row][needs.copies[row] > 0]
-            after, left, _ = place_copies(copies, free)
+            after, left, rows = place_copies(copies, free)
             left = np.where((pictures >= needs.pictures[row]) & (targets >= needs.targets[row]), left, FULL)
             if not len(left) or left.min() == FULL:
                 free = np.concatenate([free, np.full((1, capacity.rows), capacity.length, np.int64)])
                 pictures, targets = np.append(pictures, capacity.pictures), np.append(targets, capacity.targets)
                 members.append([])
-                chosen = len(members) - 1
-                after, left, _ = place_copies(copies, free)
-                if left[chosen] == FULL:
-                    raise ValueError(f"row {row} of {copies.tolist()} positions does not fit into a pack")
-            else:
-                chosen = int(left.argmin())
+                where.append([])
+                after, left, rows = place_copies(copies, free)
+                left[:-1] = FULL
+            chosen = int(left.argmin())
             free[chosen] = after[chosen]
             pictures[chosen] -= needs.pictures[row]
             targets[chosen] -= needs.targets[row]
-            members[chosen].append(int(row))
+            members[chosen].append(row)
+            where[chosen] += rows[:, chosen].tolist()
         keep = np.sort(np.argsort(-free.sum(axis=1), kind="stable")[:OPEN])
-        packs += [members[i] for i in np.setdiff1d(np.arange(len(members)), keep)]
-        members = [members[i] for i in keep]
+        packs += [Planned(np.array(members[i]), where[i]) for i in np.setdiff1d(np.arange(len(members)), keep)]
+        members, where = [members[i] for i in keep], [where[i] for i in keep]
         free, pictures, targets = free[keep], pictures[keep], targets[keep]
-    return packs + members
+    return packs + [Planned(np.array(m), w) for m, w in zip(members, where, strict=True)]
 
 
 class Stream:
@@ -168,8 +228,8 @@ class Stream:
         self._ends = [0]  # packs before each round that was planned
         self._plans = {}  # of the latest rounds
 
-    def __getitem__(self, position) -> np.ndarray:
-        """Members `[m, 2]` (source, row) of the pack at a global position."""
+    def __getitem__(self, position) -> Planned:
+        """The pack at a global position, its members as (source, row)."""
         number = 0
         while position >= self._end(number):
             number += 1
@@ -178,7 +238,7 @@ class Stream:
     def usage(self, number=0):
         """Shares of positions and of pictures' slots that the packs of a round use."""
         packs, c = self._round(number), self.capacity
-        taken = self.drawn(np.concatenate(packs))
+        taken = self.drawn(np.concatenate([pack.members for pack in packs]))
         positions = taken.copies.sum() / (len(packs) * c.rows * c.length)
         return float(positions), float(taken.pictures.sum() / max(len(packs) * c.pictures, 1))
 
@@ -195,9 +255,9 @@ class Stream:
 
     def _plan_round(self, number):
         rows = self.rows(number)
-        packs = best_fit(self.drawn(rows), self.capacity)
+        packs = plan_packs(self.drawn(rows), self.capacity)
         order = _permutation(len(packs), self.seed, "packs", number) if self._shuffle else range(len(packs))
-        return [rows[packs[i]] for i in order]
+        return [Planned(rows[packs[i].members], packs[i].where) for i in order]
 
     def drawn(self, rows) -> Needs:
         """Needs of rows `[n, 2]` (source, row)."""
@@ -257,7 +317,7 @@ def choose_capacity(needs, weights, length, seed, rows=(1, 2, 4, 8), sample=4096
         for share in (0.85, 0.9, 0.95, 1.0, 1.05):
             capacity = Capacity(r, length, max(round(per_pack * share), most), r * length)
             if capacity not in found and fits(some, capacity).all():
-                packs = len(best_fit(some, capacity))
+                packs = len(plan_packs(some, capacity))
                 positions = some.copies.sum() / (packs * r * length)
                 slots = some.pictures.sum() / (packs * capacity.pictures) if most else 1.0
                 found[capacity] = min(positions, slots)

@@ -42,13 +42,13 @@ def test_rows_fill_and_positions_restart():
 def test_what_does_not_fit_says_what_is_needed():
     a = lay_out(IDS, SUPERVISED, [np.arange(3)])
     with pytest.raises(DoesNotFit, match=r"\[8, 8\] positions do not fit into 1 rows of 15"):
-        assign_rows([[8], [8]], rows=1, length=15)
+        assign_rows([8, 8], rows=1, length=15)
     with pytest.raises(DoesNotFit, match=r"4 supervised tokens, room for 3; raise data.targets"):
         pack([a, a], [0, 1], rows=2, length=15, targets=3)
 
 
-def test_each_copy_goes_where_it_leaves_the_least_room():
-    assert assign_rows([[5, 3], [7], [2]], rows=2, length=10) == [0, 0, 1, 0]
+def test_each_segment_goes_where_it_leaves_the_least_room():
+    assert assign_rows([5, 3, 7, 2], rows=2, length=10) == [0, 0, 1, 0]
 
 
 def test_scale_slots_are_disjoint_and_complete():
