@@ -21,7 +21,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Seconds on two cores; the sum stays below ten minutes with room for installing and linting.
-BUDGETS = {"tests": 100, "data": 100, "models": 120, "training": 180, "evaluation": 40, "tools": 40, "parity": 60}
+BUDGETS = {"tests": 40, "data": 100, "models": 120, "training": 200, "evaluation": 60, "tools": 50, "parity": 20}
 
 # Overrides that shrink configs/digits.py for tests.
 TINY = (
