@@ -167,6 +167,10 @@ def check(config):
         raise ConfigError(f"train.scales_per_step={train.scales_per_step}: model.scales has {config.model.scales}")
     if data.mixture and data.path:
         raise ConfigError("data.path and data.mixture are both set; name the folder in data.mixture alone")
+    if (data.pictures is not None or data.targets) and not data.rows:
+        raise ConfigError("data.pictures and data.targets are of a pack whose data.rows is set; set it, or neither")
+    if data.targets and data.pictures is None:
+        raise ConfigError("data.targets is of a pack whose data.pictures is set; set it, or leave both open")
     if data.too_long not in ("cut", "refuse"):
         raise ConfigError(f"data.too_long={data.too_long!r} is neither 'cut' nor 'refuse'")
     stacks = data.tiling[0] * data.tiling[1] if data.tiling else 0

@@ -48,6 +48,8 @@ def test_file_arguments_come_after_a_colon_or_as_plain_pairs():
         ("train.scales_per_step=9", "train.scales_per_step=9"),
         ("train.micro_batches=5", "does not divide"),
         ("model.decoder.inject_layers=(1,)", "0 stacks"),
+        ("data.rows=0", "data.rows is set"),
+        ("data.too_long=drop", "neither 'cut' nor 'refuse'"),
     ],
 )
 def test_bad_overrides_name_the_field(override, message):

@@ -55,6 +55,7 @@ class Packs:
         self.stream = Stream(needs, weights, capacity, config.seed, shuffle)
         self.layout = Layout.from_config(config, capacity)
         self._first = np.cumsum([0, *map(len, self.data)])
+        self._known = None, False  # a step, and whether its batch has a picture
 
     @property
     def left_out(self) -> list[tuple[int, int]]:
@@ -153,9 +154,13 @@ class Packs:
         }
 
     def _shows(self, step):
-        """Whether any pack of a global batch has a picture."""
-        positions = range(step * self.per_step, (step + 1) * self.per_step)
-        return any(self._needs[s].pictures[r] for p in positions for s, r in self.members(p))
+        """Whether any pack of a global batch has a picture; kept for the next pack, mostly of the same batch."""
+        known, shows = self._known
+        if known != step:
+            positions = range(step * self.per_step, (step + 1) * self.per_step)
+            shows = any(self._needs[s].pictures[r] for p in positions for s, r in self.members(p))
+            self._known = step, shows
+        return shows
 
 
 def _capacity(data, needs, weights, seed):
