@@ -7,7 +7,7 @@ recipe=m3         trains all four budgets, two a step in rotation
 recipe=full       trains at 36 tokens only: the control
 recipe=deepstack  9 tokens of the whole picture, 4 stacks of 9 from its tiles at double resolution
 
-Cells read right at 1, 4, 9, 36 tokens: m3 .28 .77 .99 .98; full .08 .13 .15 .98. 275 s of training on 2 cores
+Cells read right at 1, 4, 9, 36 tokens: m3 .29 .76 .98 .98; full .04 .15 .18 .97. 272 s of training on 2 cores
 (JAX_NUM_CPU_DEVICES=2), seed 0, 3,000 questions, 2026-11-20.
 """
 
