@@ -4,8 +4,6 @@ Orbax notices missing and truncated files, but loads flipped bits silently; a di
 save, stored with the step and compared after restore. It is a sum of integers, so it does not depend on the mesh.
 """
 
-import re
-
 import jax
 import jax.numpy as jnp
 from etils import epath
@@ -110,12 +108,6 @@ class Checkpoints:
                 "move the folder away to start again, or restore it from a copy"
             )
         return None
-
-
-def has_checkpoint(workdir) -> bool:
-    """Whether `workdir` holds a finished checkpoint, without reading one."""
-    directory = epath.Path(workdir) / "checkpoints"
-    return directory.exists() and any(re.fullmatch(r"\d+", p.name) for p in directory.iterdir())
 
 
 def digest(tree) -> dict[str, int]:

@@ -70,6 +70,11 @@ def test_the_planner_packs_conversations_with_their_pictures(config):
         # Each segment is one conversation at one scale, its positions counted from 0.
         starts = (pack["position"] == 0) & (pack["segment"] > 0)
         assert starts.sum() == len(np.unique(pack["segment"][pack["segment"] > 0]))
+        # Copies stand where they were planned: record by record, the longest first.
+        planned = [n for s, r in packs.members(position) for n in packs._needs[s].copies[r] if n]
+        stands = [np.argwhere(pack["segment"] == number) for number in range(1, len(planned) + 1)]
+        assert [len(at) for at in stands] == planned
+        assert [at[0, 0] for at in stands] == packs.stream[position].where
         assert pack["slot"].max() < packs.layout.pictures * sum(packs.layout.scales)
     assert sorted(seen) == list(range(48))
     assert packs.layout.pictures > 3 and (tokens["turn_images"].max()) == 3

@@ -113,6 +113,7 @@ def test_a_mixture_draws_by_weight_and_goes_through_every_row():
 
 def test_one_source_goes_through_its_rows_once_a_round():
     stream = Stream([random_needs(500)], [1.0], Capacity(2, 256, 12, 400), 0)
+    assert (stream.rows(0) != stream.rows(1)).any()  # each time in another order
     for number in range(3):
         packs = [stream[p] for p in range(stream._end(number - 1) if number else 0, stream._end(number))]
         assert sorted(np.concatenate([pack.members for pack in packs])[:, 1]) == list(range(500))
