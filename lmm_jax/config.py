@@ -25,6 +25,9 @@ def base() -> ml_collections.ConfigDict:
     c.model = m = ml_collections.ConfigDict()
     m.dtype = "bfloat16"  # of the computation; parameters, softmax, norms and loss are float32
     m.scales = (576,)  # visual tokens per grid, one bank region and one loss group each
+    m.newline = False  # a learned vector at the end of each row of a picture's tiles
+    m.newline_in_stacks = True  # which every stack adds once more, as DeepStack-L-HD does
+    m.encoder = "vit"  # or "convnext", see `use_convnext`
     m.vision = ml_collections.ConfigDict()  # models.vit.ViT
     m.vision.image_size = 336  # pixels a side
     m.vision.patch_size = 14  # pixels a side
@@ -33,6 +36,8 @@ def base() -> ml_collections.ConfigDict:
     m.vision.heads = 16
     m.vision.mlp_dim = 4096
     m.vision.level = -2  # hidden state that becomes the features, as Python counts
+    m.vision.stack_levels = ()  # further hidden states, one stack and one projector each (Qwen3-VL)
+    m.vision.regroup = ()  # (layer, n): n · n tiles enter the whole picture from this layer on (DeepStack-V)
     m.vision.remat = True  # recompute blocks in the backward pass
     m.projector = ml_collections.ConfigDict()  # models.visual_tokens.Projector
     m.projector.depth = 2  # linear layers, GELU between
@@ -55,9 +60,14 @@ def base() -> ml_collections.ConfigDict:
     d.validation = "validation"  # split for the validation loss, if the data has one
     d.template = "qa"  # text around the turns, see data.conversation
     d.too_long = "refuse"  # a conversation longer than a row is an error, or "cut" after the last answer that fits
-    d.pictures = placeholder(int)  # pictures of a pack; what leaves the least unused if unset
-    d.aspect = "pad"  # pad, stretch, square or anyres: see data/views.py
-    d.tiling = ()  # (columns, rows) of tiles for the stacks, none if empty
+    d.views = placeholder(int)  # views of a pack; what leaves the least unused if unset
+    d.aspect = "pad"  # pad, stretch, square, anyres or own: see data/views.py
+    d.canvas = ()  # (height, width) in pixels of a view with aspect "own"; square if empty
+    d.tilings = ()  # (columns, rows), …: the tiles that a picture may be cut into, by its shape; none if empty
+    d.zoom = 1  # every view once more at so many times its resolution, in zoom · zoom tiles (DeepStack-L-HD)
+    d.sequence = "whole"  # what of a picture stands in the sequence, and
+    d.stacks = ""  # what is added over it: see data/arrangement.py
+    d.sampling = "2d"  # how tiles become stacks: 2d, 1d or grid
     d.rows = placeholder(int)  # rows of a pack; as few as leave little unused if unset
     d.length = 2048  # positions of a row
     d.targets = placeholder(int)  # supervised positions of a pack; all positions if unset
