@@ -114,6 +114,19 @@ def base() -> ml_collections.ConfigDict:
     return c
 
 
+def use_convnext(config):
+    """Gives `config.model` a ConvNeXt, ConvLLaVA's by default: `config.model.vision` is models.convnext.ConvNeXt."""
+    config.model.encoder = "convnext"
+    config.model.vision = v = ml_collections.ConfigDict()
+    v.image_size = 1536  # pixels a side of a square picture
+    v.patch_size = 4  # stride of the stem
+    v.depths = (3, 3, 27, 3, 6)  # blocks of each stage
+    v.widths = (192, 384, 768, 1536, 3072)  # channels of each stage
+    v.stack_levels = ()  # earlier stages whose finer maps become stacks, counted from 1
+    v.norm_eps = 1e-6  # 1e-5 in the xxlarge model
+    v.remat = True  # recompute blocks in the backward pass
+
+
 def parse(arg, **defaults) -> ml_collections.ConfigDict:
     """Parses a config file's argument `"size=7b,stage=tune"` against its defaults, with their types.
 
@@ -208,6 +221,8 @@ def read_config(path) -> ml_collections.ConfigDict:
     if stored.get("schema") != SCHEMA:
         raise ConfigError(f"{path} has config schema {stored.get('schema')}, this version reads {SCHEMA}")
     config, stored = base(), ml_collections.ConfigDict(_tuples(stored))
+    if stored.model.get("encoder") == "convnext":
+        use_convnext(config)
     unknown = sorted(flatten(stored).keys() - flatten(config).keys())
     if unknown:
         raise ConfigError(f"{path} has fields that this version does not know: {', '.join(unknown)}")
