@@ -90,7 +90,7 @@ class Reference:
         return self.model.apply({"params": params}, method=lambda m: run(m))
 
     def layer_inputs(self, batch):
-        """`[L, G, R, T, D]` that each decoder layer sees, its stack added, and the last one's output; layer by layer."""
+        """`[L, G, R, T, D]` that each decoder layer sees, its stack added, and the last one's output."""
         out, decoder = self.forward(batch), self.model.decoder
         h, inputs = jnp.asarray(out.embeds), []
         context = {name: jnp.asarray(batch[name]) for name in ("position", "segment", "slot")}
