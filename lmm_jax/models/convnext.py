@@ -1,6 +1,7 @@
 """ConvNeXt: pictures of any aspect ratio to grids of features, with ConvLLaVA's fifth stage."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lmm_jax.models.layers import Dense, LayerNorm, normalise, symmetric_uniform
@@ -20,20 +21,47 @@ def space_to_depth(x, side):
     return x.swapaxes(2, 3).reshape(N, h, w, side * side * C)
 
 
+@jax.custom_vjp
 def depthwise(x, kernel):
     """Depthwise convolution with zero padding, as shifted multiply-adds that XLA fuses into one loop.
+
+    Its own gradient is written out, as XLA's would be a chain of k² paddings (on two cores 128 against 45 ms at
+    64² × 96 channels, and 3.5 against 1.5 s to compile, 2026-11-20).
 
     Args:
       x: `[N, h, w, C]`.
       kernel: `[k, k, C]`, k odd.
 
     Returns:
-      `[N, h, w, C]`.
+      `[N, h, w, C]` in the dtype of `x`, summed in float32.
     """
-    h, w = x.shape[1:3]
-    k = kernel.shape[0]
-    x = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
-    return sum(x[:, i : i + h, j : j + w] * kernel[i, j] for i in range(k) for j in range(k))
+    (h, w), k = x.shape[1:3], kernel.shape[0]
+    padded = _pad(x, k)
+    total = sum(padded[:, i : i + h, j : j + w] * kernel[i, j] for i in range(k) for j in range(k))
+    return total.astype(x.dtype)
+
+
+def _pad(x, k):
+    return jnp.pad(x.astype(jnp.float32), ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+
+
+def _depthwise_fwd(x, kernel):
+    return depthwise(x, kernel), (x, kernel)
+
+
+def _depthwise_bwd(saved, dy):
+    x, kernel = saved
+    (h, w), k = x.shape[1:3], kernel.shape[0]
+    padded, wide = _pad(x, k), dy.astype(jnp.float32)
+
+    def row(i):
+        shifted = jax.lax.dynamic_slice_in_dim(padded, i, h, axis=1)
+        return jnp.stack([(shifted[:, :, j : j + w] * wide).sum((0, 1, 2)) for j in range(k)])
+
+    return depthwise(dy, kernel[::-1, ::-1]), jax.lax.map(row, jnp.arange(k)).astype(kernel.dtype)
+
+
+depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
 
 
 def cover(extent, height, width, stride):
@@ -59,8 +87,8 @@ class ConvNeXtBlock(nn.Module):
     def __call__(self, x, mask):
         """`x`: `[N, h, w, C]`; `mask`: `[N, h, w, 1]` or None. What lies outside is zero to the convolution."""
         C = x.shape[-1]
-        y = x if mask is None else jnp.where(mask, x, 0)
-        y = Depthwise(self.dtype, name="depthwise")(y)
+        y = (x if mask is None else jnp.where(mask, x, 0)).astype(self.dtype)
+        y = Depthwise(name="depthwise")(y)
         y = LayerNorm(self.norm_eps, name="norm")(y)
         y = Dense((4 * C,), ("embed",), ("mlp",), True, self.dtype, "uniform", name="up")(y)
         y = Dense((C,), ("mlp",), ("embed",), True, self.dtype, "uniform", name="down")(nn.gelu(y, approximate=False))
@@ -72,8 +100,6 @@ class ConvNeXtBlock(nn.Module):
 class Depthwise(nn.Module):
     """Parameters of a depthwise convolution, uniform in ± 1 / k as PyTorch starts one."""
 
-    dtype: str
-
     @nn.compact
     def __call__(self, x):
         C = x.shape[-1]
@@ -81,7 +107,7 @@ class Depthwise(nn.Module):
         kernel = nn.with_logical_partitioning(uniform, ("window", "window_2", "norm"))
         kernel = self.param("kernel", kernel, (KERNEL, KERNEL, C), jnp.float32)
         bias = self.param("bias", nn.with_logical_partitioning(uniform, ("norm",)), (C,), jnp.float32)
-        return depthwise(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return depthwise(x, kernel) + bias.astype(x.dtype)
 
 
 class Stage(nn.Module):

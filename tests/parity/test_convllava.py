@@ -121,23 +121,25 @@ def batch_of(convllava, name, pictures, most=None):
     for row, picture in enumerate(pictures):
         shown = [] if picture is None else [scale_slots(0, scale, (scale,), 1)]
         packs.append([segment(*unpadded(z, row, prefix=f"{name}/"), shown, 1, most)])
+    length = None if most else max(z[f"{n}/mm_labels"].shape[1] for n in ("pair", "mixed"))
     pixels = np.stack([np.zeros_like(views[0]) if p is None else views[p] for p in pictures])
-    return make_batch(packs, pixels=pixels[:, None])
+    return make_batch(packs, length=length, pixels=pixels[:, None])
 
 
 @pytest.mark.parametrize(("name", "pictures"), [("pair", (0, 1)), ("mixed", (0, None))])
 def test_embeddings_logits_and_loss(convllava, name, pictures):
     batch, z = batch_of(convllava, name, pictures), convllava.z
     mask = z[f"{name}/mm_attention_mask"].astype(bool)
-    np.testing.assert_array_equal(batch["segment"][:, 0] > 0, mask)
-    np.testing.assert_array_equal(labels_of(batch), z[f"{name}/mm_labels"])
+    T = mask.shape[1]
+    np.testing.assert_array_equal(batch["segment"][:, 0, :T] > 0, mask)
+    np.testing.assert_array_equal(labels_of(batch)[:, :T], z[f"{name}/mm_labels"])
     assert (batch["group"] > 0).sum() == z[f"{name}/n_loss_tokens"]
     out = convllava.forward(batch)
-    close(out.embeds[:, 0][mask], z[f"{name}/mm_inputs_embeds"][mask], FEATURES)
+    close(out.embeds[:, 0, :T][mask], z[f"{name}/mm_inputs_embeds"][mask], FEATURES)
     last = mask.sum(1) - 1
     close(out.logits[np.arange(len(last)), 0, last], z[f"{name}/last_valid_logits"], LOGITS)
     if f"{name}/logits" in z.files:
-        close(out.logits[:, 0][mask], z[f"{name}/logits"][mask], LOGITS)
+        close(out.logits[:, 0, :T][mask], z[f"{name}/logits"][mask], LOGITS)
     close(convllava.loss(batch)[0], z[f"{name}/loss"], LOSS)
 
 
