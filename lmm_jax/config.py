@@ -53,6 +53,10 @@ def base() -> ml_collections.ConfigDict:
     m.decoder.inject_layers = ()  # stack s is added before layer inject_layers[s]
     m.decoder.remat = "full"  # what a layer keeps for the backward pass: full (nothing), dots, none (everything)
 
+    c.init = i = ml_collections.ConfigDict()
+    i["from"] = placeholder(str)  # workdir whose newest parameters a run starts with; optimizer and step start anew
+    i.new = ()  # path prefixes of parameters that start fresh although the others are read
+
     c.data = d = ml_collections.ConfigDict()
     d.path = placeholder(str)  # prepared folder, see `lmm prepare`
     d.mixture = ()  # ((folder, weight), …) of several prepared folders, instead of `path`

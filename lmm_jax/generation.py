@@ -14,34 +14,36 @@ from lmm_jax.data.conversation import IMAGE_TAG, stop_id
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.layout import Layout
 from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.hf import load as hf
 from lmm_jax.models.visual_tokens import scale_side
 from lmm_jax.training.checkpoint import Checkpoints
-from lmm_jax.training.state import make_program
+from lmm_jax.training.state import abstract_params, make_program
 
 BUCKET = 32  # prompts are padded to multiples of this, so that few programs are compiled
 
 
-def load(path):
-    """Loads the newest sound checkpoint of a workdir, onto whatever devices are here.
+def load(path, vision=None):
+    """Loads a model onto whatever devices are here.
 
     Args:
-      path: a workdir of `lmm train`.
+      path: a workdir of `lmm train`, whose newest sound checkpoint is taken, or a folder in LLaVA's original layout.
+      vision: folder of the vision tower, for a folder that neither holds nor names it.
 
     Raises:
-      FileNotFoundError: it is no workdir.
-      ValueError: it holds no sound checkpoint.
+      FileNotFoundError: it is neither.
+      ValueError: no checkpoint is sound, or tensors or keys of the folder do not fit; the message lists them.
     """
     path = epath.Path(path)
     if not (path / "config.json").exists():
-        raise FileNotFoundError(f"{path} is no workdir of `lmm train` (no config.json)")
-    config = read_config(path / "config.json")
-    program = make_program(config, _mesh(config))
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        jax.tree.map(lambda box: box.value, program.boxed, is_leaf=lambda x: hasattr(x, "names")),
-        program.shardings.params,
-    )
-    params, _ = Checkpoints(path).restore_params(abstract)
+        raise FileNotFoundError(f"{path} is neither a workdir of `lmm train` nor a model (no config.json)")
+    if hf.is_original(path):
+        config = hf.read_config(path, vision)
+        program = make_program(config, _mesh(config))
+        params, _ = hf.load_params(path, program.model, abstract_params(program), vision)
+    else:
+        config = read_config(path / "config.json")
+        program = make_program(config, _mesh(config))
+        params, _ = Checkpoints(path).restore_params(abstract_params(program))
     return Model(program, params, Tokenizer.load(path / "tokenizer.model"))
 
 

@@ -98,6 +98,15 @@ def make_program(config, mesh=None) -> Program:
     return Program(config, mesh, model, tx, rates, boxed, TrainState(one, placed, opt_state, one, one))
 
 
+def abstract_params(program):
+    """The parameters as `ShapeDtypeStruct`s that carry their planned shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        nn.unbox(program.boxed),
+        program.shardings.params,
+    )
+
+
 def abstract_state(program) -> TrainState:
     """The train state as `ShapeDtypeStruct`s that carry their planned shardings."""
 
