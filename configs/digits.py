@@ -21,7 +21,7 @@ def get_config(arg=""):
     cfg.model.scales = (1, 4, 9, 36)
     cfg.model.vision.update(image_size=24, patch_size=4, width=48, depth=2, heads=4, mlp_dim=192, level=-1)
     cfg.model.decoder.update(vocab_size=128, width=64, depth=3, heads=4, kv_heads=4, mlp_dim=192)
-    cfg.data.update(path=a.data, rows=1, pictures=1, length=120, targets=40)
+    cfg.data.update(path=a.data, rows=1, views=1, length=120, targets=40)
     cfg.train.update(steps=2600, batch_size=32, scales_per_step=2, eval_every=500, save_every=500)
     cfg.mesh.update(data=-1, fsdp=1)
     cfg.optimizer.update(learning_rate=3e-3, b2=0.98, weight_decay=0.01)
@@ -43,5 +43,5 @@ def deepstack(cfg):
     cfg.model.scales = (9,)
     cfg.model.vision.image_size = 12
     cfg.model.decoder.update(depth=4, inject_layers=(0, 1, 2, 3))
-    cfg.data.update(aspect="stretch", tiling=(2, 2))
+    cfg.data.update(aspect="stretch", tilings=((2, 2),), sequence="whole", stacks="samples", views=5)
     cfg.train.scales_per_step = 1
