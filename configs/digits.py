@@ -43,5 +43,5 @@ def deepstack(cfg):
     cfg.model.scales = (9,)
     cfg.model.vision.image_size = 12
     cfg.model.decoder.update(depth=4, inject_layers=(0, 1, 2, 3))
-    cfg.data.update(aspect="stretch", tilings=((2, 2),), stacks="samples")
+    cfg.data.update(aspect="stretch", tilings=((2, 2),), sequence="whole", stacks="samples", views=5)
     cfg.train.scales_per_step = 1

@@ -339,7 +339,7 @@ def _pinpoints(keys, size):
 # What the words of deepstack_args_for_ablation make of the sequence and of the stacks.
 ABLATIONS = {
     "dummy_local": {"stacks": "copies"},
-    "only_global_features": {"stacks": "whole", "sequence": "blank"},
+    "only_global_features": {"stacks": "whole", "sequence": "blank", "tilings": ()},
     "global_and_local": {"stacks": "whole+samples", "sequence": "blank"},
     "string_woglobal": {"stacks": "", "sequence": "samples"},
     "string_withglobal": {"stacks": "", "sequence": "whole+samples"},

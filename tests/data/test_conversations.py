@@ -54,7 +54,7 @@ def config(tiny, mixed_folder):
     def make(*overrides):
         config = tiny("model.decoder.vocab_size=512", f"data.path={mixed_folder}", "data.length=512", *overrides)
         with config.unlocked():
-            config.data.rows = config.data.pictures = config.data.targets = None
+            config.data.rows = config.data.views = config.data.targets = None
         return config
 
     return make
@@ -75,9 +75,9 @@ def test_the_planner_packs_conversations_with_their_pictures(config):
         stands = [np.argwhere(pack["segment"] == number) for number in range(1, len(planned) + 1)]
         assert [len(at) for at in stands] == planned
         assert [at[0, 0] for at in stands] == packs.stream[position].where
-        assert pack["slot"].max() < packs.layout.pictures * sum(packs.layout.scales)
+        assert pack["slot"].max() < packs.layout.views * sum(packs.layout.scales)
     assert sorted(seen) == list(range(48))
-    assert packs.layout.pictures > 3 and (tokens["turn_images"].max()) == 3
+    assert packs.layout.views > 3 and (tokens["turn_images"].max()) == 3
 
 
 def test_a_batch_without_pictures_has_no_pixels_and_trains(config, mixed_folder, tmp_path):
@@ -90,7 +90,7 @@ def test_a_batch_without_pictures_has_no_pixels_and_trains(config, mixed_folder,
     )
     with both.unlocked():
         both.data.path, both.data.mixture = None, ((str(mixed_folder), 1.0), (str(tmp_path / "text"), 40.0))
-        both.data.rows, both.data.pictures = 1, 2
+        both.data.rows, both.data.views = 1, 2
     packs = Packs(both, "train", packs_per_step=1, shuffle=True)
     shows = ["pixels" in packs[p] for p in range(12)]
     assert True in shows and False in shows
@@ -105,7 +105,7 @@ def test_one_percent_bad_of_ten_thousand_moves_nothing(tiny, tmp_path, monkeypat
     prepare_rows(tmp_path / "rows.jsonl", None, tmp_path / "out", template="qa", workers=0)
     config = tiny("model.decoder.vocab_size=512", f"data.path={tmp_path / 'out'}", "data.length=256")
     with config.unlocked():
-        config.data.rows, config.data.pictures, config.data.targets = 2, 0, None
+        config.data.rows, config.data.views, config.data.targets = 2, 0, None
     packs = Packs(config, "train", packs_per_step=8, shuffle=True)
     steps = packs.stream._end(0) // 8
     good = read_all(packs, 1, steps)
