@@ -21,7 +21,7 @@ from lmm_jax.models.decoder import Block, inject
 from lmm_jax.models.visual_tokens import splice
 from lmm_jax.training.optimizer import split
 from lmm_jax.training.state import abstract_state, make_program
-from lmm_jax.training.step import loss_and_grads
+from lmm_jax.training.step import eval_step, loss_and_grads
 
 IGNORE = -100
 
@@ -74,7 +74,7 @@ class Reference:
         return np.rint(values).astype(dtype) if dtype == np.uint8 else values.astype(dtype)
 
     def forward(self, batch):
-        """Namespace of bank, stacks, embeds `[G, R, T, D]`, hidden `[G, R, T, D]` and logits of our vocabulary."""
+        """Namespace of bank, stacks, embeds and hidden `[G, R, T, D]`, logits without padded pieces, and loss."""
         return types.SimpleNamespace(**jax.device_get(self._forward(self.params, batch)))
 
     def _outputs(self, params, batch):
@@ -87,7 +87,9 @@ class Reference:
             logits = m.logits(hidden)[..., : m.decoder.vocab_size]
             return {"bank": bank, "stacks": stacks, "embeds": embeds, "hidden": hidden, "logits": logits}
 
-        return self.model.apply({"params": params}, method=lambda m: run(m))
+        sums, counts = eval_step(self.model, params, {name: x[None] for name, x in batch.items()})
+        loss = (sums / jnp.maximum(counts, 1)).sum() / (counts > 0).sum()
+        return self.model.apply({"params": params}, method=lambda m: run(m)) | {"loss": loss}
 
     def layer_inputs(self, batch):
         """`[L, G, R, T, D]` that each decoder layer sees, its stack added, and the last one's output."""
@@ -103,7 +105,7 @@ class Reference:
             h, _ = block.apply({"params": params}, h, (-1, None), context)
         return np.stack(inputs), np.asarray(h)
 
-    def loss(self, batch, frozen=()):
+    def gradients(self, batch, frozen=()):
         """`(loss, loss of each group, gradients under their names)`; leaves under the `frozen` prefixes have none."""
         paths = flatten_dict(self.params, sep="/")
         rates = {path: 0.0 if path.split("/")[0] in frozen else 1.0 for path in paths}

@@ -113,7 +113,8 @@ def test_each_scale_alone(m3):
         close(out.logits[row, 0, at], m3.z[f"logits_{scale}"], ATOL)
         sums = np.log(np.exp(np.float64(out.logits[:, 0, :T])).sum(-1))
         close(sums[mask], m3.z[f"logsumexp_{scale}"][mask], ATOL)
-        loss, groups, grads = m3.loss(batch, frozen=("vision",))
+        close(out.loss, m3.z[f"loss_{scale}"], ATOL)
+        loss, groups, grads = m3.gradients(batch, frozen=("vision",))
         close(loss, m3.z[f"loss_{scale}"], ATOL)
         close(groups[i], m3.z[f"loss_{scale}"], ATOL)
         name = "model.mm_projector.2.weight"
@@ -123,7 +124,7 @@ def test_each_scale_alone(m3):
 
 @pytest.mark.parametrize("frozen", [("vision",), ()], ids=["tower frozen", "tower trained"])
 def test_training_step_of_all_scales_from_one_packed_batch(m3, frozen):
-    loss, groups, grads = m3.loss(all_scales(m3), frozen)
+    loss, groups, grads = m3.gradients(all_scales(m3), frozen)
     close(loss, m3.z["train_loss"], ATOL)
     close(groups, [m3.z[f"loss_{s}"] for s in m3.scales], ATOL)
     which = "" if frozen else "_if_vision_trained"
@@ -183,7 +184,7 @@ def test_mixed_rows_truncation_and_both_padding_sides(m3):
         np.testing.assert_array_equal(batch["position"][:, 0, theirs] * mask, m3.mixed[f"position_ids_{key}"])
         out = m3.forward(batch)
         close(out.embeds[:, 0, theirs][mask], m3.mixed[f"inputs_embeds_{key}"][mask], ATOL)
-        close(m3.loss(batch)[0], m3.mixed[f"loss_{key}"], ATOL)
+        close(out.loss, m3.mixed[f"loss_{key}"], ATOL)
         sides.add(side)
     assert sides == {"right", "left"}
 
@@ -205,4 +206,4 @@ def test_mixed_rows_of_several_scales_in_one_packed_batch(m3):
         batches[most] = packs, np.mean([m3.mixed[f"loss_right_{most}_{s}"] for s in scales])
     longest = max(sum(map(len, segments)) for packs, _ in batches.values() for segments in packs)
     for packs, want in batches.values():
-        close(m3.loss(make_batch(packs, length=longest, pixels=pixels))[0], want, ATOL)
+        close(m3.forward(make_batch(packs, length=longest, pixels=pixels)).loss, want, ATOL)
