@@ -116,13 +116,17 @@ def _pictures_html(pixels, packs, position):
             at += rows * columns
             lines = ["".join(cut[r * columns : (r + 1) * columns]) for r in range(rows)]
             shown.append(f'<span class="grid">{"<br>".join(lines)}</span>')
-        units = f"{p.unit}…{p.unit + a.units(p.tiling) - 1}" if a.units(p.tiling) > 1 else f"{p.unit}"
+        seen, units = _span("view", p.view, len(views)), _span("unit", p.unit, a.units(p.tiling))
         tiled = f", {p.tiling[0]} × {p.tiling[1]} tiles" if tiles else ""
         out.append(
             f"<p><small>picture {number}: {p.size[0]} × {p.size[1]} pixels{tiled}, "
-            f"views {p.view}…{p.view + len(views) - 1}, units {units}</small><br>{''.join(shown)}</p>"
+            f"{seen}, {units}</small><br>{''.join(shown)}</p>"
         )
     return "".join(out)
+
+
+def _span(what, first, count):
+    return f"{what}s {first}…{first + count - 1}" if count > 1 else f"{what} {first}"
 
 
 def _segment_html(pack, tokenizer, r, where, group, layout):
