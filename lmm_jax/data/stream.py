@@ -31,11 +31,6 @@ class Capacity:
     views: int
     targets: int
 
-    @property
-    def pictures(self) -> int:
-        """The views, under the name by which `training.loop` prints them."""
-        return self.views
-
 
 @dataclasses.dataclass(frozen=True)
 class Needs:

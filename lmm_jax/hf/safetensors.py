@@ -1,6 +1,7 @@
 """Reading a folder of safetensors files as one set of named tensors, without trusting it."""
 
 import json
+import os
 
 from etils import epath
 from safetensors import SafetensorError, safe_open
@@ -58,11 +59,11 @@ def _files(folder):
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         found = f"; {pickles[0]} is a pickle, which can run code: convert it to safetensors" if pickles else ""
         raise FileNotFoundError(f"{folder} holds no safetensors file{found}")
-    root = folder.resolve()
+    root = os.path.realpath(folder)
     for file in files:
         if not file.exists():
             raise ValueError(f"{folder}: its index names {file.name}, which is not there")
-        if not file.resolve().is_relative_to(root):
+        if os.path.dirname(os.path.realpath(file)) != root:
             raise ValueError(f"{file} leads out of {folder}")
     return files
 

@@ -76,3 +76,23 @@ def draw_answers(model, data, workdir, count=5) -> str:
                 lines.append(f" {mark} {scale:>3} tokens: {answers[scale][i]}")
         ax.text(0, -0.04, "\n".join(lines), transform=ax.transAxes, va="top", family="monospace", fontsize=7)
     return _save(figure, workdir, "answers.png")
+
+
+def draw_effects(found, folder) -> str:
+    """Accuracy against visual tokens in the sequence, a panel an effect; what `tools.effects.collect` returned."""
+    effects = list(dict.fromkeys(row.effect for row, _ in found))
+    figure, axes = _axes(1, len(effects), figsize=(5 * len(effects), 4), squeeze=False)
+    for ax, effect in zip(axes[0], effects, strict=True):
+        labels = dict.fromkeys(row.label for row, _ in found if row.effect == effect)
+        for label in labels:
+            points = [(row.context, values) for row, values in found if (row.effect, row.label) == (effect, label)]
+            x, y = [x for x, _ in points], np.array([[np.mean(v), min(v), max(v)] for _, v in points]).T
+            ax.errorbar(x, y[0], (y[0] - y[1], y[2] - y[0]), fmt="o-", capsize=3, label=label)
+        ax.set(title=effect, xlabel="visual tokens in the sequence", ylabel="digits read right", xscale="log")
+        ticks = sorted({row.context for row, _ in found if row.effect == effect})
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.minorticks_off()
+        ax.set_ylim(0, 1.02)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    return _save(figure, folder, "effects.png")

@@ -53,7 +53,8 @@ class Ledger:
 
     def note_left_out(self, packs):
         """Writes down the rows that `packs` (a `pipeline.Packs`) cannot use, before the first step."""
-        reason = f"left out: no answer ends within data.length={packs.layout.length}"
+        length = packs.layout.length
+        reason = f"left out: no answer ends within data.length={length}, or a picture is too thin for its canvas"
         with self.path.open("a") as f:
             for source, row in packs.left_out:
                 f.write(json.dumps({"file": str(packs.data[source].folder), "row": row, "reason": reason}) + "\n")

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The papers' effects on scanned digits and printed pages, three seeds each: trains and evaluates what is not there
+# yet, then prints the table and draws it. Run again, it continues. Alone on 2 cores about two hours.
+#   launch/effects.sh [OUT]        SEEDS="0 1 2"
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+. launch/venv.sh plots
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-2}"
+out=${1:-runs/effects}
+
+for data in digits pages; do
+  lmm prepare --dataset "$data" --out "$out/data_$data"
+done
+
+# name, data, what config file and scales to evaluate
+runs="
+low          digits recipe=low           9
+deepstack    digits recipe=deepstack     9
+deepstack_v  digits recipe=deepstack_v   9
+high         digits recipe=high          9
+m3           digits recipe=m3            1,4,9,36
+full         digits recipe=full          1,4,9,36
+only_9       digits recipe=full,scale=9  9
+only_4       digits recipe=full,scale=4  4
+only_1       digits recipe=full,scale=1  1
+stage4_64    pages  recipe=stage4,pixels=64   all
+stage5_128   pages  recipe=stage5,pixels=128  all
+stage4_128   pages  recipe=stage4,pixels=128  all
+"
+for seed in ${SEEDS:-0 1 2}; do
+  while read -r name data recipe scales; do
+    run="$out/$name-$seed"
+    if [ -z "$name" ] || [ -f "$run/evaluation.json" ]; then continue; fi
+    echo "== $run"
+    lmm train --config "configs/$data.py:$recipe,data=$out/data_$data" --workdir "$run" \
+      --config.seed="$seed" --config.train.eval_every=0 < /dev/null
+    lmm evaluate --workdir "$run" --tasks "$data" --scales "$scales" < /dev/null
+  done <<< "$runs"
+done
+python -m lmm_jax.tools.effects "$out"

@@ -1,0 +1,82 @@
+"""The table and the picture of `launch/effects.sh`: python -m lmm_jax.tools.effects FOLDER."""
+
+import dataclasses
+import json
+import os
+import sys
+
+import numpy as np
+from etils import epath
+
+from lmm_jax.tools.plots import draw_effects
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      effect: what is shown, the paper.
+      label: what was trained.
+      run: name of the workdirs, without the seed.
+      scale: token budget at which it was evaluated.
+      context: visual tokens in the sequence.
+    """
+
+    effect: str
+    label: str
+    run: str
+    scale: int
+    context: int
+
+
+M3 = (1, 4, 9, 36)
+ROWS = (
+    Row("DeepStack", "low resolution", "low", 9, 9),
+    Row("DeepStack", "DeepStack-L: its stacks added", "deepstack", 9, 9),
+    Row("DeepStack", "DeepStack-V: in the encoder", "deepstack_v", 9, 9),
+    Row("DeepStack", "all tokens in the sequence", "high", 9, 45),
+    *(Row("M3", "one model, all budgets", "m3", s, s) for s in M3),
+    *(Row("M3", "one model a budget", f"only_{s}" if s < 36 else "full", s, s) for s in M3),
+    *(Row("M3", "trained at 36, pooled", "full", s, s) for s in M3),
+    Row("ConvLLaVA", "4 stages, 64 px", "stage4_64", 4, 4),
+    Row("ConvLLaVA", "5 stages, 128 px", "stage5_128", 4, 4),
+    Row("ConvLLaVA", "4 stages, 128 px", "stage4_128", 16, 16),
+)
+
+
+def collect(folder) -> list[tuple[Row, list[float]]]:
+    """Accuracy of reading of each row, one value a seed that is there; rows without any are left out."""
+    found = []
+    for row in ROWS:
+        values = []
+        for path in sorted(epath.Path(folder).glob(f"{row.run}-*/evaluation.json")):
+            (by_scale,) = json.loads(path.read_text()).values()
+            values.append(by_scale[str(row.scale)]["read"])
+        if values:
+            found.append((row, values))
+    return found
+
+
+def table(found) -> str:
+    """Markdown: a line a row, mean and lowest to highest of the seeds."""
+    lines = [
+        "| effect | trained | visual tokens | digits read right | lowest–highest | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, values in found:
+        spread = f"{min(values):.3f}–{max(values):.3f}"
+        lines.append(
+            f"| {row.effect} | {row.label} | {row.context} | {np.mean(values):.3f} | {spread} | {len(values)} |"
+        )
+    return "\n".join(lines)
+
+
+def main(folder):
+    found = collect(folder)
+    print(table(found))
+    print(draw_effects(found, folder))
+
+
+if __name__ == "__main__":
+    main(os.fspath(sys.argv[1]))
