@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from lmm_jax import sharding
-from lmm_jax.config import ConfigError, choose
+from lmm_jax.config import choose
 from lmm_jax.data.layout import Layout
 from lmm_jax.tools.hlo import Module
 from lmm_jax.training.flops import step_flops
@@ -157,24 +157,25 @@ def needed_bytes(message) -> int | None:
 
 def report(result) -> str:
     """`compile`'s result in lines for a reader."""
-    gib = 2.0**30
-    peak = "more" if result["peak_hbm_bytes"] is None else f"{result['peak_hbm_bytes'] / gib:.2f} GiB"
+    peak = "more" if result["peak_hbm_bytes"] is None else _size(result["peak_hbm_bytes"])
     mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items()) or "one device"
     lines = [
         f"{result['topology']} ({result['accelerator']} in Google Cloud): {result['devices']} devices, {mesh}",
-        f"{'fits' if result['fits'] else 'DOES NOT FIT'}: {peak} of {result['hbm_bytes'] / gib:.2f} GiB a device, "
-        f"{result['state_bytes'] / gib:.2f} of them parameters and optimizer",
-        f"{result['flops'] / 1e12:,.1f} TFLOP a step",
+        f"{'fits' if result['fits'] else 'does NOT fit'}: needs {peak} a device, parameters and optimizer "
+        f"{_size(result['state_bytes'])} of it, {_size(result['hbm_bytes'])} are usable",
+        f"{result['flops'] / 1e12:,.3g} TFLOP a step",
     ]
     if result["fits"]:
-        kinds = ", ".join(f"{kind} {size / gib:.2f}" for kind, size in result["collectives"].items())
-        lines.append(f"{result['collective_bytes'] / gib:.2f} GiB a device through collectives: {kinds or 'none'}")
-        lines.append(
-            f"{result['estimated_cycles'] / 1e6:,.1f} million cycles, collectives and attention kernels apart"
-        )
+        kinds = ", ".join(f"{kind} {_size(size)}" for kind, size in result["collectives"].items())
+        lines.append(f"{_size(result['collective_bytes'])} a device through collectives: {kinds or 'none'}")
+        lines.append(f"{result['estimated_cycles'] / 1e6:,.1f} million cycles, without collectives and own kernels")
     else:
         lines.append(result["reason"])
     return "\n".join([*lines, f"compiled in {result['compile_seconds']:.0f} s"])
+
+
+def _size(count):
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.2f} MiB"
 
 
 def _devices(target):
