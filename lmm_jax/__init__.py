@@ -6,6 +6,7 @@ lmm.train(config, "runs/digits")
 lmm.evaluate("runs/digits", tasks=("digits",), scales=(1, 4, 9, 36))
 model = lmm.load("runs/digits")
 model.generate(images=["page.png"], prompt="read all", scale=9)
+lmm.compile(config, "v5e-64")
 """
 
 import importlib
@@ -15,6 +16,7 @@ _HOME = {
     "train": "lmm_jax.training.loop",
     "evaluate": "lmm_jax.evaluation",
     "load": "lmm_jax.generation",
+    "compile": "lmm_jax.tools.compile",
 }
 
 __all__ = list(_HOME)

@@ -92,6 +92,10 @@ def _parser():
     sub.add_argument("--scale", type=int, metavar="N", help="visual tokens a picture (default: the most trained)")
     sub.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
 
+    sub = verb(_compile, "compile the training step for a TPU slice that is not there: does it fit?")
+    _config_argument(sub, required=True)
+    sub.add_argument("--topology", required=True, metavar="NAME", help="slice, by chips: v5e-64, v6e-256, v5p-128 …")
+
     sub = verb(_show, "look at parameters, sharding, or a batch as the model sees it")
     sub.add_argument("what", choices=["params", "sharding", "batch"])
     _config_argument(sub)
@@ -176,6 +180,17 @@ def _generate(args):
     seconds = time.monotonic() - begin
     print(text)
     return {"text": text, "visual_tokens": model.visual_tokens(args.image, args.scale), "seconds": seconds}
+
+
+def _compile(args):
+    """Compiles the real training step for a TPU slice, here, and says what it takes of each device. Needs libtpu."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, JAX would look for a TPU first
+    from lmm_jax.config import load_config
+    from lmm_jax.tools import compile as tool
+
+    result = tool.compile(load_config(args.config, *args.overrides), args.topology)
+    print(tool.report(result))
+    return result
 
 
 def _show(args):

@@ -108,13 +108,18 @@ def constrain(x, *names):
     Outside `use` it returns `x` unchanged, so that modules can be called on one device without ceremony. A mesh
     axis that does not divide its dimension is dropped.
     """
+    spec = partition(x.shape, *names)
+    return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+def partition(shape, *names) -> PartitionSpec | None:
+    """The mesh axes that `constrain` gives an array of `shape`; None outside `use`."""
     for name in names:
         _check_name(name)
-    mesh = jax.sharding.get_abstract_mesh()
-    rules = dict(nn.get_logical_axis_rules())
+    mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())
     if mesh.empty or not rules:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*_divisible(x.shape, names, mesh.shape, rules)))
+        return None
+    return PartitionSpec(*_divisible(shape, names, mesh.shape, rules))
 
 
 def param_shardings(boxed, mesh, rules):
@@ -159,16 +164,21 @@ def batch_sharding(mesh, rules) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, _mesh_axes("batch", rules) or None))
 
 
+def check_packs(mesh, rules, packs):
+    """Raises ValueError if the packs of a micro-batch do not divide over the batch axes of the mesh."""
+    axes = _mesh_axes("batch", rules)
+    size = math.prod(mesh.shape[a] for a in axes)
+    if packs % size:
+        raise ValueError(f"{packs} packs a micro-batch do not divide over {axes} = {size} devices")
+
+
 def local_packs(mesh, rules, shape) -> np.ndarray:
     """Flat pack numbers `[n]` of a `[micro-batches, packs]` batch that this host's devices hold, ascending.
 
     Raises:
       ValueError: the packs do not divide over the batch axes of the mesh.
     """
-    axes = _mesh_axes("batch", rules)
-    size = math.prod(mesh.shape[a] for a in axes)
-    if shape[1] % size:
-        raise ValueError(f"{shape[1]} packs a micro-batch do not divide over {axes} = {size} devices")
+    check_packs(mesh, rules, shape[1])
     numbers = np.arange(math.prod(shape)).reshape(shape)
     blocks = batch_sharding(mesh, rules).addressable_devices_indices_map(shape).values()
     return np.unique(np.concatenate([numbers[index].reshape(-1) for index in blocks]))

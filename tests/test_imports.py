@@ -61,5 +61,5 @@ def test_help_is_fast_and_names_every_verb():
     begin = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "lmm_jax", "--help"], check=True, capture_output=True, text=True)
     assert time.monotonic() - begin < 1.5
-    for verb in ("prepare", "train", "evaluate", "generate", "show", "bench"):
+    for verb in ("prepare", "train", "evaluate", "generate", "compile", "show", "bench"):
         assert verb in done.stdout

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from lmm_jax.models.splash import splash_attention
+from lmm_jax.sharding import platform
+
 
 def attention(q, k, v, segment=None, causal=False):
-    """Softmax attention inside segments; float32 softmax.
+    """Softmax attention inside segments; float32 softmax. On TPU `splash.splash_attention` computes it.
 
     Args:
       q: `[B, T, H, d]`.
@@ -17,6 +20,8 @@ def attention(q, k, v, segment=None, causal=False):
     Returns:
       `[B, T, H, d]` in the dtype of `q`.
     """
+    if platform() == "tpu":
+        return splash_attention(q, k, v, segment, causal)
     T = q.shape[1]
     mask = jnp.tril(jnp.ones((T, T), bool))[None] if causal else None
     if segment is not None:

@@ -47,12 +47,16 @@ def inject(h, stacks, slot, number):
       `[G, R, T, D]`.
     """
     stack = jax.lax.dynamic_index_in_dim(stacks, jnp.maximum(number, 0), keepdims=False)
-    added = take(stack, slot.reshape(slot.shape[0], -1)).reshape(h.shape)
-    return jnp.where(number >= 0, h + added, h)
+    slot = jnp.where(number >= 0, slot, -1)  # here, and not over h, whose gradient then passes untouched
+    return h + take(stack, slot.reshape(slot.shape[0], -1)).reshape(h.shape)
 
 
 class Block(nn.Module):
-    """One decoder layer: optional injection, grouped-query attention, SwiGLU."""
+    """One decoder layer: grouped-query attention, SwiGLU, optional injection before the next layer.
+
+    What is added before a layer is added at the end of the one before: a layer that is recomputed in the backward
+    pass needs nothing of its own last addition, so that injection costs two products a layer instead of three.
+    """
 
     heads: int
     kv_heads: int
@@ -68,7 +72,7 @@ class Block(nn.Module):
 
         Args:
           h: `[G, R, T, D]`.
-          layer: `(stack number, (k, v) of the cache [B, size, N, d] or None)`.
+          layer: `(number of the stack to add at the end or -1, (k, v) of the cache [B, size, N, d] or None)`.
           context: dict of `position` and either `segment` `[G, R, T]`, with `slot` and `stacks` if any are
             injected, or `length` `[B]` when decoding one position over a cache.
 
@@ -77,9 +81,6 @@ class Block(nn.Module):
         """
         number, cache = layer
         G, R, T, D = h.shape
-        if "stacks" in context:
-            h = inject(h, context["stacks"], context["slot"], number)
-
         y = RMSNorm(self.norm_eps, name="attention_norm")(h)
         q = self._dense("q", (self.heads, self.head_dim), ("embed",), ("heads", "head_dim"))(y)
         k = self._dense("k", (self.kv_heads, self.head_dim), ("embed",), ("kv_heads", "head_dim"))(y)
@@ -101,6 +102,8 @@ class Block(nn.Module):
         gate = self._dense("gate", (self.mlp_dim,), ("embed",), ("mlp",))(y)
         up = self._dense("up", (self.mlp_dim,), ("embed",), ("mlp",))(y)
         h += self._dense("down", (D,), ("mlp",), ("embed",))(nn.silu(gate) * up)
+        if "stacks" in context:
+            h = inject(h, context["stacks"], context["slot"], number)
         return constrain(h, "batch", None, "length", "act_embed"), (k, v)
 
     def _dense(self, name, features, inputs, outputs):
@@ -178,7 +181,11 @@ class Decoder(nn.Module):
         Returns:
           Normalised `[G, R, T, D]`, and keys and values `[L, G·R, T or size, N, d]`.
         """
-        layers = (jnp.asarray(self.stack_numbers()), None if cache is None else (cache.k, cache.v))
+        first, *others = self.stack_numbers()
+        if "stacks" in context and first >= 0:
+            h = inject(h, context["stacks"], context["slot"], first)
+        numbers = jnp.asarray([*others, -1], jnp.int32)
+        layers = (numbers, None if cache is None else (cache.k, cache.v))
         h, keys_values = self.layers(h, layers, context)
         return self.norm(h), keys_values
 

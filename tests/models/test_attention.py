@@ -1,10 +1,14 @@
-"""Attention against a loop in numpy."""
+"""Attention against a loop in numpy, and the TPU's kernel against attention."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmm_jax import sharding
+from lmm_jax.models import attention as attention_module
 from lmm_jax.models.attention import attention, cached_attention
+from lmm_jax.models.splash import splash_attention
 
 
 def by_loop(q, k, v, allowed):
@@ -51,3 +55,61 @@ def test_large_logits_do_not_overflow():
     q, k, v = random_qkv(2, 2)
     out = attention(q * 1e4, k * 1e4, v, causal=True)
     assert np.isfinite(out).all()
+
+
+RULES = {"batch": ("data", "fsdp"), "heads": "tensor", "kv_heads": "tensor"}
+
+
+def outputs_and_gradients(f, q, k, v):
+    """Output and the gradients of a sum that weights each of its numbers differently."""
+    weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+    grads = jax.grad(lambda q, k, v: (f(q, k, v) * weights).sum(), argnums=(0, 1, 2))
+    return jax.jit(lambda q, k, v: (f(q, k, v), *grads(q, k, v)))(q, k, v)
+
+
+@pytest.mark.parametrize(
+    ("B", "T", "heads", "kv_heads", "causal", "segments", "mesh"),
+    [
+        (2, 256, 4, 2, True, True, None),  # grouped queries, no padding
+        (2, 100, 4, 4, True, False, None),  # padding alone
+        (2, 577, 2, 2, False, False, None),  # the ViT's: 640 positions
+        (4, 130, 4, 2, True, True, {"data": 2, "fsdp": 2, "tensor": 2}),
+        (2, 130, 4, 2, True, True, {"fsdp": 2, "tensor": 4}),  # fewer key-value heads than tensor shards
+        (3, 130, 4, 4, False, True, {"fsdp": 8}),  # a batch that does not divide
+        (2, 256, 2, 2, True, True, {"fsdp": 2, "tensor": 2, "context": 2}),
+    ],
+)
+def test_splash_equals_attention(B, T, heads, kv_heads, causal, segments, mesh):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(B, T, n, 16)).astype(np.float32) for n in (heads, kv_heads, kv_heads))
+    segment = np.sort(rng.integers(0, 4, (B, T)), axis=1).astype(np.int32) if segments else None
+    want = outputs_and_gradients(lambda *x: attention(*x, segment, causal), q, k, v)
+
+    def splash(*x):
+        return splash_attention(*x, segment, causal, interpret=True)
+
+    if mesh is None:
+        found = outputs_and_gradients(splash, q, k, v)
+    else:
+        with sharding.use(sharding.make_mesh(mesh), RULES):
+            found = outputs_and_gradients(splash, q, k, v)
+    for a, b in zip(found, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_splash_runs_on_every_device_on_its_rows_and_heads_alone():
+    q, k, v = (jnp.zeros((4, 128, 4, 16)) for _ in range(3))
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    with sharding.use(mesh, RULES):
+        traced = jax.make_jaxpr(lambda *x: splash_attention(*x, causal=True, interpret=True))(q, k, v)
+    (kernel,) = [e for e in traced.eqns if e.primitive.name == "shard_map"]
+    given = [x.aval.shape for x in kernel.params["jaxpr"].invars]
+    assert [shape for shape in given if len(shape) == 4] == [(1, 2, 128, 16)] * 3
+
+
+def test_a_tpu_mesh_takes_the_kernel(monkeypatch):
+    """Also where the default backend is a CPU, so that a program for a TPU is compiled with its own kernels."""
+    q, k, v = random_qkv(2, 2)
+    assert "pallas_call" not in str(jax.make_jaxpr(lambda *x: attention(*x))(q, k, v))
+    monkeypatch.setattr(attention_module, "platform", lambda: "tpu")
+    assert "pallas_call" in str(jax.make_jaxpr(lambda *x: attention(*x))(q, k, v))  # not the trace from above

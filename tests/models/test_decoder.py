@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmm_jax import config, sharding
 from lmm_jax.models.decoder import Block, Decoder, inject
 from lmm_jax.models.layers import RMSNorm, rope
 
@@ -42,6 +43,16 @@ def unrolled(decoder, variables, h, context):
     return RMSNorm(decoder.norm_eps).apply({"params": params["norm"]}, h)
 
 
+def gradients(f, variables, h, context):
+    """Gradients with respect to variables, input and stacks of a mean that weights each output differently."""
+    weights = np.random.default_rng(1).normal(size=h.shape).astype(np.float32)
+
+    def loss(variables, h, stacks):
+        return (f(variables, h, {**context, "stacks": stacks}) * weights).mean()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(variables, h, context["stacks"])
+
+
 def test_scan_equals_unrolled_layers(case):
     decoder, variables, h, context = case
     scanned, _ = decoder.apply(variables, h, context)
@@ -51,17 +62,52 @@ def test_scan_equals_unrolled_layers(case):
 def test_gradients_of_scan_equal_unrolled_layers(case):
     decoder, variables, h, context = case
 
-    def loss(f):
-        def of(variables, h, stacks):
-            return (f(variables, h, {**context, "stacks": stacks}) ** 2).mean()
-
-        return jax.jit(jax.grad(of, argnums=(0, 1, 2)))(variables, h, context["stacks"])
-
-    scanned = loss(lambda *args: decoder.apply(*args)[0])
-    looped = loss(lambda *args: unrolled(decoder, *args))
+    scanned = gradients(lambda v, h, c: decoder.apply(v, h, c)[0], variables, h, context)
+    looped = gradients(lambda *args: unrolled(decoder, *args), variables, h, context)
     # The table and head take no part here.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned, looped)
-    assert all(np.abs(s).max() > 0 for s in scanned[2])
+    assert all(np.abs(s).max() > 1e-3 for s in scanned[2])
+
+
+def test_a_stack_before_the_first_layer(case):
+    _, variables, h, context = case
+    decoder = Decoder(**SMALL, inject_layers=(0, 3))
+    scanned, _ = decoder.apply(variables, h, context)
+    np.testing.assert_allclose(scanned, unrolled(decoder, variables, h, context), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "remat"),
+    [
+        ({"fsdp": 8}, "full"),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, "full"),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, "dots"),
+        ({"fsdp": 2, "tensor": 4}, "none"),
+    ],
+)
+def test_sharded_injection_has_the_gradients_of_one_device(mesh, remat):
+    rng = np.random.default_rng(0)
+    decoder = Decoder(**SMALL, inject_layers=(0, 1, 3), remat=remat)
+    h = jnp.asarray(rng.normal(size=(8, 2, 6, 16)), jnp.float32)
+    context = {
+        "position": jnp.tile(jnp.arange(6), (8, 2, 1)),
+        "segment": jnp.asarray(np.sort(rng.integers(0, 3, (8, 2, 6)))),
+        "slot": jnp.asarray(rng.integers(-1, 5, (8, 2, 6))),
+        "stacks": jnp.asarray(rng.normal(size=(3, 8, 5, 16)), jnp.float32),
+    }
+    boxed = jax.eval_shape(lambda: decoder.init(jax.random.key(0), h, context))
+    params = nn.unbox(decoder.init(jax.random.key(0), h, context))["params"]
+    outputs = lambda params, h, context: decoder.apply({"params": params}, h, context)[0]  # noqa: E731
+    want = gradients(outputs, params, h, context)
+
+    rules, mesh = dict(config.base().rules), sharding.make_mesh(mesh)
+    placed = sharding.param_shardings(boxed["params"], mesh, rules)
+    up = placed["layers"]["up"]["kernel"]
+    assert up.shard_shape((4, 16, 24)) == (4, 16 // mesh.shape["fsdp"], 24 // mesh.shape["tensor"])
+    with sharding.use(mesh, rules):
+        found = gradients(outputs, jax.device_put(params, placed), h, context)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, want)
+    assert (np.abs(want[2]).max(axis=(1, 2, 3)) > 1e-3).all()  # of each stack
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])

@@ -1,0 +1,76 @@
+"""JAX's splash attention kernel for TPU, on any mesh and any length."""
+
+import jax
+import jax.numpy as jnp
+
+from lmm_jax import sharding
+
+LANES = 128  # the kernel works on multiples of so many positions
+LONGEST_BLOCK = 640  # positions; 640 × 640 float32 scores of a block and its gradients stay within scoped VMEM
+PADDING = -1  # segment of the positions that are added
+
+
+def splash_attention(q, k, v, segment=None, causal=False, interpret=False):
+    """`attention.attention`, by a kernel that never holds a row of scores: see there.
+
+    Every device runs the kernel on its rows and heads. Positions stay whole: a mesh that shards them gathers them
+    here. Where the mesh splits the query heads but not the key-value heads, these are repeated to as many.
+
+    Args:
+      q: `[B, T, H, d]`.
+      k: `[B, T, N, d]`.
+      v: like `k`.
+      segment: `[B, T]` int, at least 0, or None.
+      causal: a position sees itself and what stands before it.
+      interpret: runs the kernel's program without a TPU, for tests.
+
+    Returns:
+      `[B, T, H, d]` in the dtype of `q`.
+    """
+    B, T, H, d = q.shape
+    room = -T % LANES
+    if room:
+        segment = jnp.zeros((B, T), jnp.int32) if segment is None else segment
+        q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q, k, v))
+        segment = jnp.pad(segment, ((0, 0), (0, room)), constant_values=PADDING)
+    q, k, v = (q * d**-0.5).swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
+    of_q = sharding.partition(q.shape, "batch", "heads", None, None)
+    if of_q != sharding.partition(k.shape, "batch", "kv_heads", None, None):
+        k, v = (jnp.repeat(x, H // x.shape[1], axis=1) for x in (k, v))
+
+    def local(q, k, v, *segment):
+        kernel = _kernel(q.shape[1], q.shape[2], causal, interpret)
+        return jax.vmap(lambda q, k, v, *s: kernel(q, k, v, *map(_both, s)))(q, k, v, *segment)
+
+    arguments, specs = [q, k, v], [of_q] * 3
+    if segment is not None:
+        arguments, specs = [*arguments, segment], [*specs, of_q and jax.P(of_q[0])]
+    if of_q is not None:
+        local = jax.shard_map(local, in_specs=tuple(specs), out_specs=of_q, check_vma=False)
+    return local(*arguments).swapaxes(1, 2)[:, :T]
+
+
+def _both(segment):
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    return SegmentIds(q=segment, kv=segment)
+
+
+def _kernel(heads, length, causal, interpret):
+    # Pallas takes a fifth of a second to import, which only programs for a TPU pay.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    mask = (splash.CausalMask if causal else splash.FullMask)((length, length))
+    block = max(b for b in range(LANES, min(length, LONGEST_BLOCK) + 1, LANES) if length % b == 0)
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    masks = splash.MultiHeadMask([mask] * heads)
+    return splash.make_splash_mha_single_device(masks, block_sizes=sizes, interpret=interpret)
