@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from lmm_jax import sharding
 from lmm_jax.data.packing import pack
-from lmm_jax.data.plan import NO_TARGET, blank, lay_out
+from lmm_jax.data.plan import NO_TARGET, bank_slots, blank, lay_out
 from lmm_jax.generation import generate_tokens
 from lmm_jax.hf import load
 from lmm_jax.hf.names import tensors
@@ -135,6 +135,11 @@ def unpadded(arrays, row, labels="labels", prefix=""):
     ids, label = arrays[f"{prefix}input_ids"][row][real], arrays[f"{prefix}{labels}"][row][real]
     np.testing.assert_array_equal(label[label != IGNORE], ids[label != IGNORE])
     return ids, label != IGNORE
+
+
+def grid_slots(unit, scale, scales, units):
+    """Bank slots `[scale]` of one square grid."""
+    return bank_slots(np.arange(scale), unit, scales.index(scale), scales, units)
 
 
 def segment(ids, supervised, blocks, group=1, most=None):

@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.plan import scale_slots
 from lmm_jax.data.views import resize_short_side
 from lmm_jax.models.convnext import depthwise, space_to_depth
 from lmm_jax.models.layers import Dense, LayerNorm
-from tests.parity.reference import Reference, close, labels_of, make_batch, segment, unpadded, write_folder
+from tests.parity.reference import (
+    Reference,
+    close,
+    grid_slots,
+    labels_of,
+    make_batch,
+    segment,
+    unpadded,
+    write_folder,
+)
 
 # The set's README.
 FEATURES, LOGITS, LOSS, NORMS = 2e-5, 1e-4, 1e-5, 1e-4
@@ -119,7 +127,7 @@ def batch_of(convllava, name, pictures, most=None):
     scale, views = vision.grid**2, convllava.pixels(z["pair/images"])
     packs = []
     for row, picture in enumerate(pictures):
-        shown = [] if picture is None else [scale_slots(0, scale, (scale,), 1)]
+        shown = [] if picture is None else [grid_slots(0, scale, (scale,), 1)]
         packs.append([segment(*unpadded(z, row, prefix=f"{name}/"), shown, 1, most)])
     length = None if most else max(z[f"{n}/mm_labels"].shape[1] for n in ("pair", "mixed"))
     pixels = np.stack([np.zeros_like(views[0]) if p is None else views[p] for p in pictures])
@@ -170,7 +178,7 @@ def test_greedy_tokens(convllava):
     for picture in (0, 1):
         ids = z[f"gen{picture}/input_ids"][0]
         batch = make_batch(
-            [[segment(ids, ids < 0, [scale_slots(0, scale, (scale,), 1)])]], pixels=views[None, [picture]]
+            [[segment(ids, ids < 0, [grid_slots(0, scale, (scale,), 1)])]], pixels=views[None, [picture]]
         )
         want = z[f"gen{picture}/tokens"]
         np.testing.assert_array_equal(convllava.greedy(batch, scale, len(want))[0], want)

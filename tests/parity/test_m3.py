@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from lmm_jax.data.plan import scale_slots
 from lmm_jax.models.visual_tokens import pool
 from lmm_jax.models.vit import ViTBlock
 from tests.parity.reference import (
     Reference,
     close,
+    grid_slots,
     labels_of,
     make_batch,
     pad_views,
@@ -37,7 +37,7 @@ def m3(golden, tmp_path_factory):
 
 
 def blocks(m3, scale, images=1, views=1, scales=None):
-    return [scale_slots(i, scale, scales or m3.scales, views) for i in range(images)]
+    return [grid_slots(i, scale, scales or m3.scales, views) for i in range(images)]
 
 
 def one_scale(m3, scale):
