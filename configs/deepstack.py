@@ -5,8 +5,7 @@
 
 recipe=l    576 tokens; the mosaic of two to four tiles in strided samples, added before decoder layers 1, 2, 3, 4
 recipe=hd   overview and tiles in the sequence, 1,752 to 2,976 tokens, each doubled and added so; from LLaVA-NeXT
-recipe=v    576 tokens; four tiles added inside the tower from block=12 on: half of it, as the code means to have it
-            (what the paper had is not known)
+recipe=v    576 tokens; four tiles added inside the tower from block=12 on, a guess: half of it, what the code means
 stage=align|tune      hd is tuned alone
 tower=frozen|trained  trained at 2e-6, as the config of the released hd says; its code would have used 2e-5
 size, data, start     as in configs/llava.py, whose data these are

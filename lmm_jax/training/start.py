@@ -16,10 +16,11 @@ def start_from(workdir, program, state, note=print):
       workdir: of the previous stage.
       program: of this run.
       state: fresh `TrainState`; its optimizer and step stay.
-      note: called with lines that say where parameters come from.
+      note: called with lines that say where parameters come from, and which steps are damaged.
 
     Raises:
-      ConfigError: every parameter that has no counterpart of its shape there and is not under `config.init.new`.
+      ConfigError: every parameter that has no counterpart of its shape there and is not under `config.init.new`, or a
+        prefix there that no parameter lies under.
       FileNotFoundError, ValueError: no workdir, or no sound checkpoint.
     """
     workdir = epath.Path(workdir)
@@ -29,7 +30,11 @@ def start_from(workdir, program, state, note=print):
     fresh = tuple(prefix.rstrip("/") for prefix in program.config.init.new)
     old = {path: x.shape for path, x in flatten_dict(abstract_params(before), sep="/").items()}
     new = flatten_dict(state.params, sep="/")
-    begins = {path for path in new if any(path == f or path.startswith(f + "/") for f in fresh)}
+    under = {prefix: {path for path in new if path == prefix or path.startswith(prefix + "/")} for prefix in fresh}
+    begins = set().union(*under.values())
+    nothing = [prefix for prefix, paths in under.items() if not paths]
+    if nothing:
+        raise ConfigError(f"init.new: no parameter lies under {', '.join(map(repr, nothing))}")
     faults = [
         f"{path} {x.shape}: " + (f"has shape {old[path]} there" if path in old else "is not there")
         for path, x in new.items()
@@ -40,7 +45,7 @@ def start_from(workdir, program, state, note=print):
             f"init.from={workdir} does not give {len(faults)} parameters; name those that shall start fresh in "
             "init.new\n  " + "\n  ".join(faults[:40])
         )
-    restored, step = Checkpoints(workdir).restore_params(abstract_params(before))
+    restored, step = Checkpoints(workdir).restore_params(abstract_params(before), note)
     restored = flatten_dict(restored, sep="/")
     planned = flatten_dict(program.shardings.params, sep="/")
     params = {p: x if p in begins else jax.device_put(restored[p], planned[p]) for p, x in new.items()}
