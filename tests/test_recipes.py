@@ -263,11 +263,12 @@ def test_recipes_are_planned_on_16_64_and_256_chips(recipe, chips, boxed):
 
 
 def plan_is_even(config, boxed, on):
-    """No chip holds much more than its share: no matrix is replicated, though ConvNeXt's depthwise kernels are."""
+    """No chip holds much more than its share: of ConvNeXt, depthwise kernels are replicated and the matrices between
+    stages are not split over tensor; nothing else is."""
     placed = flatten_dict(sharding.param_shardings(boxed, on, config.rules), sep="/")
     flat = flatten_dict(boxed, sep="/", is_leaf=lambda _, x: hasattr(x, "names"))
     held = sum(math.prod(placed[path].shard_shape(box.value.shape)) for path, box in flat.items())
-    assert held < 1.01 * sum(sizes_of(boxed).values()) / on.size + 4e6
+    assert held < 1.03 * sum(sizes_of(boxed).values()) / on.size + 4e6
 
 
 def test_convnext_does_not_divide_over_256_and_says_so(boxed):
