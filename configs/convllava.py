@@ -27,7 +27,7 @@ def get_config(arg=""):
     cfg = c.base()
     c.use_llama(cfg, a.size)
     c.use_convnext(cfg)
-    # Packs of a step, a row each: of 250 tokens of text a picture, a row would hold 5, 4 or 2 conversations.
+    # Packs of a step, a row each: with 250 tokens of text a picture, a row holds about 4, 3 and 2 conversations.
     packs = c.choose("pixels", a.pixels, {768: 64, 1024: 64, 1536: 128})
     cfg.model.vision.image_size, cfg.model.scales = a.pixels, ((a.pixels // 64) ** 2,)
     cfg.data.update(template="vicuna_v1", aspect="pad", too_long="cut", rows=1, length=2048)
