@@ -55,5 +55,5 @@ def tiles(cfg, a):
     cfg.model.newline, cfg.init.new = True, ("image_newline",)
     cfg.data.update(path=f"{a.data}/llava_next_760k", aspect="anyres", sequence="unpad", length=4096)
     cfg.data.tilings = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # its pinpoints
-    cfg.train.update(steps=5938, batch_size=128)  # 760,000 / 128; a pack is one conversation, at times with a short one
+    cfg.train.update(steps=5938, batch_size=128)  # 760,000 / 128; one conversation a pack, or with a short one
     cfg.optimizer.groups = (("vision", 2e-6),)
