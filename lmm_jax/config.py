@@ -136,6 +136,19 @@ def use_convnext(config):
     v.remat = True  # recompute blocks in the backward pass
 
 
+def use_llama(config, size):
+    """Gives `config.model.decoder` the sizes of LLaMA-2, which Vicuna 1.5 is: "7b" or "13b".
+
+    Raises:
+      ConfigError: another size.
+    """
+    sizes = {
+        "7b": {"width": 4096, "depth": 32, "heads": 32, "kv_heads": 32, "mlp_dim": 11008},
+        "13b": {"width": 5120, "depth": 40, "heads": 40, "kv_heads": 40, "mlp_dim": 13824},
+    }
+    config.model.decoder.update(choose("size", size, sizes))
+
+
 def parse(arg, **defaults) -> ml_collections.ConfigDict:
     """Parses a config file's argument `"size=7b,stage=tune"` against its defaults, with their types.
 

@@ -18,7 +18,8 @@ ALLOWED = {
     "models": {"models", "sharding"},
     "data": {"data"},
     "training": {"training", "models", "sharding", "config", "data"},
-    "generation": {"training.state", "training.checkpoint", "models", "data", "sharding", "config"},
+    "hf": {"hf", "models", "data.conversation", "data.views", "config"},
+    "generation": {"training.state", "training.checkpoint", "hf", "models", "data", "sharding", "config"},
     "evaluation": {"evaluation", "generation", "data", "config"},
     "tools": {"tools", "training", "evaluation", "generation", "models", "data", "sharding", "config"},
 }

@@ -158,6 +158,9 @@ class ViT(nn.Module):
                 x, stacks = self._regroup(x)
             x = self._run(x, start, end, stacks)
             states[end] = x[:, 1:].reshape(x.shape[0], g, g, self.width)
+        if stacks is not None and end - self.regroup[0] < len(stacks):
+            # What a block past `level` would be given belongs to the hidden state before it, as in the reference.
+            states[end] += stacks[end - self.regroup[0]].reshape(states[end].shape)
         return states[end], *(states[level % (self.depth + 1)] for level in self.stack_levels)
 
     def _run(self, x, start, end, stacks):

@@ -246,13 +246,17 @@ def _describe(program, packs, start, workdir):
     frozen = sorted({path.split("/")[0] for path, rate in program.rates.items() if not rate})
     mesh = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
     c, (positions, views) = packs.stream.capacity, packs.stream.usage()
+    held = sum(len(packs.members(position)) for position in range(packs.per_step))
+    records = sum(map(len, packs.data)) - len(packs.left_out)
     print(
         f"{'continuing' if start else 'training'} {workdir} from step {start} of {program.config.train.steps}\n"
         f"  {total:,} parameters{f', frozen: {frozen}' if frozen else ''}; "
         f"{program.mesh.size} × {sharding.platform()}: {mesh}\n"
         f"  {sum(map(len, packs.data)):,} records, {len(packs.left_out):,} left out (too long for data.length, or no "
         f"answer); packs of {c.rows} × {c.length} positions, {positions:.0%} used, and {c.views} views, "
-        f"{views:.0%} used",
+        f"{views:.0%} used\n"
+        f"  the {packs.per_step} packs of a step hold about {held} records: an epoch is about "
+        f"{records / held:,.0f} steps",
         flush=True,
     )
 

@@ -1,12 +1,18 @@
 """Starting a run with what another one learned."""
 
+import itertools
+import re
+
 import jax
+import jax.numpy as jnp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lmm_jax.config import ConfigError, read_config
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.state import abstract_params, make_program
+
+RUN = re.compile(r"(.+)/blocks_(\d+)/(.+)")
 
 
 def start_from(workdir, program, state, note=print):
@@ -16,10 +22,11 @@ def start_from(workdir, program, state, note=print):
       workdir: of the previous stage.
       program: of this run.
       state: fresh `TrainState`; its optimizer and step stay.
-      note: called with lines that say where parameters come from.
+      note: called with lines that say where parameters come from, and which steps are damaged.
 
     Raises:
-      ConfigError: every parameter that has no counterpart of its shape there and is not under `config.init.new`.
+      ConfigError: every parameter that has no counterpart of its shape there and is not under `config.init.new`, or a
+        prefix there that no parameter lies under.
       FileNotFoundError, ValueError: no workdir, or no sound checkpoint.
     """
     workdir = epath.Path(workdir)
@@ -27,9 +34,14 @@ def start_from(workdir, program, state, note=print):
         raise FileNotFoundError(f"init.from: {workdir} is no workdir of `lmm train` (no config.json)")
     before = make_program(read_config(workdir / "config.json"), program.mesh)
     fresh = tuple(prefix.rstrip("/") for prefix in program.config.init.new)
-    old = {path: x.shape for path, x in flatten_dict(abstract_params(before), sep="/").items()}
     new = flatten_dict(state.params, sep="/")
-    begins = {path for path in new if any(path == f or path.startswith(f + "/") for f in fresh)}
+    abstract = flatten_dict(abstract_params(before), sep="/")
+    old = {path: x.shape for path, x in jax.eval_shape(lambda x: recut(x, new), abstract).items()}
+    under = {prefix: {path for path in new if path == prefix or path.startswith(prefix + "/")} for prefix in fresh}
+    begins = set().union(*under.values())
+    nothing = [prefix for prefix, paths in under.items() if not paths]
+    if nothing:
+        raise ConfigError(f"init.new: no parameter lies under {', '.join(map(repr, nothing))}")
     faults = [
         f"{path} {x.shape}: " + (f"has shape {old[path]} there" if path in old else "is not there")
         for path, x in new.items()
@@ -40,8 +52,8 @@ def start_from(workdir, program, state, note=print):
             f"init.from={workdir} does not give {len(faults)} parameters; name those that shall start fresh in "
             "init.new\n  " + "\n  ".join(faults[:40])
         )
-    restored, step = Checkpoints(workdir).restore_params(abstract_params(before))
-    restored = flatten_dict(restored, sep="/")
+    restored, step = Checkpoints(workdir).restore_params(unflatten_dict(abstract, sep="/"), note)
+    restored = recut(flatten_dict(restored, sep="/"), new)
     planned = flatten_dict(program.shardings.params, sep="/")
     params = {p: x if p in begins else jax.device_put(restored[p], planned[p]) for p, x in new.items()}
     if jax.process_index() == 0:
@@ -51,3 +63,25 @@ def start_from(workdir, program, state, note=print):
             f"{len(begins)} fresh{f', not needed: {left}' if left else ''}"
         )
     return state.replace(params=unflatten_dict(params, sep="/"))
+
+
+def recut(old, new):
+    """Flat parameters `old`, the runs of an encoder's blocks cut as in `new`: see `models.vit.ViT.runs`.
+
+    Where levels are wanted, or tiles enter, runs end; between recipes that differ in this the blocks are the same.
+    """
+    out, runs = {}, {}
+    for path, x in old.items():
+        cut = RUN.fullmatch(path)
+        if cut:
+            runs.setdefault((cut[1], cut[3]), []).append((int(cut[2]), x))
+        else:
+            out[path] = x
+    for (encoder, leaf), parts in runs.items():
+        whole = jnp.concatenate([x for _, x in sorted(parts, key=lambda part: part[0])])
+        starts = sorted(
+            int(cut[2]) for path in new if (cut := RUN.fullmatch(path)) and (cut[1], cut[3]) == (encoder, leaf)
+        )
+        for start, end in itertools.pairwise([*starts, len(whole)]):
+            out[f"{encoder}/blocks_{start}/{leaf}"] = whole[start:end]
+    return out

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 
 from lmm_jax.training import optimizer
@@ -52,6 +53,30 @@ def test_rates_act():
     ratio = float(updates["decoder/table"][0, 0] / updates["projector/linear_0/kernel"][0, 0])
     np.testing.assert_allclose(ratio, 10.0, rtol=1e-5)
     assert float(updates["decoder/table"][0, 0]) < 0
+
+
+def test_each_group_moves_by_its_own_rate_and_frozen_parts_stay():
+    """A constant gradient moves Adam by the rate itself, whatever the gradient's size."""
+    c = config(groups=(("vision/norm", 3e-4), ("vision", 0.0), ("projector", 1e-3)), warmup=0.5, final=0.0)
+    rates = optimizer.rates(c, PATHS)
+    trainable, frozen = optimizer.split(PARAMS, rates)
+    tx, rng = optimizer.make_optimizer(c, 10, rates), np.random.default_rng(0)
+    grads = {path: jnp.asarray(rng.normal(size=x.shape), jnp.float32) for path, x in trainable.items()}
+    state, moved = tx.init(trainable), trainable
+    for _ in range(4):
+        updates, state = tx.update(grads, state, moved)
+        moved = optax.apply_updates(moved, updates)
+    after = optimizer.flatten_dict(optimizer.merge(moved, frozen), sep="/")
+    travelled = 0.0 + 0.2 + 0.4 + 0.6  # of the peak: five steps of warm-up
+    for path, rate in {
+        "vision/patches/kernel": 0.0,
+        "vision/norm/scale": 3e-4,
+        "projector/linear_0/bias": 1e-3,
+        "decoder/table": 1e-2,
+    }.items():
+        expected = 1.0 - (travelled * rate * np.sign(grads[path]) if rate else 0.0)
+        np.testing.assert_allclose(after[path], np.broadcast_to(expected, after[path].shape), rtol=1e-6)
+    np.testing.assert_array_equal(after["vision/patches/kernel"], PATHS["vision/patches/kernel"])
 
 
 def test_a_prefix_that_matches_nothing_is_an_error():
