@@ -47,7 +47,7 @@ def low(cfg, _):
     cfg.model.vision.update(image_size=6, patch_size=2, depth=5)
     cfg.model.decoder.depth = 4
     cfg.data.update(aspect="stretch", length=53)
-    cfg.train.steps = 1500
+    cfg.train.steps = 1000
 
 
 def deepstack(cfg, _):
