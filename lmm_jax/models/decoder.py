@@ -48,7 +48,8 @@ def inject(h, stacks, slot, number):
     """
     stack = jax.lax.dynamic_index_in_dim(stacks, jnp.maximum(number, 0), keepdims=False)
     slot = jnp.where(number >= 0, slot, -1)  # here, and not over h, whose gradient then passes untouched
-    return h + take(stack, slot.reshape(slot.shape[0], -1)).reshape(h.shape)
+    # Checkpointed, or the one-hot matrices of all layers would be kept for the backward pass; they follow from slot.
+    return h + jax.checkpoint(take, prevent_cse=False)(stack, slot.reshape(slot.shape[0], -1)).reshape(h.shape)
 
 
 class Block(nn.Module):
