@@ -48,14 +48,15 @@ def inject(h, stacks, slot, number):
     """
     stack = jax.lax.dynamic_index_in_dim(stacks, jnp.maximum(number, 0), keepdims=False)
     slot = jnp.where(number >= 0, slot, -1)  # here, and not over h, whose gradient then passes untouched
-    return h + take(stack, slot.reshape(slot.shape[0], -1)).reshape(h.shape)
+    # Checkpointed, or the one-hot matrices of all layers would be kept for the backward pass; they follow from slot.
+    return h + jax.checkpoint(take, prevent_cse=False)(stack, slot.reshape(slot.shape[0], -1)).reshape(h.shape)
 
 
 class Block(nn.Module):
-    """One decoder layer: grouped-query attention, SwiGLU, optional injection before the next layer.
+    """One decoder layer: optional injection, grouped-query attention, SwiGLU.
 
-    What is added before a layer is added at the end of the one before: a layer that is recomputed in the backward
-    pass needs nothing of its own last addition, so that injection costs two products a layer instead of three.
+    What is recomputed in the backward pass starts after the injection, which is linear and needs no value of its
+    own there: neither a second lookup of the stack, nor the stacks in memory.
     """
 
     heads: int
@@ -65,14 +66,14 @@ class Block(nn.Module):
     rope_theta: float
     norm_eps: float
     dtype: str
+    remat: str
 
-    @nn.compact
     def __call__(self, h, layer, context):
         """Runs the layer.
 
         Args:
           h: `[G, R, T, D]`.
-          layer: `(number of the stack to add at the end or -1, (k, v) of the cache [B, size, N, d] or None)`.
+          layer: `(stack number, (k, v) of the cache [B, size, N, d] or None)`.
           context: dict of `position` and either `segment` `[G, R, T]`, with `slot` and `stacks` if any are
             injected, or `length` `[B]` when decoding one position over a cache.
 
@@ -80,6 +81,17 @@ class Block(nn.Module):
           `h` and the layer's `(k, v)`: of all positions, or of the updated cache.
         """
         number, cache = layer
+        if "stacks" in context:
+            h = inject(h, context["stacks"], context["slot"], number)
+            context = {name: x for name, x in context.items() if name != "stacks"}
+        transform = Block.transform
+        if self.remat != "none":
+            transform = nn.remat(transform, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        return transform(self, h, cache, context)
+
+    @nn.compact
+    def transform(self, h, cache, context):
+        """The layer without injection; arguments and result are those of `__call__`."""
         G, R, T, D = h.shape
         y = RMSNorm(self.norm_eps, name="attention_norm")(h)
         q = self._dense("q", (self.heads, self.head_dim), ("embed",), ("heads", "head_dim"))(y)
@@ -102,8 +114,6 @@ class Block(nn.Module):
         gate = self._dense("gate", (self.mlp_dim,), ("embed",), ("mlp",))(y)
         up = self._dense("up", (self.mlp_dim,), ("embed",), ("mlp",))(y)
         h += self._dense("down", (D,), ("mlp",), ("embed",))(nn.silu(gate) * up)
-        if "stacks" in context:
-            h = inject(h, context["stacks"], context["slot"], number)
         return constrain(h, "batch", None, "length", "act_embed"), (k, v)
 
     def _dense(self, name, features, inputs, outputs):
@@ -142,10 +152,8 @@ class Decoder(nn.Module):
         self.table = self.param("table", table, (padded, self.width), jnp.float32)
         self.head = Dense((padded,), ("embed",), ("vocab",), dtype=self.dtype)
         self.norm = RMSNorm(self.norm_eps)
-        policy = REMAT_POLICIES.get(self.remat)
-        block = Block if self.remat == "none" else nn.remat(Block, policy=policy, prevent_cse=False)
         self.layers = nn.scan(
-            block,
+            Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
@@ -181,11 +189,7 @@ class Decoder(nn.Module):
         Returns:
           Normalised `[G, R, T, D]`, and keys and values `[L, G·R, T or size, N, d]`.
         """
-        first, *others = self.stack_numbers()
-        if "stacks" in context and first >= 0:
-            h = inject(h, context["stacks"], context["slot"], first)
-        numbers = jnp.asarray([*others, -1], jnp.int32)
-        layers = (numbers, None if cache is None else (cache.k, cache.v))
+        layers = (jnp.asarray(self.stack_numbers()), None if cache is None else (cache.k, cache.v))
         h, keys_values = self.layers(h, layers, context)
         return self.norm(h), keys_values
 

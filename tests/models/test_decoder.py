@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lmm_jax import config, sharding
+from lmm_jax.models import visual_tokens
 from lmm_jax.models.decoder import Block, Decoder, inject
 from lmm_jax.models.layers import RMSNorm, rope
 
@@ -67,6 +68,22 @@ def test_gradients_of_scan_equal_unrolled_layers(case):
     # The table and head take no part here.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned, looped)
     assert all(np.abs(s).max() > 1e-3 for s in scanned[2])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_full_remat_keeps_one_hidden_state_a_layer(case, monkeypatch, platform):
+    """And nothing of the injection: neither one-hot matrices of the slots, as a TPU takes them, nor stacks."""
+    decoder, variables, h, context = case
+    monkeypatch.setattr(visual_tokens, "platform", lambda: platform)
+
+    def loss(variables, h, stacks):
+        return decoder.apply(variables, h, {**context, "stacks": stacks})[0].sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(variables, h, context["stacks"])
+    forward, _ = [e for e in traced.eqns if e.primitive.name == "scan"]
+    kept = [x.aval for x in forward.outvars[forward.params["num_carry"] :]]
+    keys_values = (4, 6, 2, 4)  # results, which training does not ask for
+    assert [x.shape[1:] for x in kept if x.dtype == h.dtype and x.shape[1:] != keys_values] == [h.shape]
 
 
 def test_a_stack_before_the_first_layer(case):
