@@ -85,7 +85,7 @@ class Arrangement:
         convnext = config.model.encoder == "convnext"
         return cls(
             size=vision.image_size,
-            cell=4 * 2 ** (len(vision.depths) - 1) if convnext else vision.patch_size,
+            cell=vision.patch_size * (2 ** (len(vision.depths) - 1) if convnext else 1),
             canvas=tuple(data.canvas) or (vision.image_size, vision.image_size),
             aspect=data.aspect,
             tilings=tuple(map(tuple, data.tilings)),
