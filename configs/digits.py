@@ -1,11 +1,14 @@
-"""M3 on real handwriting: one model that reads a 3×3 mosaic of scanned digits from 1, 4, 9 or 36 visual tokens.
+"""Real handwriting, 3×3 mosaics of scanned digits: M3 from 1, 4, 9 or 36 visual tokens, and DeepStack's effect.
 
     lmm prepare --dataset digits --out runs/digits_data
     lmm train --config configs/digits.py --workdir runs/digits
 
-recipe=m3         trains all four budgets, two a step in rotation
-recipe=full       trains at 36 tokens only: the control
-recipe=deepstack  9 tokens of the whole picture, 4 stacks of 9 from its tiles at double resolution
+recipe=m3           trains all four budgets, two a step in rotation
+recipe=full         trains one budget alone, scale=36 by default: the control
+recipe=low          9 tokens of the picture shrunk to 6×6 pixels, 2×2 a digit
+recipe=deepstack    the same 9 tokens, and 4 stacks of 9 from tiles at double resolution (DeepStack-L)
+recipe=deepstack_v  the same, the tiles stacked inside the encoder (DeepStack-V)
+recipe=high         the same views, all of their 45 tokens in the sequence
 
 Cells read right at 1, 4, 9, 36 tokens: m3 .29 .76 .98 .98; full .04 .15 .18 .97. 272 s of training on 2 cores
 (JAX_NUM_CPU_DEVICES=2), seed 0, 3,000 questions, 2026-11-20.
@@ -15,33 +18,50 @@ from lmm_jax import config as c
 
 
 def get_config(arg=""):
-    a = c.parse(arg, recipe="m3", data="runs/digits_data")
+    recipes = {"m3": m3, "full": full, "low": low, "deepstack": deepstack, "deepstack_v": deepstack_v, "high": high}
+    a = c.parse(arg, recipe="m3", scale=36, data="runs/digits_data")
     cfg = c.base()
     cfg.model.dtype = "float32"
-    cfg.model.scales = (1, 4, 9, 36)
     cfg.model.vision.update(image_size=24, patch_size=4, width=48, depth=2, heads=4, mlp_dim=192, level=-1)
     cfg.model.decoder.update(vocab_size=128, width=64, depth=3, heads=4, kv_heads=4, mlp_dim=192)
-    cfg.data.update(path=a.data, rows=1, pictures=1, length=120, targets=40)
-    cfg.train.update(steps=2600, batch_size=32, scales_per_step=2, eval_every=500, save_every=500)
+    cfg.data.update(path=a.data, rows=1, views=1, length=120, targets=40)
+    cfg.train.update(steps=2600, batch_size=32, eval_every=500, save_every=500)
     cfg.mesh.update(data=-1, fsdp=1)
     cfg.optimizer.update(learning_rate=3e-3, b2=0.98, weight_decay=0.01)
-    c.choose("recipe", a.recipe, {"m3": m3, "full": full, "deepstack": deepstack})(cfg)
+    c.choose("recipe", a.recipe, recipes)(cfg, a.scale)
     return cfg
 
 
-def m3(cfg):
-    del cfg  # as above
+def m3(cfg, _):
+    cfg.model.scales = (1, 4, 9, 36)
+    cfg.train.scales_per_step = 2
 
 
-def full(cfg):
-    cfg.model.scales = (36,)
-    cfg.data.length = 80
-    cfg.train.scales_per_step = 1
+def full(cfg, scale):
+    cfg.model.scales = (scale,)
+    cfg.data.length = 44 + scale
 
 
-def deepstack(cfg):
+def low(cfg, _):
     cfg.model.scales = (9,)
-    cfg.model.vision.image_size = 12
-    cfg.model.decoder.update(depth=4, inject_layers=(0, 1, 2, 3))
-    cfg.data.update(aspect="stretch", tiling=(2, 2))
-    cfg.train.scales_per_step = 1
+    cfg.model.vision.update(image_size=6, patch_size=2, depth=5)
+    cfg.model.decoder.depth = 4
+    cfg.data.update(aspect="stretch", length=53)
+    cfg.train.steps = 1500
+
+
+def deepstack(cfg, _):
+    low(cfg, _)
+    cfg.model.decoder.inject_layers = (0, 1, 2, 3)
+    cfg.data.update(tilings=((2, 2),), stacks="samples", views=5)
+
+
+def deepstack_v(cfg, _):
+    low(cfg, _)
+    cfg.model.vision.regroup = (1, 2)
+    cfg.data.update(tilings=((2, 2),), stacks="encoder", views=5)
+
+
+def high(cfg, _):
+    low(cfg, _)
+    cfg.data.update(tilings=((2, 2),), sequence="flat", views=5, length=89)

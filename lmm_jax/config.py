@@ -9,6 +9,8 @@ import ml_collections
 from etils import epath
 from ml_collections.config_dict import placeholder
 
+from lmm_jax.data.arrangement import Arrangement
+
 SCHEMA = 1  # raised when a stored config.json of an older version can no longer be read
 
 
@@ -53,6 +55,10 @@ def base() -> ml_collections.ConfigDict:
     m.decoder.inject_layers = ()  # stack s is added before layer inject_layers[s]
     m.decoder.remat = "full"  # what a layer keeps for the backward pass: full (nothing), dots, none (everything)
 
+    c.init = i = ml_collections.ConfigDict()
+    i["from"] = placeholder(str)  # workdir whose newest parameters a run starts with; optimizer and step start anew
+    i.new = ()  # path prefixes of parameters that start fresh although the others are read
+
     c.data = d = ml_collections.ConfigDict()
     d.path = placeholder(str)  # prepared folder, see `lmm prepare`
     d.mixture = ()  # ((folder, weight), …) of several prepared folders, instead of `path`
@@ -62,12 +68,15 @@ def base() -> ml_collections.ConfigDict:
     d.too_long = "refuse"  # a conversation longer than a row is an error, or "cut" after the last answer that fits
     d.views = placeholder(int)  # views of a pack; what leaves the least unused if unset
     d.aspect = "pad"  # pad, stretch, square, anyres or own: see data/views.py
-    d.canvas = ()  # (height, width) in pixels of a view with aspect "own"; square if empty
-    d.tilings = ()  # (columns, rows), …: the tiles that a picture may be cut into, by its shape; none if empty
+    d.canvas = ()  # (height, width) in pixels of a view with aspect "own"; image_size² if empty
+    d.tilings = ()  # (columns, rows), …: tiles of a picture, the one that keeps most of it if several; () = none
     d.zoom = 1  # every view once more at so many times its resolution, in zoom · zoom tiles (DeepStack-L-HD)
-    d.sequence = "whole"  # what of a picture stands in the sequence, and
-    d.stacks = ""  # what is added over it: see data/arrangement.py
-    d.sampling = "2d"  # how tiles become stacks: 2d, 1d or grid
+    # Each recipe's values of these stand in the table of data/arrangement.py.
+    d.sequence = (
+        "whole"  # of a picture stands in the sequence: whole, blank, samples, whole+samples, flat, grid, unpad
+    )
+    d.stacks = ""  # is added over it: nothing, samples, copies, whole, whole+samples, zoom, encoder
+    d.sampling = "2d"  # how tiles become samples: 2d, 1d or grid
     d.rows = placeholder(int)  # rows of a pack; as few as leave little unused if unset
     d.length = 2048  # positions of a row
     d.targets = placeholder(int)  # supervised positions of a pack; all positions if unset
@@ -112,6 +121,19 @@ def base() -> ml_collections.ConfigDict:
     )
     c.log = ml_collections.ConfigDict({"tensorboard": False, "wandb": False})  # beside metrics.jsonl; extras
     return c
+
+
+def use_convnext(config):
+    """Gives `config.model` a ConvNeXt, ConvLLaVA's by default: `config.model.vision` is models.convnext.ConvNeXt."""
+    config.model.encoder = "convnext"
+    config.model.vision = v = ml_collections.ConfigDict()
+    v.image_size = 1536  # pixels a side of a square picture
+    v.patch_size = 4  # stride of the stem
+    v.depths = (3, 3, 27, 3, 6)  # blocks of each stage
+    v.widths = (192, 384, 768, 1536, 3072)  # channels of each stage
+    v.stack_levels = ()  # earlier stages whose finer maps become stacks, counted from 1
+    v.norm_eps = 1e-6  # 1e-5 in the xxlarge model
+    v.remat = True  # recompute blocks in the backward pass
 
 
 def parse(arg, **defaults) -> ml_collections.ConfigDict:
@@ -177,20 +199,51 @@ def check(config):
         raise ConfigError(f"train.scales_per_step={train.scales_per_step}: model.scales has {config.model.scales}")
     if data.mixture and data.path:
         raise ConfigError("data.path and data.mixture are both set; name the folder in data.mixture alone")
-    if (data.pictures is not None or data.targets) and not data.rows:
-        raise ConfigError("data.pictures and data.targets are of a pack whose data.rows is set; set it, or neither")
-    if data.targets and data.pictures is None:
-        raise ConfigError("data.targets is of a pack whose data.pictures is set; set it, or leave both open")
+    if (data.views is not None or data.targets) and not data.rows:
+        raise ConfigError("data.views and data.targets are of a pack whose data.rows is set; set it, or neither")
+    if data.targets and data.views is None:
+        raise ConfigError("data.targets is of a pack whose data.views is set; set it, or leave both open")
     if data.too_long not in ("cut", "refuse"):
         raise ConfigError(f"data.too_long={data.too_long!r} is neither 'cut' nor 'refuse'")
-    stacks = data.tiling[0] * data.tiling[1] if data.tiling else 0
-    if len(decoder.inject_layers) != stacks:
-        raise ConfigError(
-            f"data.tiling={tuple(data.tiling)} gives {stacks} stacks, "
-            f"model.decoder.inject_layers={tuple(decoder.inject_layers)} wants {len(decoder.inject_layers)}"
-        )
+    _check_arrangement(config)
     if len(set(decoder.inject_layers)) != len(decoder.inject_layers):
         raise ConfigError(f"model.decoder.inject_layers={tuple(decoder.inject_layers)} names a layer twice")
+
+
+def _check_arrangement(config):
+    data, model = config.data, config.model
+    try:
+        arrangement = Arrangement.from_config(config)
+        for scale in model.scales:
+            arrangement.window(scale)
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from error
+    if data.views is not None and data.views % arrangement.views_step:
+        raise ConfigError(
+            f"data.views={data.views}: a picture has a multiple of {arrangement.views_step} views, so that the rest "
+            "would never be used; set a multiple"
+        )
+    regroup, n = tuple(model.vision.get("regroup", ())), arrangement.tilings[0][0] if arrangement.tilings else 0
+    if (regroup[1:] != (n,)) if data.stacks == "encoder" else regroup:
+        raise ConfigError(
+            f"data.stacks='{data.stacks}' with data.tilings={arrangement.tilings} and "
+            f"model.vision.regroup={regroup}: "
+            "stacks 'encoder' go with tilings ((n, n),) and regroup (layer, n), others without regroup"
+        )
+    if (data.aspect == "own") and model.encoder != "convnext":
+        raise ConfigError(f"data.aspect='own' needs model.encoder='convnext', got '{model.encoder}'")
+    levels = tuple(model.vision.get("stack_levels", ()))
+    if model.encoder == "convnext":  # a finer stage's grid is sampled onto that of the last
+        of_encoder = sum(4 ** (len(model.vision.depths) - stage) for stage in levels)
+    else:
+        of_encoder = len(levels)
+    layers = tuple(model.decoder.inject_layers)
+    if len(layers) != arrangement.added + of_encoder:
+        raise ConfigError(
+            f"data.stacks='{data.stacks}' with data.tilings={arrangement.tilings} gives {arrangement.added} stacks, "
+            f"model.vision.stack_levels={levels} {of_encoder}; model.decoder.inject_layers={layers} names "
+            f"{len(layers)} layers, one is needed for each"
+        )
 
 
 def save_config(config, path):
@@ -208,6 +261,8 @@ def read_config(path) -> ml_collections.ConfigDict:
     if stored.get("schema") != SCHEMA:
         raise ConfigError(f"{path} has config schema {stored.get('schema')}, this version reads {SCHEMA}")
     config, stored = base(), ml_collections.ConfigDict(_tuples(stored))
+    if stored.model.get("encoder") == "convnext":
+        use_convnext(config)
     unknown = sorted(flatten(stored).keys() - flatten(config).keys())
     if unknown:
         raise ConfigError(f"{path} has fields that this version does not know: {', '.join(unknown)}")

@@ -11,37 +11,38 @@ from etils import epath
 from lmm_jax import sharding
 from lmm_jax.config import read_config
 from lmm_jax.data.conversation import IMAGE_TAG, stop_id
-from lmm_jax.data.images import open_picture
+from lmm_jax.data.images import image_size, open_picture
 from lmm_jax.data.layout import Layout
 from lmm_jax.data.tokenizer import Tokenizer
-from lmm_jax.models.visual_tokens import scale_side
+from lmm_jax.hf import load as hf
 from lmm_jax.training.checkpoint import Checkpoints
-from lmm_jax.training.state import make_program
+from lmm_jax.training.state import abstract_params, make_program
 
 BUCKET = 32  # prompts are padded to multiples of this, so that few programs are compiled
 
 
-def load(path):
-    """Loads the newest sound checkpoint of a workdir, onto whatever devices are here.
+def load(path, vision=None):
+    """Loads a model onto whatever devices are here.
 
     Args:
-      path: a workdir of `lmm train`.
+      path: a workdir of `lmm train`, whose newest sound checkpoint is taken, or a folder in LLaVA's original layout.
+      vision: folder of the vision tower, for a folder that neither holds nor names it.
 
     Raises:
-      FileNotFoundError: it is no workdir.
-      ValueError: it holds no sound checkpoint.
+      FileNotFoundError: it is neither.
+      ValueError: no checkpoint is sound, or tensors or keys of the folder do not fit; the message lists them.
     """
     path = epath.Path(path)
     if not (path / "config.json").exists():
-        raise FileNotFoundError(f"{path} is no workdir of `lmm train` (no config.json)")
-    config = read_config(path / "config.json")
-    program = make_program(config, _mesh(config))
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        jax.tree.map(lambda box: box.value, program.boxed, is_leaf=lambda x: hasattr(x, "names")),
-        program.shardings.params,
-    )
-    params, _ = Checkpoints(path).restore_params(abstract)
+        raise FileNotFoundError(f"{path} is neither a workdir of `lmm train` nor a model (no config.json)")
+    if hf.is_original(path):
+        config = hf.read_config(path, vision)
+        program = make_program(config, _mesh(config))
+        params, _ = hf.load_params(path, program.model, abstract_params(program), vision)
+    else:
+        config = read_config(path / "config.json")
+        program = make_program(config, _mesh(config))
+        params, _ = Checkpoints(path).restore_params(abstract_params(program))
     return Model(program, params, Tokenizer.load(path / "tokenizer.model"))
 
 
@@ -73,7 +74,7 @@ class Model:
         Args:
           images: paths or `PIL.Image`s of one prompt; for a list of prompts, one such list each.
           prompt: text; pictures without an `<image>` tag in it come first.
-          scale: visual tokens a picture; the largest trained scale if None.
+          scale: visual tokens of a square view; the largest trained scale if None.
           max_new_tokens: at most so many tokens are generated.
           batch_size: prompts that run at a time.
 
@@ -81,44 +82,49 @@ class Model:
           str, or a list of str for a list of prompts.
 
         Raises:
-          ValueError: a scale that does not tile the grid, or tags that do not match the pictures.
+          ValueError: a scale that does not tile the grid, tags that do not match the pictures, or a picture too thin
+            to have a visual token.
         """
         if isinstance(prompt, str):
             return self.generate([images], [prompt], scale, max_new_tokens, batch_size)[0]
         scale = max(self.scales) if scale is None else scale
-        scale_side(self._layout.grid, scale)
+        self._layout.arrangement.window(scale)
         requests = [self._request(*r, scale) for r in zip(images, prompt, strict=True)]
-        # Prompts of like length and equally many pictures share a batch.
-        keys = [(len(pictures), _bucket(len(segment))) for segment, pictures in requests]
+        # Prompts of like length and equally many views, which have equally many units, share a batch.
+        keys = [(layout.views, _bucket(len(segment))) for layout, segment, _ in requests]
         answers = [""] * len(requests)
         for key in sorted(set(keys)):
             members = [i for i, k in enumerate(keys) if k == key]
             for first in range(0, len(members), batch_size):
                 chosen = members[first : first + batch_size]
                 size = min(batch_size, 1 << (len(members) - 1).bit_length())
-                texts = self._answer([requests[i] for i in chosen], *key, scale, max_new_tokens, size)
+                texts = self._answer([requests[i] for i in chosen], key[1], scale, max_new_tokens, size)
                 for i, text in zip(chosen, texts, strict=True):
                     answers[i] = text
         return answers
 
     def visual_tokens(self, images, scale=None) -> int:
         """Positions that `images` of one prompt take at `scale`."""
-        return len(images) * (max(self.scales) if scale is None else scale)
+        sizes = [image_size(image) for image in images]
+        return int(self._layout.arrangement.tokens(sizes, max(self.scales) if scale is None else scale).sum())
 
     def _request(self, images, prompt, scale):
         pictures = [open_picture(image) for image in images]
         if IMAGE_TAG not in prompt:
             prompt = f"{IMAGE_TAG}\n" * len(pictures) + prompt
-        layout = dataclasses.replace(self._layout, scales=(scale,), pictures=len(pictures))
-        (segment,) = layout.segments([("user", prompt)], len(pictures), self.tokenizer, (scale,))
-        return segment, pictures
+        sizes = [picture.size for picture in pictures]
+        arrangement = self._layout.arrangement
+        views = int(arrangement.views_of(sizes).sum()) if pictures else arrangement.fewest_views  # blank ones
+        layout = dataclasses.replace(self._layout, scales=(scale,), views=views, rows=1, targets=0)
+        (segment,) = layout.segments([("user", prompt)], sizes, self.tokenizer, (scale,))
+        return layout, segment, pictures
 
-    def _answer(self, requests, pictures, length, scale, max_new_tokens, size):
+    def _answer(self, requests, length, scale, max_new_tokens, size):
         """Texts of requests that share a shape, run as a batch of `size`."""
-        layout = dataclasses.replace(
-            self._layout, scales=(scale,), pictures=max(pictures, 1), rows=1, length=length, targets=0
-        )
-        packs = [layout.assemble([segment], [layout.see(p) for p in pictures]) for segment, pictures in requests]
+        packs = []
+        for layout, segment, pictures in requests:
+            seen = [(picture.size, layout.see(picture)) for picture in pictures]
+            packs.append(dataclasses.replace(layout, length=length).assemble([segment], seen))
         packs += packs[-1:] * (size - len(packs))
         batch = {name: np.stack([p[name] for p in packs]) for name in packs[0]}
         with self.program.use():

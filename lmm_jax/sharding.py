@@ -31,6 +31,8 @@ LOGICAL_AXES = {
     "mlp": "hidden width of a feed-forward layer",
     "pixels": "one patch's pixel values",
     "positions": "learned positions",
+    "window": "rows of a convolution's window",
+    "window_2": "columns of a convolution's window",
     "norm": "scales and biases of norms",
 }
 

@@ -47,7 +47,12 @@ def test_file_arguments_come_after_a_colon_or_as_plain_pairs():
         ("log.wandb=1", "config field log.wandb is bool"),
         ("train.scales_per_step=9", "train.scales_per_step=9"),
         ("train.micro_batches=5", "does not divide"),
-        ("model.decoder.inject_layers=(1,)", "0 stacks"),
+        ("model.decoder.inject_layers=(1,)", "gives 0 stacks, model.vision.stack_levels=() 0"),
+        ("model.vision.stack_levels=(1,)", "gives 0 stacks, model.vision.stack_levels=(1,) 1"),
+        ("data.stacks=samples", "data.stacks='samples': data.tilings is empty"),
+        ("data.aspect=own", "data.aspect='own' needs model.encoder='convnext'"),
+        ("model.vision.regroup=(1,2)", "others without regroup"),
+        ("model.scales=(1,5)", "5 tokens do not tile a 6×6 grid"),
         ("data.rows=0", "data.rows is set"),
         ("data.too_long=drop", "neither 'cut' nor 'refuse'"),
     ],
@@ -56,6 +61,26 @@ def test_bad_overrides_name_the_field(override, message):
     with pytest.raises(c.ConfigError) as error:
         lmm.load_config(DIGITS, override)
     assert message in str(error.value)
+
+
+def test_stacks_of_data_and_encoder_each_have_a_layer():
+    deepstack = f"{DIGITS}:recipe=deepstack"
+    for bad in ("data.stacks=encoder", "data.views=7", "model.decoder.inject_layers=(0,1,2)"):
+        with pytest.raises(
+            c.ConfigError, match=r"regroup|data.views=7: .* multiple of 5|gives 4 stacks.* names 3 layers"
+        ):
+            lmm.load_config(deepstack, bad)
+    inside = ("data.stacks=encoder", "model.vision.regroup=(1,2)", "model.decoder.inject_layers=()")
+    assert lmm.load_config(deepstack, *inside).data.stacks == "encoder"
+    config = lmm.load_config(DIGITS, "model.scales=(1,)", "train.scales_per_step=1")
+    with config.unlocked():
+        config.model.encoder, config.model.vision = "convnext", {"image_size": 64, "depths": (1,) * 5}
+        config.model.vision.stack_levels, config.model.decoder.inject_layers = (4, 5), (0, 1, 2, 3, 4)
+        config.data.update(aspect="own", canvas=(64, 128))
+    c.check(config)  # stage 4 lies over stage 5 four times
+    config.model.decoder.inject_layers = (0, 1)
+    with pytest.raises(c.ConfigError, match=r"stack_levels=\(4, 5\) 5; .* names 2 layers"):
+        c.check(config)
 
 
 def test_bad_file_arguments_list_the_valid_ones():

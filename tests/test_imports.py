@@ -14,7 +14,7 @@ PACKAGE = ROOT / "lmm_jax"
 # What each part may import of ours (DESIGN: cli, tools -> training.loop -> … -> models -> sharding; data alone).
 ALLOWED = {
     "sharding": set(),
-    "config": set(),
+    "config": {"data.arrangement"},
     "models": {"models", "sharding"},
     "data": {"data"},
     "training": {"training", "models", "sharding", "config", "data"},

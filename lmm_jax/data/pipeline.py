@@ -1,16 +1,19 @@
 """Packs of a batch, read and laid out: every host loads the ones that its devices hold."""
 
 import dataclasses
+import json
 
 import grain
 import numpy as np
 from absl import flags
 
+from lmm_jax.data.arrangement import Arrangement
+from lmm_jax.data.counts import count_rows, needs_of
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.layout import Layout
 from lmm_jax.data.plan import blank, scales_at
 from lmm_jax.data.prepared import Prepared, as_turns
-from lmm_jax.data.stream import Capacity, Stream, choose_capacity, fits, needs_of
+from lmm_jax.data.stream import Capacity, Stream, choose_capacity, fits
 
 
 class Packs:
@@ -39,17 +42,25 @@ class Packs:
         self.per_step = packs_per_step
         # The sets of scales that train together; the rotation begins again after the last.
         self._phases = [scales_at(i, scales, config.train.scales_per_step or len(scales)) for i in range(len(scales))]
-        cut = data.too_long == "cut"
-        found = [needs_of(d.index, scales, self._phases, data.length, cut) for d in self.data]
-        self._needs = [n for n, _ in found]
+        cut, arrangement = data.too_long == "cut", Arrangement.from_config(config)
+        self._counts = [count_rows(d.index, arrangement, scales, data.length, cut) for d in self.data]
+        self._needs = [needs_of(counts, scales, self._phases) for counts in self._counts]
         weights = [weight for _, weight in sources]
-        capacity = _capacity(data, [n.take(ok) for n, ok in found], weights, config.seed)
-        self._rows = [np.flatnonzero(ok)[fits(n.take(ok), capacity)] for n, ok in found]
+        usable = [np.flatnonzero(counts.usable) for counts in self._counts]
+        capacity = _capacity(
+            data,
+            [n.take(rows) for n, rows in zip(self._needs, usable, strict=True)],
+            weights,
+            config.seed,
+            arrangement.views_step,
+        )
+        self._rows = [rows[fits(n.take(rows), capacity)] for n, rows in zip(self._needs, usable, strict=True)]
         for d, n, rows in zip(self.data, self._needs, self._rows, strict=True):
             if not len(rows):
                 pack = f"{capacity.rows} × {capacity.length} positions, {capacity.targets} of them supervised"
                 raise ValueError(
-                    f"{d.folder} ({split}): none of {len(n)} rows fits a pack of {pack}; raise data.length"
+                    f"{d.folder} ({split}): none of {len(n)} rows fits a pack of {pack}, and {capacity.views} views; "
+                    "raise data.length or data.views"
                 )
         needs = [n.take(rows) for n, rows in zip(self._needs, self._rows, strict=True)]
         self.stream = Stream(needs, weights, capacity, config.seed, shuffle)
@@ -59,7 +70,7 @@ class Packs:
 
     @property
     def left_out(self) -> list[tuple[int, int]]:
-        """`(source, row)` of the rows that are too long for a pack, or have no answer."""
+        """`(source, row)` of the rows that do not fit into a pack, have no answer, or a picture without tokens."""
         rows = (np.setdiff1d(np.arange(len(d)), used) for d, used in zip(self.data, self._rows, strict=True))
         return [(source, int(row)) for source, missing in enumerate(rows) for row in missing]
 
@@ -76,6 +87,7 @@ class Packs:
             "weights": [float(w) for w in s.weights],
             "tokenizer": self.tokenizer.fingerprint,
             "template": self.layout.template,
+            "arrangement": json.loads(json.dumps(dataclasses.asdict(self.layout.arrangement))),  # without tuples
             "seed": s.seed,
             "capacity": list(dataclasses.astuple(s.capacity)),
             "scales": [list(phase) for phase in self._phases],
@@ -85,6 +97,10 @@ class Packs:
     def members(self, position) -> list[tuple[int, int]]:
         """`(source, row)` of the records of a pack."""
         return [(int(source), int(self._rows[source][i])) for source, i in self.stream[position].members]
+
+    def sizes(self, source, row) -> list[tuple[int, int]]:
+        """`(width, height)` of the pictures of a record that are left after a cut, pixels."""
+        return self._sizes(source, row)[: self._counts[source].pictures[row]]
 
     def name(self, source, row) -> str:
         """Folder and row of a record, for messages."""
@@ -97,47 +113,53 @@ class Packs:
         bad: `[records]` bool, those that were replaced.
         faults: list of dicts (position, file, row, id, reason) of each of them.
 
-        Pixels are left out where no pack of the whole global batch has a picture.
+        Pixels, source and extent are left out where no pack of the whole global batch has a picture.
         """
         step = position // self.per_step
         scales = self._phases[step % len(self._phases)]
         where = iter(self.stream[position].where)
-        segments, rows, seen, numbers, bad, faults = [], [], [], [], [], []
+        segments, rows, pictures, numbers, bad, faults = [], [], [], [], [], []
+        arrangement, unit = self.layout.arrangement, 0
         for source, row in self.members(position):
             numbers.append(self._first[source] + row)
-            pictures = int(self._needs[source].pictures[row])
+            sizes = self.sizes(source, row)
             try:
-                mine, pixels = self._read(source, row, pictures, scales, len(seen))
+                mine, pixels = self._read(source, row, scales, unit)
                 bad.append(False)
             except Exception as error:  # whatever is wrong with one record must not end or move the stream
-                mine, pixels = list(map(blank, self._lengths(source, row, scales))), [None] * pictures
+                mine, pixels = list(map(blank, self._lengths(source, row, scales))), [None] * len(sizes)
                 faults.append(self._fault(position, source, row, error))
                 bad.append(True)
             # In the rows that were planned: the copies of this step may be shorter, but none is longer.
             segments += sorted(mine, key=len, reverse=True)
             rows += [next(where) for _ in range((self._needs[source].copies[row] > 0).sum())][: len(mine)]
-            seen += pixels
-        out = self.layout.assemble(segments, seen, rows)
+            pictures += zip(sizes, pixels, strict=True)
+            unit += sum(arrangement.units(arrangement.tiling(*size)) for size in sizes)
+        out = self.layout.assemble(segments, pictures, rows)
         if not self._shows(step):
-            out.pop("source", None)
-            del out["pixels"]
+            out = {name: x for name, x in out.items() if name not in ("pixels", "source", "extent")}
         return out | {"record_index": np.array(numbers, np.int64), "bad": np.array(bad), "faults": faults}
 
-    def _read(self, source, row, pictures, scales, first):
-        record = self.data[source][row]
-        turns, images = as_turns(record), record["images"]
-        segments = self.layout.training_segments(turns, len(images), self.tokenizer, scales, first)
-        if [len(s) for s in segments] != self._lengths(source, row, scales):
+    def _read(self, source, row, scales, unit):
+        record, sizes = self.data[source][row], self._sizes(source, row)
+        segments = self.layout.training_segments(as_turns(record), sizes, self.tokenizer, scales, unit)
+        pictures = [open_picture(data) for data in record["images"][: self._counts[source].pictures[row]]]
+        found = [picture.size for picture in pictures]
+        if [len(s) for s in segments] != self._lengths(source, row, scales) or found != self.sizes(source, row):
             raise ValueError("the record is not the one that was counted when the data was prepared")
-        return segments, [self.layout.see(open_picture(data)) for data in images[:pictures]]
+        return segments, [self.layout.see(picture) for picture in pictures]
+
+    def _sizes(self, source, row):
+        """Sizes of all pictures of a record."""
+        index = self.data[source].index
+        first, last = index["image_offsets"][row : row + 2]
+        return list(map(tuple, index["image_sizes"][first:last].tolist()))
 
     def _lengths(self, source, row, scales):
         """Positions of each copy, from the index alone."""
-        index = self.data[source].index
-        first, last = index["turn_offsets"][row : row + 2]
-        tokens, images = index["turn_tokens"][first:last], index["turn_images"][first:last]
-        end = int((tokens + images * max(self.layout.scales) <= self.layout.length).sum()) - 1
-        return [int(tokens[end] + images[end] * scale) for scale in (scales if images[end] else scales[:1])]
+        counts = self._counts[source]
+        lengths = [int(counts.positions[row, self.layout.scales.index(scale)]) for scale in scales]
+        return lengths if counts.pictures[row] else lengths[:1]
 
     def _fault(self, position, source, row, error):
         try:
@@ -158,17 +180,17 @@ class Packs:
         known, shows = self._known
         if known != step:
             positions = range(step * self.per_step, (step + 1) * self.per_step)
-            shows = any(self._needs[s].pictures[r] for p in positions for s, r in self.members(p))
+            shows = any(self._counts[s].pictures[r] for p in positions for s, r in self.members(p))
             self._known = step, shows
         return shows
 
 
-def _capacity(data, needs, weights, seed):
+def _capacity(data, needs, weights, seed, views_step):
     """What the config says a pack holds; the planner chooses what it leaves open."""
-    if data.rows and data.pictures is not None:
-        return Capacity(data.rows, data.length, data.pictures, data.targets or data.rows * data.length)
+    if data.rows and data.views is not None:
+        return Capacity(data.rows, data.length, data.views, data.targets or data.rows * data.length)
     rows = (data.rows,) if data.rows else (1, 2, 4, 8)
-    return choose_capacity(needs, weights, data.length, seed, rows)
+    return choose_capacity(needs, weights, data.length, seed, rows, views_step)
 
 
 def _check_sources(sources, template):

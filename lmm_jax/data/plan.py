@@ -65,17 +65,19 @@ def blank(length) -> Segment:
     return Segment(np.zeros(length, np.int32), nothing, np.full(length, NO_TARGET, np.int32), 0)
 
 
-def scale_slots(grid, scale, scales, grids) -> np.ndarray:
-    """Slots `[scale]` of one grid at one scale, in the bank that `visual_tokens.bank` builds.
+def bank_slots(cells, first, number, tokens, units) -> np.ndarray:
+    """Slots `[n]` int32 of a picture's visual tokens in the bank that `visual_tokens.bank` builds.
 
     Args:
-      grid: number of the grid in its pack.
-      scale: tokens wanted.
-      scales: scales of the bank, in its order.
-      grids: grids of a pack, U.
+      cells: `[n]` int, unit · tokens + token, the picture's units counted from 0; negative for the newline, whose
+        slot is the bank's last.
+      first: number of the picture's first unit in its pack.
+      number: of the scale among those of the bank.
+      tokens: slots of a unit at each scale of the bank, in its order.
+      units: units of a pack, U.
     """
-    before = sum(scales[: scales.index(scale)])
-    return grids * before + grid * scale + np.arange(scale, dtype=np.int32)
+    slots = units * sum(tokens[:number]) + first * tokens[number] + cells
+    return np.where(cells < 0, units * sum(tokens), slots).astype(np.int32)
 
 
 def scales_at(step, scales, per_step) -> tuple[int, ...]:
@@ -84,43 +86,25 @@ def scales_at(step, scales, per_step) -> tuple[int, ...]:
     return tuple(scales[i] for i in sorted({(step + j * n // per_step) % n for j in range(per_step)}))
 
 
-def tile_source(side, tiling, pictures) -> np.ndarray:
-    """Where bank and stacks come from when each picture is seen whole and in tiles (DeepStack-L, section 3.2).
-
-    The tiles make one mosaic of features; stack k = i · columns + j is every (rows, columns)-th of them from (i, j),
-    so that each cell of the whole picture receives the features that lie under it.
-
-    Args:
-      side: side g of a view's feature grid.
-      tiling: `(columns, rows)` of the tiles.
-      pictures: pictures of a pack; each has 1 + columns · rows views.
-
-    Returns:
-      `[1 + columns · rows, pictures, g, g]` int32 indices into the pack's features.
-    """
-    columns, rows = tiling
-    y, x = np.mgrid[: rows * side, : columns * side]
-    mosaic = (1 + (y // side) * columns + x // side) * side**2 + (y % side) * side + x % side
-    whole = np.arange(side**2).reshape(side, side)
-    one = np.stack([whole, *(mosaic[i::rows, j::columns] for i in range(rows) for j in range(columns))])
-    first = np.arange(pictures)[:, None, None] * (1 + columns * rows) * side**2
-    return (one[:, None] + first).astype(np.int32)
-
-
-def unpad(rows, columns, width, height) -> tuple[slice, slice]:
-    """The cells of a canvas that show its picture, `resize_fitted` having centred it there (LLaVA-NeXT).
+def margins(rows, columns, width, height):
+    """Rows above and below, and columns left and right, of a canvas that its picture leaves (LLaVA-NeXT).
 
     The reference's roundings are kept: a cell of padding may stay, and of a small picture at a coarse scale nothing.
 
     Args:
       rows, columns: of the canvas, in tokens.
-      width, height: of the original picture, in pixels.
+      width, height: of the original picture, in pixels; `resize_fitted` has centred it. Or arrays of them.
 
     Returns:
-      `(row slice, column slice)`, possibly empty.
+      `(rows, columns)` on each side, int or arrays.
     """
-    if width / height > columns / rows:
-        padding = (rows - int(height * (columns / width))) // 2
-        return slice(padding, rows - padding), slice(0, columns)
-    padding = (columns - int(width * (rows / height))) // 2
-    return slice(0, rows), slice(padding, columns - padding)
+    wide = width / height > columns / rows
+    above = (rows - (height * (columns / width)).astype(np.int64)) // 2
+    left = (columns - (width * (rows / height)).astype(np.int64)) // 2
+    return np.where(wide, above, 0), np.where(wide, 0, left)
+
+
+def unpad(rows, columns, width, height) -> tuple[slice, slice]:
+    """The cells of a canvas that show its picture, see `margins`: `(row slice, column slice)`, possibly empty."""
+    above, left = map(int, margins(rows, columns, np.float64(width), np.float64(height)))
+    return slice(above, rows - above), slice(left, columns - left)

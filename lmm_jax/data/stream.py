@@ -22,14 +22,19 @@ class Capacity:
 
     Attributes:
       rows, length: rows of a pack and positions of each.
-      pictures: pictures of a pack.
+      views: views of a pack.
       targets: supervised positions of a pack.
     """
 
     rows: int
     length: int
-    pictures: int
+    views: int
     targets: int
+
+    @property
+    def pictures(self) -> int:
+        """The views, under the name by which `training.loop` prints them."""
+        return self.views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +43,12 @@ class Needs:
 
     Attributes:
       copies: `[n, C]` int, positions of each copy, longest first; 0 where a row has fewer copies.
-      pictures: `[n]` int.
+      views: `[n]` int, of its pictures.
       targets: `[n]` int, supervised positions of all copies together.
     """
 
     copies: np.ndarray
-    pictures: np.ndarray
+    views: np.ndarray
     targets: np.ndarray
 
     def __len__(self):
@@ -51,50 +56,13 @@ class Needs:
 
     def take(self, rows):
         """The needs of some rows."""
-        return Needs(self.copies[rows], self.pictures[rows], self.targets[rows])
-
-
-def needs_of(index, scales, phases, length, cut) -> tuple[Needs, np.ndarray]:
-    """What each row of a prepared split takes, from its index.
-
-    Args:
-      index: arrays of `lmm_jax.data.index`.
-      scales: all scales of the bank; where a row is cut depends on the largest.
-      phases: the sets of scales that train together, see `plan.scales_at`; a row must fit with any of them.
-      length: positions of a row.
-      cut: whether a conversation that is too long is cut after its last answer that fits.
-
-    Returns:
-      the needs, and `[n]` bool: rows that can be used at all; the others are too long or have no answer.
-    """
-    offsets = index["turn_offsets"]
-    fitting = index["turn_tokens"] + index["turn_images"] * max(scales) <= length
-    kept = np.concatenate([[0], np.cumsum(fitting)])
-    kept = kept[offsets[1:]] - kept[offsets[:-1]]  # answers that fit: lengths grow, so they are the first ones
-    answers = np.diff(offsets)
-    usable = (kept > 0) & (cut | (kept == answers))
-    last = np.where(usable, offsets[:-1] + kept - 1, 0)
-    if not len(fitting):
-        zeros = np.zeros(len(answers), np.int64)
-        return Needs(zeros[:, None], zeros, zeros), usable
-    tokens, pictures, supervised = (
-        np.where(usable, index[name][last], 0).astype(np.int64)
-        for name in ("turn_tokens", "turn_images", "turn_supervised")
-    )
-    copies = np.zeros((len(answers), max(map(len, phases))), np.int64)
-    for phase in phases:
-        for n, scale in enumerate(sorted(phase, reverse=True)):
-            # Text alone is the same at every scale and has one copy.
-            here = np.where((pictures > 0) | (n == 0), tokens + pictures * scale, 0)
-            copies[:, n] = np.maximum(copies[:, n], here)
-    groups = np.where(pictures > 0, max(map(len, phases)), 1)
-    return Needs(copies, pictures, supervised * groups), usable
+        return Needs(self.copies[rows], self.views[rows], self.targets[rows])
 
 
 def fits(needs, capacity) -> np.ndarray:
     """`[n]` bool: rows that an empty pack can hold."""
     empty = np.full((1, capacity.rows), capacity.length)
-    alone = (needs.pictures <= capacity.pictures) & (needs.targets <= capacity.targets)
+    alone = (needs.views <= capacity.views) & (needs.targets <= capacity.targets)
     if needs.copies.shape[1] == 1:
         return alone & (needs.copies[:, 0] <= capacity.length)
     # Few kinds of rows differ in what they need, so that each is tried once.
@@ -129,7 +97,7 @@ def plan_packs(needs, capacity) -> list[Planned]:
 
 
 def _single_copies(needs, capacity):
-    """Rows of a pack are filled first, then put together so that pictures are spread evenly over the packs."""
+    """Rows of a pack are filled first, then put together so that views are spread evenly over the packs."""
     packs, left = [], np.zeros(0, np.int64)
     lengths = needs.copies[:, 0]
     for first in range(0, len(needs), WINDOW):
@@ -144,10 +112,10 @@ def _single_copies(needs, capacity):
 
 
 def _group_rows(rows, needs, capacity):
-    """Packs of filled rows: those with most pictures first, each to the pack that lacks most."""
+    """Packs of filled rows: those with most views first, each to the pack that lacks most."""
     parts = [part for row in rows for part in _within(row, needs, capacity)]
-    takes = np.array([[1, needs.pictures[p].sum(), needs.targets[p].sum()] for p in parts]).reshape(-1, 3)
-    empty = np.array([capacity.rows, capacity.pictures, capacity.targets])
+    takes = np.array([[1, needs.views[p].sum(), needs.targets[p].sum()] for p in parts]).reshape(-1, 3)
+    empty = np.array([capacity.rows, capacity.views, capacity.targets])
     room = np.tile(empty, (-(-len(parts) // capacity.rows), 1))
     held = [[] for _ in room]
     for i in np.argsort(-takes[:, 1], kind="stable"):
@@ -163,11 +131,11 @@ def _group_rows(rows, needs, capacity):
 
 
 def _within(row, needs, capacity):
-    """Parts of a filled row, each with no more pictures and targets than a pack holds."""
+    """Parts of a filled row, each with no more views and targets than a pack holds."""
     part, taken = [], np.zeros(2, np.int64)
     for member in row:
-        takes = np.array([needs.pictures[member], needs.targets[member]])
-        if part and (taken + takes > (capacity.pictures, capacity.targets)).any():
+        takes = np.array([needs.views[member], needs.targets[member]])
+        if part and (taken + takes > (capacity.views, capacity.targets)).any():
             yield np.array(part)
             part, taken = [], np.zeros(2, np.int64)
         part.append(member)
@@ -179,30 +147,30 @@ def _best_fit(needs, capacity):
     """Longest first, each into the pack where its longest copy leaves the least room."""
     packs, members, where = [], [], []  # finished packs; the open ones
     free = np.zeros((0, capacity.rows), np.int64)
-    pictures, targets = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    views, targets = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for first in range(0, len(needs), WINDOW):
         window = np.arange(first, min(first + WINDOW, len(needs)))
         for row in window[np.argsort(-needs.copies[window].sum(axis=1), kind="stable")]:
             copies = needs.copies[row][needs.copies[row] > 0]
             after, left, rows = place_copies(copies, free)
-            left = np.where((pictures >= needs.pictures[row]) & (targets >= needs.targets[row]), left, FULL)
+            left = np.where((views >= needs.views[row]) & (targets >= needs.targets[row]), left, FULL)
             if not len(left) or left.min() == FULL:
                 free = np.concatenate([free, np.full((1, capacity.rows), capacity.length, np.int64)])
-                pictures, targets = np.append(pictures, capacity.pictures), np.append(targets, capacity.targets)
+                views, targets = np.append(views, capacity.views), np.append(targets, capacity.targets)
                 members.append([])
                 where.append([])
                 after, left, rows = place_copies(copies, free)
                 left[:-1] = FULL
             chosen = int(left.argmin())
             free[chosen] = after[chosen]
-            pictures[chosen] -= needs.pictures[row]
+            views[chosen] -= needs.views[row]
             targets[chosen] -= needs.targets[row]
             members[chosen].append(row)
             where[chosen] += rows[:, chosen].tolist()
         keep = np.sort(np.argsort(-free.sum(axis=1), kind="stable")[:OPEN])
         packs += [Planned(np.array(members[i]), where[i]) for i in np.setdiff1d(np.arange(len(members)), keep)]
         members, where = [members[i] for i in keep], [where[i] for i in keep]
-        free, pictures, targets = free[keep], pictures[keep], targets[keep]
+        free, views, targets = free[keep], views[keep], targets[keep]
     return packs + [Planned(np.array(m), w) for m, w in zip(members, where, strict=True)]
 
 
@@ -236,11 +204,11 @@ class Stream:
         return self._round(number)[position - self._ends[number]]
 
     def usage(self, number=0):
-        """Shares of positions and of pictures' slots that the packs of a round use."""
+        """Shares of positions and of views that the packs of a round use."""
         packs, c = self._round(number), self.capacity
         taken = self.drawn(np.concatenate([pack.members for pack in packs]))
         positions = taken.copies.sum() / (len(packs) * c.rows * c.length)
-        return float(positions), float(taken.pictures.sum() / max(len(packs) * c.pictures, 1))
+        return float(positions), float(taken.views.sum() / max(len(packs) * c.views, 1))
 
     def _end(self, number):
         while len(self._ends) <= number + 1:
@@ -262,13 +230,13 @@ class Stream:
     def drawn(self, rows) -> Needs:
         """Needs of rows `[n, 2]` (source, row)."""
         copies = np.zeros((len(rows), max(n.copies.shape[1] for n in self.needs)), np.int64)
-        pictures, targets = np.zeros((2, len(rows)), np.int64)
+        views, targets = np.zeros((2, len(rows)), np.int64)
         for source, needs in enumerate(self.needs):
             at = rows[:, 0] == source
             some = needs.take(rows[at, 1])
             copies[at, : some.copies.shape[1]] = some.copies
-            pictures[at], targets[at] = some.pictures, some.targets
-        return Needs(copies, pictures, targets)
+            views[at], targets[at] = some.views, some.targets
+        return Needs(copies, views, targets)
 
     def rows(self, number) -> np.ndarray:
         """Rows `[n, 2]` (source, row) of a round, in the order in which they are packed."""
@@ -295,15 +263,16 @@ class Stream:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def choose_capacity(needs, weights, length, seed, rows=(1, 2, 4, 8), sample=4096) -> Capacity:
-    """Rows and pictures of a pack that leave the least unused, tried on a sample of the stream.
+def choose_capacity(needs, weights, length, seed, rows=(1, 2, 4, 8), views_step=1, sample=4096) -> Capacity:
+    """Rows and views of a pack that leave the least unused, tried on a sample of the stream.
 
-    More rows even out how many pictures stand in a pack; the fewest rows within one percent of the best are taken.
+    More rows even out how many views stand in a pack; the fewest rows within one percent of the best are taken.
 
     Args:
       needs, weights, seed: as for `Stream`.
       length: positions of a row, all of which may be supervised.
       rows: numbers of rows to try.
+      views_step: what the views are a multiple of.
       sample: rows of the stream to try on.
 
     Raises:
@@ -311,15 +280,15 @@ def choose_capacity(needs, weights, length, seed, rows=(1, 2, 4, 8), sample=4096
     """
     whole = Stream(needs, weights, Capacity(1, length, 0, 0), seed)
     some = whole.drawn(whole.rows(0)[:sample])
-    most, found = int(some.pictures.max()), {}
+    most, found = int(some.views.max()), {}
     for r in rows:
-        per_pack = some.pictures.sum() / some.copies.sum() * r * length
+        per_pack = some.views.sum() / some.copies.sum() * r * length
         for share in (0.85, 0.9, 0.95, 1.0, 1.05):
-            capacity = Capacity(r, length, max(round(per_pack * share), most), r * length)
+            capacity = Capacity(r, length, max(round(per_pack * share / views_step) * views_step, most), r * length)
             if capacity not in found and fits(some, capacity).all():
                 packs = len(plan_packs(some, capacity))
                 positions = some.copies.sum() / (packs * r * length)
-                slots = some.pictures.sum() / (packs * capacity.pictures) if most else 1.0
+                slots = some.views.sum() / (packs * capacity.views) if most else 1.0
                 found[capacity] = min(positions, slots)
     if not found:
         raise ValueError(f"no pack of {max(rows)} rows of {length} positions holds the longest; raise data.length")

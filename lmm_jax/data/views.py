@@ -14,23 +14,30 @@ MEAN_COLOUR = (122, 116, 104)  # int(255 · mean of CLIP's normalisation), LLaVA
 STRIP = 256  # rows of a tall picture that are padded at a time
 
 
-def select_best_resolution(width, height, resolutions) -> tuple[int, int]:
-    """The canvas that keeps most of a picture (LLaVA-NeXT's and DeepStack's rule).
+def choose_canvas(sizes, canvases) -> np.ndarray:
+    """The canvas that keeps most of each picture (LLaVA-NeXT's and DeepStack's rule).
 
     What a canvas keeps is the area of the picture fitted into it, sides truncated, at most the picture's own area.
     Among equals the one with the least area to spare wins, then the earlier one.
 
     Args:
-      width, height: of the picture, pixels.
-      resolutions: canvases, `(width, height)`; their order decides ties.
+      sizes: `[n, 2]` (width, height) of pictures, pixels.
+      canvases: `(width, height)`; their order decides ties.
+
+    Returns:
+      `[n]` numbers of canvases.
     """
+    pictures, canvases = np.asarray(sizes, np.int64)[:, None], np.asarray(canvases, np.int64)  # [n, 1, 2], [m, 2]
+    scale = (canvases / pictures).min(axis=-1, keepdims=True)
+    kept = np.minimum((pictures * scale).astype(np.int64).prod(axis=-1), pictures.prod(axis=-1))
+    spare = canvases.prod(axis=-1) - kept
+    most = kept == kept.max(axis=1, keepdims=True)
+    return np.where(most, spare, np.iinfo(np.int64).max).argmin(axis=1)  # the first of the least
 
-    def badness(canvas):
-        scale = min(canvas[0] / width, canvas[1] / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        return -kept, canvas[0] * canvas[1] - kept
 
-    return tuple(min(resolutions, key=badness))  # the first of the least
+def select_best_resolution(width, height, resolutions) -> tuple[int, int]:
+    """The canvas `(width, height)` that `choose_canvas` chooses for one picture."""
+    return tuple(resolutions[choose_canvas([(width, height)], resolutions)[0]])
 
 
 def select_tiling(width, height, size, tilings) -> tuple[int, int]:
@@ -73,9 +80,20 @@ def short_side(width, height, size) -> tuple[int, int]:
     Raises:
       ValueError: the result has more than `MAX_PIXELS`.
     """
-    long = int(size * max(width, height) / min(width, height))
-    if long * size > MAX_PIXELS:
+    w, h = _with_short_side(width, height, size)
+    if w * h > MAX_PIXELS:
         raise ValueError(f"a picture of {width} x {height} pixels is too long to give its short side {size} pixels")
+    return w, h
+
+
+def size_on_canvas(width, height, size, canvas_width, canvas_height) -> tuple[int, int]:
+    """The size of a picture at its own aspect ratio: the shorter side `size` if that fits the canvas, else `fit`."""
+    w, h = _with_short_side(width, height, size)
+    return (w, h) if w <= canvas_width and h <= canvas_height else fit(width, height, canvas_width, canvas_height)
+
+
+def _with_short_side(width, height, size):
+    long = int(size * max(width, height) / min(width, height))
     return (size, long) if width <= height else (long, size)
 
 
@@ -135,6 +153,14 @@ def resize_short_side(picture, size) -> np.ndarray:
     return np.asarray(resize(picture, *short_side(*picture.size, size)))
 
 
+def resize_on_canvas(picture, size, width, height) -> np.ndarray:
+    """A picture resized to `size_on_canvas`, at the top left of a black canvas: `[height, width, 3]` uint8."""
+    w, h = size_on_canvas(*picture.size, size, width, height)
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[:h, :w] = np.asarray(resize(picture, w, h))
+    return canvas
+
+
 # aspect: how the whole picture is brought to a canvas, and how the tiled one
 _RESIZE = {
     "pad": (resize_padded, resize_padded),
@@ -142,6 +168,7 @@ _RESIZE = {
     "square": (resize_cropped, resize_cropped),
     "anyres": (resize, resize_fitted),
 }
+ASPECTS = (*_RESIZE, "own")  # "own": `resize_on_canvas`
 
 
 def views(picture, size, aspect="pad", tiling=(), zoom=1) -> np.ndarray:
@@ -155,6 +182,8 @@ def views(picture, size, aspect="pad", tiling=(), zoom=1) -> np.ndarray:
     | DeepStack-L | stretch, or anyres for its aspect-keeping flags | chosen by `select_tiling` | 1 |
     | DeepStack-V | stretch | (n, n), n = isqrt(num_crops) | 1 |
     | DeepStack-L-HD | stretch | chosen by `select_tiling` | n |
+
+    The view of aspect "own" is `resize_on_canvas`.
 
     Args:
       picture: an RGB `PIL.Image`.

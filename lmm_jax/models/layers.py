@@ -13,6 +13,20 @@ import jax.numpy as jnp
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
+def symmetric_uniform(bound):
+    """Initializer, uniform in ± `bound`."""
+
+    def init(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def normalise(pixels, mean, std):
+    """uint8 RGB `[..., 3]` to float32, as CLIP was given it."""
+    return (pixels.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
 class Dense(nn.Module):
     """Linear map of the last `len(inputs)` axes to `features`; float32 parameters, computed in `dtype`.
 
@@ -22,6 +36,7 @@ class Dense(nn.Module):
       outputs: logical axes of the output axes.
       use_bias: adds a bias over the output axes.
       dtype: of the computation.
+      start: "normal" of variance 1 / fan-in without bias, or "uniform" in ± fan-in^-1/2 with it, as PyTorch does.
     """
 
     features: tuple[int, ...]
@@ -29,23 +44,28 @@ class Dense(nn.Module):
     outputs: tuple[str, ...]
     use_bias: bool = False
     dtype: str = "float32"
+    start: str = "normal"
 
     @nn.compact
     def __call__(self, x):
         n = len(self.inputs)
         shape = (*x.shape[-n:], *self.features)
 
-        def init(key, shape, dtype):
+        uniform = symmetric_uniform(math.prod(shape[:n]) ** -0.5)
+
+        def normal(key, shape, dtype):
             flat = (math.prod(shape[:n]), math.prod(shape[n:]))
             return fan_in_normal(key, flat, dtype).reshape(shape)
 
-        init = nn.with_logical_partitioning(init, (*self.inputs, *self.outputs))
+        starts = {"normal": (normal, nn.initializers.zeros), "uniform": (uniform, uniform)}
+        kernel_init, bias_init = starts[self.start]
+        init = nn.with_logical_partitioning(kernel_init, (*self.inputs, *self.outputs))
         kernel = self.param("kernel", init, shape, jnp.float32)
         contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
         y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
         if self.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.outputs)
-            y += self.param("bias", zeros, self.features, jnp.float32).astype(self.dtype)
+            init = nn.with_logical_partitioning(bias_init, self.outputs)
+            y += self.param("bias", init, self.features, jnp.float32).astype(self.dtype)
         return y
 
 

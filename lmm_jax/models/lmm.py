@@ -3,8 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lmm_jax.models.convnext import ConvNeXt
 from lmm_jax.models.decoder import Decoder, KVCache
-from lmm_jax.models.visual_tokens import Projector, bank, splice, take
+from lmm_jax.models.visual_tokens import Projector, bank, sample_strided, splice, take
 from lmm_jax.models.vit import ViT
 from lmm_jax.sharding import constrain
 
@@ -13,47 +14,76 @@ class LMM(nn.Module):
     """One model for every recipe; what differs is in the batch's index arrays and in these fields.
 
     Attributes:
-      vision: the encoder, pictures to grids.
+      vision: the encoder, pictures to grids: the bank's, then finer or earlier ones that become stacks.
       projector: features to decoder width.
+      level_projectors: one for each further level of the encoder.
       decoder: the language model.
       scales: tokens per grid that the bank holds, M3's nested sets.
+      newline: the bank ends with one learned vector, `image_newline`, for the ends of rows (LLaVA-NeXT).
+      newline_in_stacks: every stack adds it there once more, as DeepStack-L-HD does; zeros otherwise.
     """
 
     vision: nn.Module
     projector: Projector
+    level_projectors: tuple[Projector, ...]
     decoder: Decoder
     scales: tuple[int, ...]
+    newline: bool = False
+    newline_in_stacks: bool = True
 
-    def visual_tokens(self, pixels, source=None, scales=None):
+    def setup(self):
+        if self.newline:
+            init = nn.with_logical_partitioning(nn.initializers.normal(self.decoder.width**-0.5), ("norm",))
+            self.image_newline = self.param("image_newline", init, (self.decoder.width,), jnp.float32)
+
+    def visual_tokens(self, pixels, source=None, extent=None, scales=None):
         """Encodes the pictures of each pack to its bank and stacks.
 
         Args:
           pixels: `[G, V, H, W, 3]` uint8.
-          source: `[G, 1 + S, U, g, g]` int, index into the pack's V·h·w features for each bank cell and, cell for
-            cell, for each stack; -1 = zeros. None takes every view as it stands and no stacks.
+          source: `[G, 1 + S, U, h, w]` int, index into the pack's V·h·w features for each bank cell and, cell for
+            cell, for each stack; -1 = zeros. None takes every view as it stands and no stacks from tiles.
+          extent: `[G, V, 2]` int, height and width of the picture in each view, pixels; None if they fill it.
           scales: as the field, which is the default.
 
         Returns:
-          bank `[G, P, D]` and stacks `[S, G, P, D]`, or None without stacks.
+          bank `[G, P, D]` and stacks `[S, G, P, D]`, those from tiles before those from the encoder's levels, or
+          None without stacks.
         """
-        G, V = pixels.shape[:2]
+        G, V, H, W = pixels.shape[:4]
+        extent = None if extent is None else extent.reshape(G * V, 2)
+        features, *levels = self.vision(pixels.reshape(G * V, H, W, 3), extent)
+        h, w = features.shape[1:3]
+        grids = [*self._grids(self.projector, features.reshape(G, -1, h, w, features.shape[-1]), source)]
+        whole = None if source is None else source[:, :1]
+        for project, level, n in zip(self.level_projectors, levels, self.vision.level_strides, strict=True):
+            for under in sample_strided(level[:, : n * h, : n * w], n):
+                grids += [*self._grids(project, under.reshape(G, -1, h, w, level.shape[-1]), whole)]
         scales = self.scales if scales is None else scales
-        features = self.vision(pixels.reshape(G * V, *pixels.shape[2:]))
-        features = features.reshape(G, V, *features.shape[1:])
+        banks = [self._bank(x, scales, self.newline_in_stacks or not i) for i, x in enumerate(grids)]
+        return banks[0], jnp.stack(banks[1:]) if len(banks) > 1 else None
+
+    def _grids(self, project, features, source):
+        """Projected grids `[K, G, U, h, w, D]` of features `[G, V, h, w, C]`, by `[G, K, U, h, w]` or as is."""
         if source is None:
-            grids = self.projector(features)[None]
-        else:
-            features = take(features.reshape(G, -1, features.shape[-1]), source.reshape(G, -1))
-            grids = self.projector(features.reshape(*source.shape, -1))
-            grids = jnp.where((source >= 0)[..., None], grids, 0).swapaxes(0, 1)
-        banks = jnp.stack([constrain(bank(x, scales), "batch", None, "act_embed") for x in grids])
-        return banks[0], banks[1:] if len(banks) > 1 else None
+            return project(features)[None]
+        G, *_, C = features.shape
+        rows = take(features.reshape(G, -1, C), source.reshape(G, -1))
+        grids = project(rows.reshape(*source.shape, C))
+        return jnp.where((source >= 0)[..., None], grids, 0).swapaxes(0, 1)
+
+    def _bank(self, grids, scales, newline):
+        slots = bank(grids, scales, self.vision.grid)
+        if self.newline:
+            last = self.image_newline.astype(slots.dtype) if newline else jnp.zeros_like(slots[0, 0])
+            slots = jnp.concatenate([slots, jnp.broadcast_to(last, (slots.shape[0], 1, slots.shape[2]))], axis=1)
+        return constrain(slots, "batch", None, "act_embed")
 
     def __call__(self, batch):
         """Hidden states `[G, R, T, D]` of a batch of `lmm_jax.data.pipeline`; one without pixels is text alone."""
         visual, stacks = None, None
         if "pixels" in batch:
-            visual, stacks = self.visual_tokens(batch["pixels"], batch.get("source"))
+            visual, stacks = self._see(batch)
         return self._decode(batch, visual, stacks)[0]
 
     def logits(self, h):
@@ -71,7 +101,7 @@ class LMM(nn.Module):
         Returns:
           Logits `[G, vocabulary]` after each prompt's last token, and the `KVCache`.
         """
-        visual, stacks = self.visual_tokens(batch["pixels"], batch.get("source"), scales)
+        visual, stacks = self._see(batch, scales)
         h, (k, v) = self._decode(batch, visual, stacks)
         length = (batch["segment"][:, 0] > 0).sum(axis=-1)
         last = jnp.take_along_axis(h[:, 0], (length - 1)[:, None, None], axis=1)[:, 0]
@@ -84,6 +114,9 @@ class LMM(nn.Module):
         context = {"position": cache.length[:, None, None], "length": cache.length}
         h, (k, v) = self.decoder(h, context, cache)
         return self.logits(h[:, 0, 0]), KVCache(k, v, cache.length + 1)
+
+    def _see(self, batch, scales=None):
+        return self.visual_tokens(batch["pixels"], batch.get("source"), batch.get("extent"), scales)
 
     def _decode(self, batch, visual, stacks):
         slot = batch["slot"]
@@ -102,13 +135,24 @@ def build(config) -> LMM:
     """The model that `config.model` describes; each part's fields are the schema of its section.
 
     Raises:
-      ValueError: scales that do not tile the encoder's grid, or heads that do not divide the width.
+      ValueError: heads that do not divide the width, or an encoder that does not exist.
     """
     common = {"dtype": config.dtype}
-    vision = ViT(**config.vision, **common)
+    encoders = {"vit": ViT, "convnext": ConvNeXt}
+    if config.encoder not in encoders:
+        raise ValueError(f"model.encoder is '{config.encoder}', expected one of {sorted(encoders)}")
+    vision = encoders[config.encoder](**config.vision, **common)
     decoder = Decoder(**config.decoder, **common)
     for name, part in (("vision", vision), ("decoder", decoder)):
-        if part.width % part.heads:
+        if hasattr(part, "heads") and part.width % part.heads:
             raise ValueError(f"model.{name}: width {part.width} does not divide into {part.heads} heads")
-    projector = Projector(width=decoder.width, **config.projector, **common)
-    return LMM(vision, projector, decoder, scales=tuple(config.scales))
+    projectors = [Projector(width=decoder.width, **config.projector, **common) for _ in (0, *vision.stack_levels)]
+    return LMM(
+        vision,
+        projectors[0],
+        tuple(projectors[1:]),
+        decoder,
+        scales=tuple(config.scales),
+        newline=config.newline,
+        newline_in_stacks=config.newline_in_stacks,
+    )

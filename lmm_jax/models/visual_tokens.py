@@ -51,19 +51,39 @@ def scale_side(side, scale) -> int:
     return m
 
 
-def pool(x, scale):
-    """Average-pools square grids `[..., g, g, D]` to `[..., scale, D]`, row-major (M3, section 3.1).
+def pool(x, scale, side=None):
+    """Average-pools grids `[..., h, w, D]` to `[..., tokens, D]`, row-major (M3, section 3.1).
 
     Windows tile the grid exactly, so that pooling in one go equals pooling in steps.
+
+    Args:
+      x: the grids.
+      scale: tokens that a square grid of `side` gives.
+      side: of a square picture's grid; `h` if None. Grids of other shapes get its window, and drop remainders.
 
     Raises:
       ValueError: see `scale_side`.
     """
-    g, D = x.shape[-2:]
-    m = scale_side(g, scale)
-    k = g // m
-    x = x.reshape(*x.shape[:-3], m, k, m, k, D)
-    return x.mean(axis=(-2, -4), dtype=jnp.float32).astype(x.dtype).reshape(*x.shape[:-5], m * m, D)
+    h, w, D = x.shape[-3:]
+    side = h if side is None else side
+    k = side // scale_side(side, scale)
+    h, w = h // k, w // k
+    x = x[..., : h * k, : w * k, :].reshape(*x.shape[:-3], h, k, w, k, D)
+    return x.mean(axis=(-2, -4), dtype=jnp.float32).astype(x.dtype).reshape(*x.shape[:-5], h * w, D)
+
+
+def tile_mosaic(tiles):
+    """Joins tiles `[..., rows, columns, g, g, C]` to one map `[..., rows · g, columns · g, C]`."""
+    *lead, rows, columns, g, _, C = tiles.shape
+    return tiles.swapaxes(-4, -3).reshape(*lead, rows * g, columns * g, C)
+
+
+def sample_strided(x, n):
+    """Maps number i · n + j of every n-th cell from (i, j): `[..., n · h, n · w, C]` to `[n², ..., h, w, C]`.
+
+    Each cell of the coarse map so gets the n² cells that lie under it, one a map (DeepStack, section 3.2).
+    """
+    return jnp.stack([x[..., i::n, j::n, :] for i in range(n) for j in range(n)])
 
 
 def take(table, index):
@@ -89,19 +109,20 @@ def take(table, index):
     return rows.astype(table.dtype)
 
 
-def bank(grids, scales):
+def bank(grids, scales, side=None):
     """Pools projected grids to every scale and lays the results end to end.
 
     Args:
-      grids: `[G, U, g, g, D]`, U grids of a pack.
+      grids: `[G, U, h, w, D]`, U grids of a pack.
       scales: tokens per grid, one bank region each, in this order.
+      side: see `pool`.
 
     Returns:
-      `[G, P, D]`, P = U · sum(scales); the slot of token t of grid u at scale s is
+      `[G, P, D]`, P = U · sum(scales) of square grids; the slot of token t of grid u at scale s is
       `U · (sum of the scales before s) + u · s + t`.
     """
-    G, U, _, _, D = grids.shape
-    return jnp.concatenate([pool(grids, s).reshape(G, U * s, D) for s in scales], axis=1)
+    G, D = grids.shape[0], grids.shape[-1]
+    return jnp.concatenate([pool(grids, s, side).reshape(G, -1, D) for s in scales], axis=1)
 
 
 def splice(tokens, visual, slot):

@@ -7,7 +7,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from lmm_jax.data.images import open_picture
+from lmm_jax.data.images import image_size, open_picture
 from lmm_jax.data.pipeline import Packs
 from lmm_jax.data.prepared import as_turns
 from lmm_jax.data.views import MEAN_COLOUR
@@ -50,16 +50,17 @@ def bench_data(config, step_seconds, packs_per_host, records=200) -> list[Measur
         position += 1
     stored, read = _timed(lambda: [packs.data[source][row] for source, row in chosen])
     images = [data for record in stored for data in record["images"]]
-    layout, scales = packs.layout, packs.layout.scales
+    layout, arrangement, scales = packs.layout, packs.layout.arrangement, packs.layout.scales
+    sizes = [list(map(image_size, record["images"])) for record in stored]
 
     def text():
-        for record in stored:
-            layout.training_segments(as_turns(record), len(record["images"]), packs.tokenizer, scales)
+        for record, of_record in zip(stored, sizes, strict=True):
+            layout.training_segments(as_turns(record), of_record, packs.tokenizer, scales)
 
     _, laid_out = _timed(text)
     pictures, decoded = _timed(lambda: list(map(open_picture, images)))
     _, resized = _timed(lambda: list(map(layout.see, pictures)))
-    _, bare = _timed(lambda: [_bare_pillow(data, layout.image_size, layout.aspect == "pad") for data in images])
+    _, bare = _timed(lambda: [_bare_pillow(data, arrangement.size, arrangement.aspect == "pad") for data in images])
     _, whole = _timed(lambda: [packs[p] for p in range(position)])
     n, per_pack = len(images), whole / position
     rows = [

@@ -66,9 +66,10 @@ def batch_page(config, count, path) -> str:
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px system-ui; margin: 2em; max-width: 75em }} img {{ image-rendering: pixelated; margin-right: 6px }}
+body {{ font: 15px system-ui; margin: 2em; max-width: 75em }} img {{ image-rendering: pixelated }}
 .pack {{ border-top: 1px solid #ccc; padding: 1em 0 }} .row {{ margin: .5em 0; line-height: 1.9 }}
 .t {{ background: #eee; border-radius: 3px; padding: 1px 3px; margin: 1px; white-space: pre }}
+.grid {{ display: inline-block; line-height: 0; vertical-align: top; margin-right: 10px }} .grid img {{ margin: 1px }}
 .s {{ background: #b6e3b6 }} .v {{ background: #cfd8f5 }} small {{ color: #666 }}
 </style><h1>{title}</h1><p><span class="t">read</span> <span class="t s">supervised</span>
 <span class="t v">visual tokens (slots)</span></p>{body}"""
@@ -76,7 +77,7 @@ body {{ font: 15px system-ui; margin: 2em; max-width: 75em }} img {{ image-rende
 
 def _pack_html(packs, position):
     pack, tokenizer = packs[position], packs.tokenizer
-    pictures = "".join(f'<img height="120" src="data:image/png;base64,{_png(v)}">' for v in pack.get("pixels", ()))
+    pictures = _pictures_html(pack["pixels"], packs, position) if "pixels" in pack else ""
     group = np.zeros(pack["id"].size, np.int64)
     used = pack["group"] > 0
     group[pack["target_at"][used]] = pack["group"][used]
@@ -86,7 +87,7 @@ def _pack_html(packs, position):
         for number in range(1, pack["segment"][r].max() + 1):
             where = np.flatnonzero(pack["segment"][r] == number)
             if len(where):
-                rows.append(_segment_html(pack, tokenizer, r, where, group[at + where], packs.layout.scales))
+                rows.append(_segment_html(pack, tokenizer, r, where, group[at + where], packs.layout))
     n_targets = int(used.sum())
     filled = (pack["segment"] > 0).mean()
     records = ", ".join(html.escape(packs.name(*member)) for member in packs.members(position))
@@ -98,14 +99,46 @@ def _pack_html(packs, position):
     )
 
 
-def _segment_html(pack, tokenizer, r, where, group, scales):
+def _pictures_html(pixels, packs, position):
+    """Each picture of a pack: the whole, its tiles as they lie, then the zoomed tiles of each."""
+    layout, out = packs.layout, []
+    a = layout.arrangement
+    sizes = [size for member in packs.members(position) for size in packs.sizes(*member)]
+    for number, p in enumerate(layout.place(sizes), start=1):
+        views, tiles = pixels[p.view : p.view + a.views(p.tiling)], math.prod(p.tiling) if p.tiling else 0
+        grids = [(1, 1), *([p.tiling] if tiles else []), *[(a.zoom, a.zoom)] * (a.zoom > 1) * (1 + tiles)]
+        shown, at = [], 0
+        for columns, rows in grids:
+            cut = [
+                f'<img height="{120 // rows}" src="data:image/png;base64,{_png(v)}">'
+                for v in views[at : at + rows * columns]
+            ]
+            at += rows * columns
+            lines = ["".join(cut[r * columns : (r + 1) * columns]) for r in range(rows)]
+            shown.append(f'<span class="grid">{"<br>".join(lines)}</span>')
+        seen, units = _span("view", p.view, len(views)), _span("unit", p.unit, a.units(p.tiling))
+        tiled = f", {p.tiling[0]} × {p.tiling[1]} tiles" if tiles else ""
+        out.append(
+            f"<p><small>picture {number}: {p.size[0]} × {p.size[1]} pixels{tiled}, "
+            f"{seen}, {units}</small><br>{''.join(shown)}</p>"
+        )
+    return "".join(out)
+
+
+def _span(what, first, count):
+    return f"{what}s {first}…{first + count - 1}" if count > 1 else f"{what} {first}"
+
+
+def _segment_html(pack, tokenizer, r, where, group, layout):
     """One copy: its tokens, runs of visual tokens folded, a token green if the position before predicts it."""
     parts, run = [], []
 
     def close_run():
         if run:
-            slots = f"{run[0]}…{run[-1]}" if len(run) > 1 else f"{run[0]}"
-            parts.append(f'<span class="t v">{len(run)} visual: {slots}</span>')
+            slots = [slot for slot in run if slot < layout.newline]
+            shown = f"{slots[0]}…{slots[-1]}" if len(slots) > 1 else "".join(map(str, slots))
+            lines = f", {len(run) - len(slots)} newlines" if len(slots) < len(run) else ""
+            parts.append(f'<span class="t v">{len(slots)} visual: {shown}{lines}</span>')
             run.clear()
 
     for i, at in enumerate(where):
@@ -118,7 +151,7 @@ def _segment_html(pack, tokenizer, r, where, group, scales):
         supervised = i > 0 and group[i - 1] > 0
         parts.append(f'<span class="t{" s" if supervised else ""}">{piece}</span>')
     close_run()
-    members = [str(s) for i, s in enumerate(scales) if np.bitwise_or.reduce(group) >> i & 1]
+    members = [str(s) for i, s in enumerate(layout.scales) if np.bitwise_or.reduce(group) >> i & 1]
     return f'<div class="row"><small>row {r}, loss groups {", ".join(members)}:</small> {"".join(parts)}</div>'
 
 

@@ -3,7 +3,7 @@
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-NO_DECAY = ("scale", "bias", "cls", "position")  # last name of a path
+NO_DECAY = ("scale", "bias", "cls", "position", "image_newline")  # last name of a path
 
 
 def rates(config, paths) -> dict[str, float]:

@@ -63,11 +63,13 @@ class Program:
 
 def init_params(model, key):
     """Boxed parameters of a model, by way of the smallest batch that touches them all."""
-    size, stacks = model.vision.image_size, len(model.decoder.inject_layers)
+    vision, decoder = model.vision, model.decoder
     batch = {name: jnp.zeros((1, 1, 1), jnp.int32) for name in ("id", "slot", "position", "segment")}
-    batch["pixels"] = jnp.zeros((1, 1, size, size, 3), jnp.uint8)
-    if stacks:
-        batch["source"] = jnp.zeros((1, 1 + stacks, 1, model.vision.grid, model.vision.grid), jnp.int32)
+    size = vision.grid * vision.stride
+    batch["pixels"] = jnp.zeros((1, 1 + vision.tiles, size, size, 3), jnp.uint8)
+    tiled = len(decoder.inject_layers) - sum(n * n for n in vision.level_strides)
+    if tiled:
+        batch["source"] = jnp.zeros((1, 1 + tiled, 1, vision.grid, vision.grid), jnp.int32)
     return model.init(key, batch, method=lambda m, b: m.logits(m(b)))["params"]
 
 
@@ -94,6 +96,15 @@ def make_program(config, mesh=None) -> Program:
         transform_non_params=lambda _: one,
     )
     return Program(config, mesh, model, tx, rates, boxed, TrainState(one, placed, opt_state, one, one))
+
+
+def abstract_params(program):
+    """The parameters as `ShapeDtypeStruct`s that carry their planned shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        nn.unbox(program.boxed),
+        program.shardings.params,
+    )
 
 
 def abstract_state(program) -> TrainState:

@@ -9,7 +9,7 @@ from PIL import Image
 import lmm_jax as lmm
 from lmm_jax.data.pipeline import Packs, batches
 from lmm_jax.data.prepare import prepare_rows
-from lmm_jax.data.prepared import Prepared
+from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
 
 WORDS = tuple(f"word{i}" for i in range(25))
 
@@ -54,7 +54,7 @@ def config(tiny, mixed_folder):
     def make(*overrides):
         config = tiny("model.decoder.vocab_size=512", f"data.path={mixed_folder}", "data.length=512", *overrides)
         with config.unlocked():
-            config.data.rows = config.data.pictures = config.data.targets = None
+            config.data.rows = config.data.views = config.data.targets = None
         return config
 
     return make
@@ -75,9 +75,92 @@ def test_the_planner_packs_conversations_with_their_pictures(config):
         stands = [np.argwhere(pack["segment"] == number) for number in range(1, len(planned) + 1)]
         assert [len(at) for at in stands] == planned
         assert [at[0, 0] for at in stands] == packs.stream[position].where
-        assert pack["slot"].max() < packs.layout.pictures * sum(packs.layout.scales)
+        assert pack["slot"].max() < packs.layout.views * sum(packs.layout.scales)
     assert sorted(seen) == list(range(48))
-    assert packs.layout.pictures > 3 and (tokens["turn_images"].max()) == 3
+    assert packs.layout.views > 3 and (tokens["turn_images"].max()) == 3
+
+
+ARRANGEMENTS = {
+    "unpad": dict(aspect="anyres", tilings=((1, 2), (2, 1), (2, 2)), sequence="unpad"),
+    "L": dict(aspect="stretch", tilings=((1, 2), (2, 1), (2, 2)), stacks="samples"),
+    "HD": dict(aspect="stretch", tilings=((1, 2), (2, 1)), zoom=2, sequence="grid", stacks="zoom"),
+    "V": dict(aspect="stretch", tilings=((2, 2),), stacks="encoder"),
+    "own": dict(aspect="own", canvas=(72, 72)),
+}
+
+
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_a_pack_shows_each_conversation_what_it_shows_alone(config, name):
+    """Colours stand for features: what lies at each position of a pack, and over it, however it is packed."""
+    config = config("model.scales=(9,1)", "train.scales_per_step=2", "data.length=1024", "data.too_long=cut")
+    with config.unlocked():
+        config.data.update(ARRANGEMENTS[name])
+        config.model.newline = name in ("unpad", "HD")
+        config.model.decoder.inject_layers = tuple(range({"L": 4, "HD": 4}.get(name, 0)))
+        config.model.vision.update(image_size=24, patch_size=8, regroup=(1, 2) if name == "V" else ())
+        if name == "own":
+            config.model.encoder, config.model.vision = "convnext", {"image_size": 24, "depths": (1, 1)}
+    packs = Packs(config, "train", packs_per_step=1, shuffle=True)
+    layout, views = packs.layout, []
+    for position in range(packs.stream._end(0)):
+        pack, segments = packs[position], iter(range(1, 99))
+        assert not pack["faults"]
+        visible = colours(pack, layout)
+        for member in packs.members(position):
+            record, sizes = packs.data[0][member[1]], packs._sizes(*member)
+            shown = layout.place(packs.sizes(*member))
+            views.append(sum(layout.arrangement.views(p.tiling) for p in shown))
+            segment = layout.training_segments(as_turns(record), sizes, packs.tokenizer, (9, 1))
+            seen = [(p.size, layout.see(picture)) for p, picture in zip(shown, as_pictures(record), strict=False)]
+            alone = layout.assemble(segment, seen)
+            by_itself = colours(alone, layout)
+            for number in range(1, 1 + len(segment)):
+                there, here = pack["segment"] == next(segments), alone["segment"] == number
+                np.testing.assert_array_equal(pack["id"][there], alone["id"][here])
+                np.testing.assert_array_equal(visible[:, there], by_itself[:, here])
+    assert len(set(views)) > 2 and layout.views > max(views)
+
+
+def colours(pack, layout):
+    """`[1 + S, R, T, 3]`: mean colour of what stands at each position, then of what each stack adds; newline is 1."""
+    a = layout.arrangement
+    (rows, columns), k = a.grid, a.cell
+    cells = pack["pixels"].astype(float).reshape(-1, rows, k, columns, k, 3).mean((2, 4))
+    if a.stacks == "encoder":
+        cells = cells.reshape(-1, 5, rows, columns, 3).sum(1)  # some function of all views of a picture
+    table = np.concatenate([cells.reshape(-1, 3), np.zeros((1, 3))])
+    grids = cells[None] if a.direct else table[pack["source"]]
+    banks = []
+    for grid in grids:
+        parts = [grid[:, : rows // j * j, : columns // j * j] for j in (1, 3)]
+        parts = [
+            x.reshape(-1, x.shape[1] // j, j, x.shape[2] // j, j, 3).mean((2, 4))
+            for x, j in zip(parts, (1, 3), strict=True)
+        ]
+        banks.append(np.concatenate([*(x.reshape(-1, 3) for x in parts), np.ones((1, 3))]))
+    assert pack["slot"].max() < len(banks[0])
+    return np.where((pack["slot"] >= 0)[..., None], np.stack(banks)[:, pack["slot"]], -1)
+
+
+def test_pictures_that_are_too_thin_are_left_out_and_named(config, tmp_path):
+    Image.new("RGB", (900, 8)).save(tmp_path / "thin.png")
+    Image.new("RGB", (90, 80)).save(tmp_path / "good.png")
+    turns = [("user", "<image>\nwhat"), ("assistant", "this"), ("user", "and <image>"), ("assistant", "that")]
+    rows = [
+        {
+            "images": list(names),
+            "messages": [{"role": role, "content": text} for role, text in turns[: 2 * len(names)]],
+        }
+        for names in (("good.png",), ("thin.png",), ("good.png", "thin.png"))
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    prepare_rows(tmp_path / "rows.json", None, tmp_path / "out", template="qa", workers=0)
+    config = config("model.scales=(9,1)", "train.scales_per_step=2", f"data.path={tmp_path / 'out'}")
+    with config.unlocked():
+        config.data.update(ARRANGEMENTS["own"], rows=1, views=1)
+        config.model.encoder, config.model.vision = "convnext", {"image_size": 24, "depths": (1, 1)}
+    packs = Packs(config, "train", packs_per_step=1, shuffle=True)
+    assert packs.left_out == [(0, 1), (0, 2)] and packs.members(0) == [(0, 0)]
 
 
 def test_a_batch_without_pictures_has_no_pixels_and_trains(config, mixed_folder, tmp_path):
@@ -90,7 +173,7 @@ def test_a_batch_without_pictures_has_no_pixels_and_trains(config, mixed_folder,
     )
     with both.unlocked():
         both.data.path, both.data.mixture = None, ((str(mixed_folder), 1.0), (str(tmp_path / "text"), 40.0))
-        both.data.rows, both.data.pictures = 1, 2
+        both.data.rows, both.data.views = 1, 2
     packs = Packs(both, "train", packs_per_step=1, shuffle=True)
     shows = ["pixels" in packs[p] for p in range(12)]
     assert True in shows and False in shows
@@ -105,7 +188,7 @@ def test_one_percent_bad_of_ten_thousand_moves_nothing(tiny, tmp_path, monkeypat
     prepare_rows(tmp_path / "rows.jsonl", None, tmp_path / "out", template="qa", workers=0)
     config = tiny("model.decoder.vocab_size=512", f"data.path={tmp_path / 'out'}", "data.length=256")
     with config.unlocked():
-        config.data.rows, config.data.pictures, config.data.targets = 2, 0, None
+        config.data.rows, config.data.views, config.data.targets = 2, 0, None
     packs = Packs(config, "train", packs_per_step=8, shuffle=True)
     steps = packs.stream._end(0) // 8
     good = read_all(packs, 1, steps)

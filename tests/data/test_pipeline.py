@@ -125,7 +125,7 @@ def test_a_bad_record_is_replaced_and_moves_no_other(packs, monkeypatch, hosts):
 
 def test_a_fault_in_a_pack_leaves_its_neighbours_as_they_are(tiny, monkeypatch):
     packs = Packs(
-        tiny("data.rows=2", "data.length=256", "data.pictures=8", "data.targets=400"), "train", 2, shuffle=True
+        tiny("data.rows=2", "data.length=256", "data.views=8", "data.targets=400"), "train", 2, shuffle=True
     )
     members = packs.members(1)
     victim = members[1][1]
@@ -176,16 +176,18 @@ def test_a_conversation_is_cut_at_the_same_turn_at_every_scale(tiny):
     packs = Packs(tiny("data.too_long=cut"), "train", packs_per_step=8, shuffle=False)
     layout, tokenizer = packs.layout, packs.tokenizer
     turns = [("user", "<image>\ndigit at b2?"), ("assistant", "7"), *[("user", "and?"), ("assistant", "no")] * 40]
-    fitting = layout.training_segments(turns[:4], 1, tokenizer, layout.scales)
+    fitting = layout.training_segments(turns[:4], [(24, 24)], tokenizer, layout.scales)
     room = max(len(segment) for segment in fitting)
-    cut = dataclasses.replace(layout, length=room).training_segments(turns, 1, tokenizer, layout.scales)
+    cut = dataclasses.replace(layout, length=room).training_segments(turns, [(24, 24)], tokenizer, layout.scales)
     for a, b in zip(cut, fitting, strict=True):
         np.testing.assert_array_equal(a.id, b.id)
         np.testing.assert_array_equal(a.target, b.target)
     with pytest.raises(ValueError, match="raise data.length or set data.too_long=cut"):
-        dataclasses.replace(layout, length=room, too_long="refuse").training_segments(turns, 1, tokenizer, (1,))
+        dataclasses.replace(layout, length=room, too_long="refuse").training_segments(
+            turns, [(24, 24)], tokenizer, (1,)
+        )
     with pytest.raises(ValueError, match="no supervised token"):
-        layout.training_segments(turns[:1], 1, tokenizer, layout.scales)
+        layout.training_segments(turns[:1], [(24, 24)], tokenizer, layout.scales)
 
 
 def test_several_sources_are_numbered_on_and_must_agree(tiny, digits_folder, tmp_path):

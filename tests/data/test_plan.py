@@ -5,7 +5,7 @@ import pytest
 
 from lmm_jax.data.conversation import IMAGE
 from lmm_jax.data.packing import DoesNotFit, assign_rows, pack
-from lmm_jax.data.plan import lay_out, scale_slots, scales_at
+from lmm_jax.data.plan import bank_slots, lay_out, scales_at
 
 IDS = np.array([1, IMAGE, 5, 6, 7, 2], np.int32)
 SUPERVISED = np.array([0, 0, 0, 0, 1, 1], bool)
@@ -51,10 +51,14 @@ def test_each_segment_goes_where_it_leaves_the_least_room():
     assert assign_rows([5, 3, 7, 2], rows=2, length=10) == [0, 0, 1, 0]
 
 
-def test_scale_slots_are_disjoint_and_complete():
-    scales = (1, 9, 36)
-    slots = [scale_slots(g, s, scales, 3) for s in scales for g in range(3)]
-    np.testing.assert_array_equal(np.sort(np.concatenate(slots)), np.arange(3 * 46))
+def test_bank_slots_are_disjoint_and_complete():
+    tokens, units = (1, 9, 36), 4
+    pictures = [(0, 1), (1, 2), (3, 1)]  # first unit, units
+    slots = [bank_slots(np.arange(u * tokens[s]), first, s, tokens, units) for s in range(3) for first, u in pictures]
+    np.testing.assert_array_equal(np.sort(np.concatenate(slots)), np.arange(4 * 46))
+    for number in range(3):  # the newline stands behind all of them
+        with_newline = bank_slots(np.array([2, -1, 0]), 1, number, tokens, units)
+        assert with_newline[1] == 4 * 46 and with_newline[0] - with_newline[2] == 2
 
 
 @pytest.mark.parametrize(("scales", "per_step"), [((1, 4, 9, 36), 2), ((1, 9, 36, 144, 576), 2), ((1, 4, 9), 3)])

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from lmm_jax.data.arrangement import Arrangement
+from lmm_jax.data.counts import count_rows, needs_of
 from lmm_jax.data.packing import FULL, fill_rows, place_copies
 from lmm_jax.data.plan import scales_at
-from lmm_jax.data.stream import Capacity, Needs, Stream, choose_capacity, fits, needs_of, plan_packs
+from lmm_jax.data.stream import Capacity, Needs, Stream, choose_capacity, fits, plan_packs
 
 
 def single(lengths, pictures=None):
@@ -26,7 +28,7 @@ def assert_packed(needs, packs, capacity):
     assert sorted(int(row) for pack in packs for row in pack.members) == list(range(len(needs)))
     for pack in packs:
         some, used = needs.take(pack.members), np.zeros(capacity.rows, int)
-        assert some.pictures.sum() <= capacity.pictures and some.targets.sum() <= capacity.targets
+        assert some.views.sum() <= capacity.views and some.targets.sum() <= capacity.targets
         copies = some.copies[some.copies > 0]  # member by member, as `where`
         np.add.at(used, pack.where, copies)
         assert len(copies) == len(pack.where) and used.max() <= capacity.length
@@ -36,7 +38,7 @@ def assert_packed(needs, packs, capacity):
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_every_row_stands_in_one_pack_that_holds_it(rows, copies):
     needs = random_needs(3000, copies)
-    per_row = needs.pictures.sum() / needs.copies.sum() * 256
+    per_row = needs.views.sum() / needs.copies.sum() * 256
     capacity = Capacity(rows, 256, round(per_row * rows) + 2, 200 * rows)
     assert fits(needs, capacity).all()
     packs = plan_packs(needs, capacity)
@@ -152,25 +154,53 @@ INDEX = {
     "turn_supervised": np.array([3, 9, 5, 2, 40]),
     "turn_images": np.array([1, 2, 0, 1, 1]),
     "image_offsets": np.array([0, 2, 2, 2, 3]),
-    "image_sizes": np.zeros((3, 2), int),
+    "image_sizes": np.array([[30, 20], [20, 30], [30, 20]]),
 }
 
 
+PLAIN = Arrangement(size=24, cell=4, canvas=(24, 24))
+
+
 def test_needs_come_from_the_answers_that_fit():
-    scales = (1, 16)
-    needs, usable = needs_of(INDEX, scales, [scales], length=62, cut=True)
+    scales = (1, 9)
+
+    def counted(length, cut):
+        counts = count_rows(INDEX, PLAIN, scales, length, cut)
+        return needs_of(counts, scales, [scales]), counts.usable
+
+    needs, usable = counted(48, cut=True)
     np.testing.assert_array_equal(usable, [True, True, False, True])
-    np.testing.assert_array_equal(needs.copies, [[62, 32], [20, 0], [0, 0], [31, 16]])
-    np.testing.assert_array_equal(needs.pictures, [2, 0, 0, 1])
+    np.testing.assert_array_equal(needs.copies, [[48, 32], [20, 0], [0, 0], [24, 16]])
+    np.testing.assert_array_equal(needs.views, [2, 0, 0, 1])
     np.testing.assert_array_equal(needs.targets, [18, 5, 0, 4])
-    needs, usable = needs_of(INDEX, scales, [scales], length=61, cut=True)
-    np.testing.assert_array_equal(needs.copies[0], [26, 11])
-    _, usable = needs_of(INDEX, scales, [scales], length=61, cut=False)
+    needs, usable = counted(47, cut=True)
+    np.testing.assert_array_equal(needs.copies[0], [19, 11])
+    _, usable = counted(47, cut=False)
     np.testing.assert_array_equal(usable, [False, True, False, False])
 
 
 def test_needs_hold_for_every_phase_of_a_rotation():
     scales = (1, 4, 9, 36)
     phases = [scales_at(i, scales, 2) for i in range(4)]
-    needs, _ = needs_of(INDEX, scales, phases, length=200, cut=False)
+    needs = needs_of(count_rows(INDEX, PLAIN, scales, 200, cut=False), scales, phases)
     np.testing.assert_array_equal(needs.copies[0], [30 + 2 * 36, 30 + 2 * 4])
+
+
+def test_a_split_without_answers_or_pictures_is_counted():
+    index = {name: np.zeros(0, x.dtype) for name, x in INDEX.items()}
+    index |= {
+        "turn_offsets": np.zeros(3, int),
+        "image_offsets": np.zeros(3, int),
+        "image_sizes": np.zeros((0, 2), int),
+    }
+    counts = count_rows(index, PLAIN, (9,), 100, cut=True)
+    assert not counts.usable.any() and not counts.positions.any() and counts.positions.shape == (2, 1)
+
+
+def test_views_come_in_whole_pictures():
+    needs = random_needs(2000, copies=1)
+    five = Needs(needs.copies, needs.views * 5, needs.targets)
+    capacity = choose_capacity([five], [1.0], 256, 0, views_step=5)
+    assert capacity.views % 5 == 0 and fits(five, capacity).all()
+    positions, views = Stream([five], [1.0], capacity, 0).usage()
+    assert positions > 0.93 and views > 0.85, (capacity, positions, views)

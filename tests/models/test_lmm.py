@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmm_jax.data.plan import tile_source
 from lmm_jax.data.prepared import as_pictures, as_turns
 from lmm_jax.generation import generate_tokens
 from lmm_jax.training.optimizer import split
@@ -45,16 +44,17 @@ def test_copies_in_other_rows_of_the_pack_give_the_same(setup):
 
 def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(setup):
     alone = setup(1)
-    packed = setup(1, "data.rows=2", "data.length=256", "data.pictures=5", "data.targets=200", "train.batch_size=2")
+    packed = setup(1, "data.rows=2", "data.length=256", "data.views=5", "data.targets=200", "train.batch_size=2")
     layout, scales, tokenizer = packed.packs.layout, (1, 9), alone.packs.tokenizer
     members = [alone.packs.members(p)[0][1] for p in range(8)]
     packs = []
     for rows in (members[:4], members[4:]):
         records = [alone.packs.data[0][row] for row in rows]
-        segments, seen = [], [None]  # a slot without a picture moves the others
+        segments, seen = [], [((24, 24), None)]  # a picture that is not shown moves the others
         for record in records:
-            segments += layout.training_segments(as_turns(record), 1, tokenizer, scales, first=len(seen))
-            seen.append(layout.see(as_pictures(record)[0]))
+            (picture,) = as_pictures(record)
+            segments += layout.training_segments(as_turns(record), [picture.size], tokenizer, scales, unit=len(seen))
+            seen.append((picture.size, layout.see(picture)))
         packs.append(layout.assemble(segments, seen))
     together = {name: np.stack([p[name] for p in packs]) for name in packs[0]}
     a = nested(alone.program, alone.state.params, alone.place(alone.host_batch(0)))
@@ -103,13 +103,6 @@ def test_deepstack_learns_from_its_stacks(setup):
     assert abs(float(s.run(state, blind)[1]["loss"]) - float(s.run(state, batch)[1]["loss"])) > 1e-4
 
 
-def test_tile_source_names_each_tile_cell_once():
-    source = tile_source(side=3, tiling=(2, 3), pictures=2)
-    assert source.shape == (7, 2, 3, 3)
-    assert sorted(source[:, 1].ravel()) == list(range(7 * 9, 14 * 9))
-    np.testing.assert_array_equal(source[0, 0].ravel(), np.arange(9))
-
-
 @pytest.mark.parametrize("recipe", ["m3", "deepstack"])
 def test_cached_generation_equals_rereading_everything(setup, recipe):
     s = setup(8, recipe=recipe)
@@ -123,14 +116,15 @@ def test_cached_generation_equals_rereading_everything(setup, recipe):
         packs = []
         for (question, row), suffix in zip(requests, suffixes, strict=True):
             pictures = as_pictures(s.packs.data[0][row])
-            (segment,) = layout.segments([("user", f"<image>\n{question}")], 1, tokenizer, (scale,))
+            sizes = [picture.size for picture in pictures]
+            (segment,) = layout.segments([("user", f"<image>\n{question}")], sizes, tokenizer, (scale,))
             longer = dataclasses.replace(
                 segment,
                 id=np.concatenate([segment.id, suffix]).astype(np.int32),
                 slot=np.concatenate([segment.slot, np.full(len(suffix), -1)]).astype(np.int32),
                 target=np.concatenate([segment.target, np.full(len(suffix), -1)]).astype(np.int32),
             )
-            packs.append(layout.assemble([longer], [layout.see(p) for p in pictures]))
+            packs.append(layout.assemble([longer], [(p.size, layout.see(p)) for p in pictures]))
         return {name: jnp.stack([p[name] for p in packs]) for name in packs[0]}
 
     cached, lengths = jax.jit(generate_tokens, static_argnums=(0, 3, 4, 5))(

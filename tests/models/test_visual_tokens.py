@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmm_jax.data.plan import scale_slots
+from lmm_jax.data.plan import bank_slots
 from lmm_jax.models import visual_tokens as vt
 
 
@@ -39,9 +39,9 @@ def test_slots_find_their_cells_in_the_bank():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, grids, 6, 6, 5)), jnp.float32)
     bank = vt.bank(x, scales)
     assert bank.shape == (2, grids * sum(scales), 5)
-    for scale in scales:
+    for number, scale in enumerate(scales):
         for g in range(grids):
-            slots = scale_slots(g, scale, scales, grids)
+            slots = bank_slots(np.arange(scale), g, number, scales, grids)
             np.testing.assert_array_equal(bank[:, slots], vt.pool(x[:, g], scale))
 
 

@@ -1,0 +1,1 @@
+"""Reading and writing what others store: names, safetensors files, configs."""
