@@ -87,9 +87,9 @@ def digits_folder(tmp_path_factory):
     from lmm_jax.data.datasets import digits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits, "MOSAICS", {"train": 64, "validation": 32, "test": 16})
+        patch.setattr(digits, "ROWS", {"train": 64, "validation": 32, "test": 16})
         folder = tmp_path_factory.mktemp("digits") / "data"
-        prepare.prepare_digits(folder)
+        prepare.prepare_dataset("digits", folder)
     return folder
 
 

@@ -1,7 +1,8 @@
-"""Pages of small print: a 3-digit number somewhere in each of 3×3 cells, readable only at high resolution.
+"""Pages of small print: a 3-digit number in each of 4×4 cells, to be read only at high resolution.
 
-Pictures are drawn by Pillow in the fonts that matplotlib ships; train, validation and test pages use different
-families, so that a test page is in unseen print. Cells are named as those of `datasets.digits`.
+Pictures are drawn by Pillow in the fonts that matplotlib ships, a family a split, so that validation and test pages
+are in unseen print. The same seed gives the same pixels with the same FreeType. Cells are named as on a chess board:
+columns a to d from the left, rows 1 to 4 from the bottom.
 """
 
 import functools
@@ -14,28 +15,30 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 4
 CELLS = tuple(f"{column}{row}" for row in (4, 3, 2, 1) for column in "abcd")  # reading order, top left first
-PIXELS = 128  # side of a page
-HEIGHT = (7.0, 9.0)  # of a digit, pixels
-JITTER = 2  # pixels that a number is off its cell's centre, at most
-PAPER = (205, 256)  # grey levels
-INK = (0, 90)
-FINER = 4  # pages are drawn so many times as large, then averaged: positions and heights are fractions of a pixel
+KINDS = ("cell", "read")
 
-KINDS = ("cell", "row")
-PAGES = {"train": 30_000, "validation": 500, "test": 3_000}
+PIXELS = 128  # side of a page
+HEIGHT = (7, 9)  # of a digit, pixels
+JITTER = 2  # pixels that a number stands off the middle of its cell, at most
+PAPER = (205, 256)  # grey levels, the last not among them
+INK = (0, 90)
+FINER = 4  # pages are drawn so many times as large, then averaged: places and heights are fractions of a pixel
+
+ROWS = {"train": 20_000, "validation": 500, "test": 3_000}
 FONTS = {
-    "train": tuple(
-        f"DejaVu{family}{style}"
-        for family, slant in (("Sans", "Oblique"), ("SansMono", "Oblique"), ("Serif", "Italic"))
-        for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")
+    "train": (
+        *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
+        *("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
+        *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
     ),
     "validation": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
     "test": ("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10"),
 }
 
 
-def font_folder():
-    """Where matplotlib keeps its fonts.
+@functools.cache
+def load_font(name, height):
+    """The font in which the digit 0 is `height` pixels high.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -44,61 +47,57 @@ def font_folder():
         raise ImportError("the pages are printed in matplotlib's fonts: pip install 'lmm_jax[plots]'")
     import matplotlib
 
-    return os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
-
-
-@functools.cache
-def load_font(folder, name, height):
-    """The font whose digit 0 is `height` pixels high."""
-    path, unit = os.path.join(folder, f"{name}.ttf"), 1000
-    basic = ImageFont.Layout.BASIC  # the same wherever, with Raqm or without
-    _, rows = ImageFont.truetype(path, unit, layout_engine=basic).getmask("0").size
-    return ImageFont.truetype(path, unit * height / rows, layout_engine=basic)
+    path, size = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf"), 1000
+    basic = ImageFont.Layout.BASIC  # the same with and without Raqm
+    rows = ImageFont.truetype(path, size, layout_engine=basic).getmask("0").size[1]
+    return ImageFont.truetype(path, size * height / rows, layout_engine=basic)
 
 
 def page(numbers, fonts, rng) -> Image.Image:
-    """Prints nine numbers, in reading order, each in its cell; a grey picture of `PIXELS` × `PIXELS`.
+    """Prints numbers into their cells: a grey picture of `PIXELS` × `PIXELS`.
 
     Args:
-      numbers: `[9]` int.
-      fonts: names to choose from.
-      rng: decides font, height, place and grey levels.
+      numbers: `[16]` int in reading order.
+      fonts: names to choose from, for each number.
+      rng: also decides heights, places and grey levels.
     """
-    cell, folder = PIXELS * FINER // SIDE, font_folder()
+    cell = PIXELS * FINER // SIDE
     picture = Image.new("L", (SIDE * cell, SIDE * cell), int(rng.integers(*PAPER)))
     draw = ImageDraw.Draw(picture)
     for n, number in enumerate(numbers):
         height = int(rng.integers(HEIGHT[0] * FINER, HEIGHT[1] * FINER, endpoint=True))
-        font = load_font(folder, fonts[rng.integers(len(fonts))], height)
-        off = rng.integers(-JITTER * FINER, JITTER * FINER, 2, endpoint=True)
-        left, top = (cell - np.array(font.getmask(str(number)).size)) // 2 + off
-        place = int(n % SIDE * cell + left), int(n // SIDE * cell + top)
-        draw.text(place, str(number), int(rng.integers(*INK)), font, anchor="lt")
+        font = load_font(fonts[rng.integers(len(fonts))], height)
+        across, down = rng.integers(-JITTER * FINER, JITTER * FINER, 2, endpoint=True)
+        middle = n % SIDE * cell + cell // 2 + int(across)
+        top = n // SIDE * cell + (cell - height) // 2 + int(down)
+        draw.text((middle, top), str(number), int(rng.integers(*INK)), font, anchor="mt")
     return picture.reduce(FINER)
 
 
 def questions(numbers, split, rng):
-    """Question, answer and kind of each turn; no answer is told by the turns before it."""
-    rows = [
-        (f"read row {SIDE - r}", " ".join(map(str, numbers[r * SIDE : (r + 1) * SIDE])), "row")
-        for r in rng.permutation(SIDE)
-    ]
-    cells = [(f"read {CELLS[i]}", str(numbers[i]), "cell") for i in rng.permutation(len(numbers))]
+    """Question, answer and kind of each turn about 16 numbers in reading order; no turn tells a later one's answer.
+
+    Ten cells or all rows, in any order; of a test page a cell and a row. Digits stand apart, a piece each.
+    """
+    digits = [" ".join(str(number)) for number in numbers]
+    lines = [" ".join(digits[n : n + SIDE]) for n in range(0, SIDE * SIDE, SIDE)]
+    cells = [(f"read {CELLS[n]}", digits[n], "cell") for n in rng.permutation(SIDE * SIDE)[:10]]
+    rows = [(f"read row {SIDE - n}", lines[n], "read") for n in rng.permutation(SIDE)]
     if split == "test":
         return [cells[0], rows[0]]
-    return cells[:10] if rng.random() < 1 / 2 else rows
+    return cells if rng.random() < 1 / 2 else rows
 
 
 def records(split, rows):
     """Yields `rows` conversations about pages of `split`, as `datasets.conversations` stores them."""
     for i in range(rows):
-        rng = np.random.default_rng((list(PAGES).index(split), i))
+        rng = np.random.default_rng((list(ROWS).index(split), i))
         numbers = rng.integers(100, 1000, SIDE * SIDE)
-        file = io.BytesIO()
-        page(numbers, FONTS[split], rng).save(file, "png")
+        picture = io.BytesIO()
+        page(numbers, FONTS[split], rng).save(picture, "png")
         turns = []
         for n, (question, answer, kind) in enumerate(questions(numbers, split, rng)):
             tag = "<image>\n" if n == 0 else ""
             turns.append({"role": "user", "text": tag + question, "kind": kind})
             turns.append({"role": "assistant", "text": answer, "kind": kind})
-        yield {"id": f"{split}-{i}", "images": [file.getvalue()], "turns": turns}
+        yield {"id": f"{split}-{i}", "images": [picture.getvalue()], "turns": turns}
