@@ -62,12 +62,9 @@ def _parser():
     sub = verb(_prepare, "turn a data set into a prepared folder")
     which = sub.add_mutually_exclusive_group(required=True)
     which.add_argument("--data", metavar="FILE", help="conversations, JSON or JSONL: LLaVA's or role/content rows")
-    which.add_argument(
-        "--dataset",
-        metavar="NAME",
-        choices=["digits", "pages"],
-        help="digits: bundled handwriting; pages: small print",
-    )
+    built_in = {"digits": "bundled handwriting", "pages": "small print"}
+    told = "; ".join(f"{name}: {what}" for name, what in built_in.items())
+    which.add_argument("--dataset", metavar="NAME", choices=list(built_in), help=told)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     of_data = sub.add_argument_group("with --data")
     of_data.add_argument("--images", metavar="DIR", help="folder of the pictures (default: that of FILE)")
@@ -76,9 +73,8 @@ def _parser():
     of_data.add_argument("--workers", type=int, metavar="N", help="processes that check rows (default: processors)")
     of_data.add_argument("--max-refused", type=float, metavar="S", help="share that stops the run (default: 0.05)")
     of_dataset = sub.add_argument_group("with --dataset")
-    of_dataset.add_argument(
-        "--rows", type=int, metavar="N", help="training rows to compose (default: 40,000 digits, 20,000 pages)"
-    )
+    told = "training rows to compose (default: 40,000 of digits, 20,000 of pages)"
+    of_dataset.add_argument("--rows", type=int, metavar="N", help=told)
 
     sub = verb(_train, "train, or continue a run")
     _config_argument(sub, required=True)

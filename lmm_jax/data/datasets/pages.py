@@ -6,7 +6,6 @@ columns a to d from the left, rows 1 to 4 from the bottom.
 """
 
 import functools
-import importlib.util
 import io
 import os
 
@@ -24,7 +23,7 @@ PAPER = (205, 256)  # grey levels, the last not among them
 INK = (0, 90)
 FINER = 4  # pages are drawn so many times as large, then averaged: places and heights are fractions of a pixel
 
-ROWS = {"train": 20_000, "validation": 500, "test": 3_000}
+ROWS = {"train": 20_000, "validation": 500, "test": 2_000}
 FONTS = {
     "train": (
         *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
@@ -43,10 +42,10 @@ def load_font(name, height):
     Raises:
       ImportError: matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("the pages are printed in matplotlib's fonts: pip install 'lmm_jax[plots]'")
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("pages are printed in matplotlib's fonts: pip install 'lmm_jax[plots]'") from error
     path, size = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf"), 1000
     basic = ImageFont.Layout.BASIC  # the same with and without Raqm
     rows = ImageFont.truetype(path, size, layout_engine=basic).getmask("0").size[1]
@@ -77,15 +76,14 @@ def page(numbers, fonts, rng) -> Image.Image:
 def questions(numbers, split, rng):
     """Question, answer and kind of each turn about 16 numbers in reading order; no turn tells a later one's answer.
 
-    Ten cells or all rows, in any order; of a test page a cell and a row. Digits stand apart, a piece each.
+    Ten cells in any order, or the whole page; of a test page one cell and the whole. Digits stand apart, a piece each.
     """
     digits = [" ".join(str(number)) for number in numbers]
-    lines = [" ".join(digits[n : n + SIDE]) for n in range(0, SIDE * SIDE, SIDE)]
     cells = [(f"read {CELLS[n]}", digits[n], "cell") for n in rng.permutation(SIDE * SIDE)[:10]]
-    rows = [(f"read row {SIDE - n}", lines[n], "read") for n in rng.permutation(SIDE)]
+    whole = ("read all", " ".join(digits), "read")
     if split == "test":
-        return [cells[0], rows[0]]
-    return cells if rng.random() < 1 / 2 else rows
+        return [cells[0], whole]
+    return cells if rng.random() < 1 / 2 else [whole]
 
 
 def records(split, rows):

@@ -2,6 +2,6 @@
 
 from lmm_jax.evaluation.tasks import turns
 
-MAX_NEW_TOKENS = 16  # a row of twelve digits is 13
+MAX_NEW_TOKENS = 50  # 48 digits are 49
 
 examples, score = turns.examples, turns.score
