@@ -62,7 +62,9 @@ def _parser():
     sub = verb(_prepare, "turn a data set into a prepared folder")
     which = sub.add_mutually_exclusive_group(required=True)
     which.add_argument("--data", metavar="FILE", help="conversations, JSON or JSONL: LLaVA's or role/content rows")
-    which.add_argument("--dataset", metavar="NAME", choices=["digits"], help="digits: bundled handwriting")
+    built_in = {"digits": "bundled handwriting", "pages": "small print"}
+    told = "; ".join(f"{name}: {what}" for name, what in built_in.items())
+    which.add_argument("--dataset", metavar="NAME", choices=list(built_in), help=told)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     of_data = sub.add_argument_group("with --data")
     of_data.add_argument("--images", metavar="DIR", help="folder of the pictures (default: that of FILE)")
@@ -70,8 +72,9 @@ def _parser():
     of_data.add_argument("--template", metavar="NAME", help="layout of the prompts (default: vicuna_v1)")
     of_data.add_argument("--workers", type=int, metavar="N", help="processes that check rows (default: processors)")
     of_data.add_argument("--max-refused", type=float, metavar="S", help="share that stops the run (default: 0.05)")
-    of_digits = sub.add_argument_group("with --dataset digits")
-    of_digits.add_argument("--rows", type=int, metavar="N", help="training rows to compose (default: 40,000)")
+    of_dataset = sub.add_argument_group("with --dataset")
+    told = "training rows to compose (default: 40,000 of digits, 20,000 of pages)"
+    of_dataset.add_argument("--rows", type=int, metavar="N", help=told)
 
     sub = verb(_train, "train, or continue a run")
     _config_argument(sub, required=True)
@@ -138,7 +141,7 @@ def _prepare(args):
     if args.data:
         result = prepare.prepare_rows(args.data, given.pop("images", None), args.out, **given)
     else:
-        result = prepare.prepare_digits(args.out, **given)
+        result = prepare.prepare_dataset(args.dataset, args.out, **given)
     print(prepare.report(args.out, result))
     return result
 
@@ -162,11 +165,12 @@ def _evaluate(args):
 
     model = load(args.workdir)
     scales = model.scales if args.scales == "all" else tuple(_integer("--scales", s) for s in args.scales.split(","))
-    results = evaluation.evaluate(model, args.tasks.split(","), scales, args.data, args.limit)
+    tasks = args.tasks.split(",")
+    results = evaluation.evaluate(model, tasks, scales, args.data, args.limit)
     evaluation.save_results(results, os.path.join(args.workdir, "evaluation.json"))
     print(evaluation.table(results))
     _draw(lambda: plots.draw_accuracy(results, args.workdir))
-    _draw(lambda: plots.draw_answers(model, args.data, args.workdir))
+    _draw(lambda: plots.draw_answers(model, args.data, args.workdir, tasks[0]))
     return results
 
 

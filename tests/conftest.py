@@ -99,13 +99,22 @@ def golden(pytestconfig):
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory):
     """A prepared folder of 64 training, 32 validation and 16 test mosaics."""
-    from lmm_jax.data import prepare
-    from lmm_jax.data.datasets import digits
+    return _prepared("digits", tmp_path_factory, {"train": 64, "validation": 32, "test": 16})
 
+
+@pytest.fixture(scope="session")
+def pages_folder(tmp_path_factory):
+    """A prepared folder of 32 training, 16 validation and 16 test pages."""
+    return _prepared("pages", tmp_path_factory, {"train": 32, "validation": 16, "test": 16})
+
+
+def _prepared(name, tmp_path_factory, rows):
+    from lmm_jax.data import prepare
+
+    folder = tmp_path_factory.mktemp(name) / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits, "MOSAICS", {"train": 64, "validation": 32, "test": 16})
-        folder = tmp_path_factory.mktemp("digits") / "data"
-        prepare.prepare_digits(folder)
+        patch.setattr(prepare.DATASETS[name], "ROWS", rows)
+        prepare.prepare_dataset(name, folder)
     return folder
 
 

@@ -5,7 +5,7 @@ OUT/tokenizer.model    the tokenizer that the counts were made with, its setting
 OUT/index_SPLIT.npz    per row, in source order, what planning needs: see `lmm_jax.data.index`
 OUT/records/           the TFDS folder
 OUT/refused.jsonl      rows that were left out: file, line, id, reason, detail
-OUT/example.png        of the digits: a picture of the test split, to ask about
+OUT/example.png        of a built-in data set: a picture of the test split, to ask about
 
 Until all of it is written, preparing.json stands in the place of prepared.json.
 """
@@ -24,11 +24,15 @@ from tqdm import tqdm
 
 from lmm_jax.data.check import check_rows, measure
 from lmm_jax.data.conversation import IMAGE_TAG, TEMPLATES
+from lmm_jax.data.datasets import digits, pages
 from lmm_jax.data.index import Index
 from lmm_jax.data.rows import Refused, open_rows, parse_row, read_items
 from lmm_jax.data.tokenizer import Tokenizer, train_tokenizer
 
-DIGITS_PIECES = 128  # of the tokenizer that is trained on the digits' questions
+# Built-in data sets: `ROWS` of each split and `records(split, rows)`.
+DATASETS = {"digits": digits, "pages": pages}
+
+QUESTION_PIECES = 128  # of the tokenizer that is trained on their questions
 PIECES = 8_000  # of the one that is trained where none is given
 TRAINING_TEXT = 8_000_000  # characters that it is trained on, from the first rows
 JUDGED = 1_000  # rows after which the share of refused ones counts
@@ -37,35 +41,34 @@ SAY_EVERY = 30.0  # seconds between progress lines where there is no terminal
 WRITTEN = ("records", "tokenizer.model", "tokenizer_config.json", "example.png", "refused.jsonl", "preparing.json")
 
 
-def prepare_digits(out, rows=None):
-    """Prepares the digits, with a tokenizer trained on their questions.
+def prepare_dataset(name, out, rows=None):
+    """Prepares a built-in data set, with a tokenizer trained on its questions.
 
     Args:
+      name: in `DATASETS`.
       out: folder to write; a finished one is left as it is.
-      rows: training mosaics, `digits.MOSAICS` if None.
+      rows: training rows, the data set's `ROWS` if None.
 
     Returns:
       dict of counts, as `lmm prepare --json` prints it: see `summary`.
     """
-    from lmm_jax.data.datasets import digits
-
-    out = epath.Path(out)
-    source = {"dataset": "digits"}
+    dataset, out = DATASETS[name], epath.Path(out)
+    source = {"dataset": name}
     if _is_finished(out, source):
         return summary(out)
     _begin(out)
-    counts = digits.MOSAICS | ({"train": rows} if rows else {})
-    first = digits.records("train", min(counts["train"], 2000))
+    counts = dataset.ROWS | ({"train": rows} if rows else {})
+    first = dataset.records("train", min(counts["train"], 2000))
     lines = (turn["text"].replace(f"{IMAGE_TAG}\n", "") for record in first for turn in record["turns"])
-    tokenizer = Tokenizer(train_tokenizer(lines, DIGITS_PIECES))
-    (out / "example.png").write_bytes(next(digits.records("test", 1))["images"][0])
+    tokenizer = Tokenizer(train_tokenizer(lines, QUESTION_PIECES))
+    (out / "example.png").write_bytes(next(dataset.records("test", 1))["images"][0])
 
     def checked(split):
-        records = digits.records(split, counts[split])
+        records = dataset.records(split, counts[split])
         records = tqdm(records, desc=split, total=counts[split], unit=" rows", disable=None)
         return (measure(record, tokenizer, "qa") for record in records)
 
-    return _write(out, "digits", {split: checked(split) for split in counts}, tokenizer, "qa", source)
+    return _write(out, name, {split: checked(split) for split in counts}, tokenizer, "qa", source)
 
 
 def prepare_rows(data, images, out, tokenizer=None, template="vicuna_v1", workers=None, max_refused=0.05):

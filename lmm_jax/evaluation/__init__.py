@@ -6,11 +6,12 @@ from etils import epath
 from tqdm import tqdm
 
 from lmm_jax.config import choose
-from lmm_jax.evaluation.tasks import digits
+from lmm_jax.evaluation.tasks import digits, pages
 from lmm_jax.generation import load
 
-# A task has `examples(folder, limit)`, an iterable of `tasks.Example`, and `score(example, answer)` in 0..1.
-TASKS = {"digits": digits}
+# A task has `examples(folder, limit)`, an iterable of `tasks.Example`, and `score(example, answer)` in 0..1,
+# and `MAX_NEW_TOKENS`.
+TASKS = {"digits": digits, "pages": pages}
 
 
 def evaluate(workdir, tasks=("digits",), scales=None, data=None, limit=None):

@@ -56,13 +56,12 @@ def draw_accuracy(results, workdir) -> str:
     return _save(figure, workdir, "accuracy_vs_tokens.png")
 
 
-def draw_answers(model, data, workdir, count=5) -> str:
+def draw_answers(model, data, workdir, task="digits", count=5) -> str:
     """Unseen pictures with a question of each kind, the answer at each budget, and the truth; returns the path."""
-    examples = list(TASKS["digits"].examples(data or model.program.config.data.path, limit=count))
-    answers = {
-        scale: model.generate([e.images for e in examples], [e.question for e in examples], scale, 12)
-        for scale in model.scales
-    }
+    task = TASKS[task]
+    examples = list(task.examples(data or model.program.config.data.path, limit=count))
+    images, questions = [e.images for e in examples], [e.question for e in examples]
+    answers = {scale: model.generate(images, questions, scale, task.MAX_NEW_TOKENS) for scale in model.scales}
     figure, axes = _axes(1, count, figsize=(3.2 * count, 5.4))
     for n, ax in enumerate(np.atleast_1d(axes)):
         of_picture = [i for i, e in enumerate(examples) if e.images is examples[n * len(examples) // count].images]

@@ -70,26 +70,26 @@ def test_the_index_counts_what_is_there(digits_folder):
 
 
 def test_an_interrupted_preparation_starts_again_and_gives_the_same(digits_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(digits, "MOSAICS", {"train": 64, "validation": 32, "test": 16})
+    monkeypatch.setattr(digits, "ROWS", {"train": 64, "validation": 32, "test": 16})
     folder = tmp_path / "data"
     with monkeypatch.context() as patch:
         patch.setattr(Index, "arrays", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            prepare.prepare_digits(folder)
+            prepare.prepare_dataset("digits", folder)
     assert not (folder / "prepared.json").exists()
-    prepare.prepare_digits(folder)
+    prepare.prepare_dataset("digits", folder)
     assert (folder / "prepared.json").read_text() == (digits_folder / "prepared.json").read_text()
     a, b = Prepared(folder, "train"), Prepared(digits_folder, "train")
     assert all(a[i]["images"] == b[i]["images"] for i in range(64))
     before = (folder / "prepared.json").stat().st_mtime_ns
-    assert prepare.prepare_digits(folder)["rows"] == 112
+    assert prepare.prepare_dataset("digits", folder)["rows"] == 112
     assert (folder / "prepared.json").stat().st_mtime_ns == before
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(FileExistsError, match=r"thesis\.tex"):
-        prepare.prepare_digits(tmp_path)
+        prepare.prepare_dataset("digits", tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 

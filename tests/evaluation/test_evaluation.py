@@ -1,5 +1,7 @@
 """Scores, and evaluation from a workdir on another mesh."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,9 @@ import lmm_jax as lmm
 from lmm_jax import evaluation
 from lmm_jax.config import ConfigError
 from lmm_jax.data.datasets.digits import KINDS
-from lmm_jax.evaluation.tasks import Example, digits
+from lmm_jax.evaluation.tasks import Example, digits, pages
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,26 @@ def test_each_test_picture_is_asked_each_kind_once(digits_folder):
     assert len(list(digits.examples(digits_folder, limit=2))) == 10
 
 
+def test_each_test_page_is_asked_a_cell_and_the_whole(pages_folder):
+    found = list(pages.examples(pages_folder))
+    assert [e.kind for e in found] == ["cell", "read"] * 16
+    assert {(e.kind, len(e.answer.split())) for e in found} == {("cell", 3), ("read", 48)}
+    assert {e.question for e in found if e.kind == "read"} == {"read all"}
+    cell, whole = found[:2]
+    assert [pages.score(cell, answer) for answer in (cell.answer, "", whole.answer)] == [1.0, 0.0, 0.0]
+    assert pages.score(whole, whole.answer[:24]) == 0.25
+
+
+def test_pages_are_read_by_a_convnext(pages_folder, tmp_path):
+    config = f"{ROOT}/configs/pages.py:recipe=stage5,pixels=64,data={pages_folder}"
+    small = ("model.decoder.depth=1", "train.batch_size=8", "train.eval_every=0", "train.steps=2")
+    lmm.train(lmm.load_config(config, *small), tmp_path)
+    results = evaluation.evaluate(tmp_path, ("pages",), limit=4)
+    assert list(results["pages"]) == ["1"]  # a token for the whole page
+    assert results["pages"]["1"].keys() == {"cell", "n_cell", "read", "n_read"}
+    assert results["pages"]["1"]["n_read"] == 4
+
+
 def test_evaluate_gives_every_kind_at_every_scale(model):
     results = evaluation.evaluate(model, ("digits",), scales=(1, 9), limit=4)
     assert list(results) == ["digits"] and list(results["digits"]) == ["1", "9"]
@@ -47,7 +71,7 @@ def test_evaluate_gives_every_kind_at_every_scale(model):
     assert {"cell", "count", "exists", "largest", "read", "n_read"} <= set(values) and values["n_read"] == 4
     assert all(0 <= values[k] <= 1 for k in ("cell", "read"))
     assert "digits tokens" in evaluation.table(results)
-    with pytest.raises(ConfigError, match="task 'vqa' does not exist; choose from digits"):
+    with pytest.raises(ConfigError, match="task 'vqa' does not exist; choose from digits, pages"):
         evaluation.evaluate(model, ("vqa",))
 
 

@@ -15,9 +15,9 @@ SIDE = 3
 CELLS = tuple(f"{column}{row}" for row in (3, 2, 1) for column in "abc")  # reading order, top left first
 KINDS = ("cell", "count", "exists", "largest", "read")
 
-# Scans and mosaics of each split.
+# Scans and mosaics (one a row) of each split.
 SCANS = {"train": 1300, "validation": 197, "test": 300}
-MOSAICS = {"train": 40_000, "validation": 500, "test": 3_000}
+ROWS = {"train": 40_000, "validation": 500, "test": 3_000}
 
 
 def load_scans():
