@@ -76,7 +76,7 @@ def page(numbers, fonts, rng) -> Image.Image:
 def questions(numbers, split, rng):
     """Question, answer and kind of each turn about 16 numbers in reading order; no turn tells a later one's answer.
 
-    Ten cells in any order, or the whole page; of a test page one cell and the whole. Digits stand apart, a piece each.
+    Ten cells in any order, or the whole page; of a test page one cell and the whole. Digits stand apart, as pieces.
     """
     digits = [" ".join(str(number)) for number in numbers]
     cells = [(f"read {CELLS[n]}", digits[n], "cell") for n in rng.permutation(SIDE * SIDE)[:10]]
