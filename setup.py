@@ -36,6 +36,7 @@ setup(
         "test": [
             "matplotlib>=3.11,<4",
             "pytest>=9,<10",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
             "simplejpeg>=1.9,<2",
             "tensorboardX>=2.6,<3",

@@ -18,7 +18,6 @@ from lmm_jax import config as c
 
 
 def get_config(arg=""):
-    recipes = {"m3": m3, "full": full, "low": low, "deepstack": deepstack, "deepstack_v": deepstack_v, "high": high}
     a = c.parse(arg, recipe="m3", scale=36, data="runs/digits_data")
     cfg = c.base()
     cfg.model.dtype = "float32"
@@ -28,11 +27,20 @@ def get_config(arg=""):
     cfg.train.update(steps=2600, batch_size=32, eval_every=500, save_every=500)
     cfg.mesh.update(data=-1, fsdp=1)
     cfg.optimizer.update(learning_rate=3e-3, b2=0.98, weight_decay=0.01)
-    c.choose("recipe", a.recipe, recipes)(cfg, a.scale)
+    tiled = {"tilings": ((2, 2),), "views": 5}
+    recipes = {
+        "m3": lambda: m3(cfg),
+        "full": lambda: full(cfg, a.scale),
+        "low": lambda: coarse(cfg),
+        "deepstack": lambda: coarse(cfg, inject_layers=(0, 1, 2, 3), stacks="samples", **tiled),
+        "deepstack_v": lambda: coarse(cfg, regroup=(1, 2), stacks="encoder", **tiled),
+        "high": lambda: coarse(cfg, sequence="flat", length=89, **tiled),
+    }
+    c.choose("recipe", a.recipe, recipes)()
     return cfg
 
 
-def m3(cfg, _):
+def m3(cfg):
     cfg.model.scales = (1, 4, 9, 36)
     cfg.train.scales_per_step = 2
 
@@ -42,26 +50,9 @@ def full(cfg, scale):
     cfg.data.length = 44 + scale
 
 
-def low(cfg, _):
+def coarse(cfg, inject_layers=(), regroup=(), **data):
     cfg.model.scales = (9,)
-    cfg.model.vision.update(image_size=6, patch_size=2, depth=5)
-    cfg.model.decoder.depth = 4
-    cfg.data.update(aspect="stretch", length=53)
+    cfg.model.vision.update(image_size=6, patch_size=2, depth=5, regroup=regroup)
+    cfg.model.decoder.update(depth=4, inject_layers=inject_layers)
+    cfg.data.update({"aspect": "stretch", "length": 53} | data)
     cfg.train.steps = 1000
-
-
-def deepstack(cfg, _):
-    low(cfg, _)
-    cfg.model.decoder.inject_layers = (0, 1, 2, 3)
-    cfg.data.update(tilings=((2, 2),), stacks="samples", views=5)
-
-
-def deepstack_v(cfg, _):
-    low(cfg, _)
-    cfg.model.vision.regroup = (1, 2)
-    cfg.data.update(tilings=((2, 2),), stacks="encoder", views=5)
-
-
-def high(cfg, _):
-    low(cfg, _)
-    cfg.data.update(tilings=((2, 2),), sequence="flat", views=5, length=89)

@@ -10,4 +10,5 @@ done
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 python -m ruff check .
 python -m ruff format --check .
-python -m pytest "$@"
+# Two processes: compiling, which takes most of the time, is done by one thread of each.
+python -m pytest -n 2 --dist loadfile "$@"

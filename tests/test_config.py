@@ -74,19 +74,20 @@ def test_stacks_of_data_and_encoder_each_have_a_layer():
     assert lmm.load_config(deepstack, *inside).data.stacks == "encoder"
     config = lmm.load_config(DIGITS, "model.scales=(1,)", "train.scales_per_step=1")
     with config.unlocked():
-        config.model.encoder, config.model.vision = "convnext", {"image_size": 64, "depths": (1,) * 5}
-        config.model.vision.stack_levels, config.model.decoder.inject_layers = (4, 5), (0, 1, 2, 3, 4)
+        c.use_convnext(config)
+        config.model.vision.update(image_size=64, stack_levels=(4,))
+        config.model.decoder.inject_layers = (0, 1, 2, 3)
         config.data.update(aspect="own", canvas=(64, 128))
     c.check(config)  # stage 4 lies over stage 5 four times
     config.model.decoder.inject_layers = (0, 1)
-    with pytest.raises(c.ConfigError, match=r"stack_levels=\(4, 5\) 5; .* names 2 layers"):
+    with pytest.raises(c.ConfigError, match=r"stack_levels=\(4,\) 4; .* names 2 layers"):
         c.check(config)
 
 
 def test_bad_file_arguments_list_the_valid_ones():
     with pytest.raises(c.ConfigError, match="recipe=…"):
         lmm.load_config(f"{DIGITS}:recepi=full")
-    with pytest.raises(c.ConfigError, match="choose from m3, full, deepstack"):
+    with pytest.raises(c.ConfigError, match="choose from m3, full, low, deepstack, deepstack_v, high"):
         lmm.load_config(f"{DIGITS}:recipe=m4")
     with pytest.raises(c.ConfigError, match="no config file"):
         lmm.load_config("configs/nowhere.py")
