@@ -28,7 +28,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "compile": ["libtpu==0.0.51"],  # `lmm compile`; on a machine without a TPU, set JAX_PLATFORMS=cpu beside it
+        "compile": ["libtpu==0.0.51"],  # `lmm compile`; without a TPU, JAX looks for one unless JAX_PLATFORMS=cpu
         "fast-jpeg": ["simplejpeg>=1.9,<2"],  # decodes the same pixels as Pillow, a little sooner
         "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
         "tensorboard": ["tensorboardX>=2.6,<3"],
