@@ -15,12 +15,12 @@ done
 
 # name, data, what config file and scales to evaluate
 runs="
-low          digits recipe=low           9
-deepstack    digits recipe=deepstack     9
-deepstack_v  digits recipe=deepstack_v   9
-high         digits recipe=high          9
+low          digits recipe=low           all
+deepstack    digits recipe=deepstack     all
+deepstack_v  digits recipe=deepstack_v   all
+high         digits recipe=high          all
 m3           digits recipe=m3            1,4,9,36
-full         digits recipe=full          1,4,9,36
+only_36      digits recipe=full          1,4,9,36
 only_9       digits recipe=full,scale=9  9
 only_4       digits recipe=full,scale=4  4
 only_1       digits recipe=full,scale=1  1
