@@ -133,33 +133,36 @@ def test_stacks_of_levels_lie_over_their_cells_at_every_scale(setup, recipe):
                     np.testing.assert_allclose(found[:, slot], cell, atol=1e-5)
 
 
-def test_stacks_of_tiles_come_before_those_of_levels_which_are_of_what_the_bank_shows(setup):
-    fields = ("model.vision.depth=2", "model.vision.stack_levels=(1,)")
-    s = setup(1, *fields, "model.decoder.depth=5", "model.decoder.inject_layers=(0,1,2,3,4)", recipe="deepstack")
-    bank, stacks, (last, level) = seen(s)
-    assert stacks.shape == (5, 8, 9, 32)
-    np.testing.assert_allclose(bank, projected(s, "projector", last[:, 0]).reshape(8, 9, 32), atol=1e-5)
-    np.testing.assert_allclose(
-        stacks[4], projected(s, "level_projectors_0", level[:, 0]).reshape(8, 9, 32), atol=1e-5
-    )
-    first_tile = projected(s, "projector", last[:, 1])  # its top left cell is the first sample's
-    np.testing.assert_allclose(stacks[0][:, 0], first_tile[:, 0, 0], atol=1e-5)
+@pytest.fixture
+def hd(setup):
+    """DeepStack-L-HD at the size of digits, five units with four samples each, and one level of the encoder."""
+    encoder = ("model.vision.depth=2", "model.vision.stack_levels=(1,)", "model.newline=True")
+    decoder = ("model.decoder.depth=5", "model.decoder.inject_layers=(0,1,2,3,4)")
+    arrangement = ("data.sequence=grid", "data.stacks=zoom", "data.zoom=2", "data.views=25")
+    return setup(1, *encoder, *decoder, *arrangement, recipe="deepstack")
 
 
-def test_the_newline_is_one_vector_behind_the_bank_and_in_stacks_by_a_switch(setup):
-    """DeepStack-L-HD at the size of digits: five units, each with its own four samples."""
-    fields = ("data.sequence=grid", "data.stacks=zoom", "data.zoom=2", "data.views=25", "model.newline=True")
-    s = setup(1, *fields, recipe="deepstack")
-    newline, slot = np.asarray(s.state.params["image_newline"]), s.packs.layout.newline
-    assert newline.shape == (32,) and np.abs(newline).min() > 0
-    bank, stacks, _ = seen(s)
-    assert bank.shape == (8, slot + 1, 32) and slot == 45 and stacks.shape == (4, 8, 46, 32)
-    _, without, _ = seen(s, s.program.model.clone(newline_in_stacks=False))
+def test_stacks_of_tiles_come_before_those_of_levels_which_are_of_what_the_bank_shows(hd):
+    bank, stacks, (last, level) = seen(hd)
+    assert bank.shape == (8, 46, 32) and stacks.shape == (5, 8, 46, 32)
+    last = projected(hd, "projector", last)
+    np.testing.assert_allclose(bank[:, :45], last[:, :5].reshape(8, 45, 32), atol=1e-5)
+    level = projected(hd, "level_projectors_0", level[:, :5])
+    np.testing.assert_allclose(stacks[4, :, :45], level.reshape(8, 45, 32), atol=1e-5)
+    for unit in range(5):  # the top left cell of its first zoomed tile is its first sample's
+        np.testing.assert_allclose(stacks[0, :, 9 * unit], last[:, 5 + 4 * unit, 0, 0], atol=1e-5)
+
+
+def test_the_newline_is_one_vector_behind_the_bank_and_in_stacks_by_a_switch(hd):
+    newline, slot = np.asarray(hd.state.params["image_newline"]), hd.packs.layout.newline
+    assert slot == 45 and newline.shape == (32,) and np.abs(newline).min() > 0
+    bank, stacks, _ = seen(hd)
+    _, without, _ = seen(hd, hd.program.model.clone(newline_in_stacks=False))
     np.testing.assert_array_equal(bank[:, slot], np.tile(newline, (8, 1)))
-    np.testing.assert_array_equal(stacks[:, :, slot], np.tile(newline, (4, 8, 1)))
-    np.testing.assert_array_equal(without[:, :, slot], np.zeros((4, 8, 32)))
+    np.testing.assert_array_equal(stacks[:, :, slot], np.tile(newline, (5, 8, 1)))
+    np.testing.assert_array_equal(without[:, :, slot], np.zeros((5, 8, 32)))
     np.testing.assert_array_equal(without[:, :, :slot], stacks[:, :, :slot])
-    ends = np.flatnonzero(s.host_batch(0)["slot"][0, 0] == slot)
+    ends = np.flatnonzero(hd.host_batch(0)["slot"][0, 0] == slot)
     np.testing.assert_array_equal(np.diff(ends), [7] * 5)  # six rows of six cells and a newline
 
 
