@@ -83,7 +83,7 @@ def test_deepstack_adds_the_features_that_lie_under_each_cell(setup):
     batch = {name: jnp.asarray(x) for name, x in s.host_batch(0).items()}
     bank, stacks = model.apply({"params": params}, batch["pixels"], batch["source"], method="visual_tokens")
     pixels = batch["pixels"].reshape(-1, *batch["pixels"].shape[2:])
-    features = model.vision.apply({"params": params["vision"]}, pixels).reshape(-1, 5, 3, 3, 16)
+    features = model.vision.apply({"params": params["vision"]}, pixels)[0].reshape(-1, 5, 3, 3, 16)
     projected = np.asarray(model.projector.apply({"params": params["projector"]}, features))
     np.testing.assert_allclose(bank, projected[:, 0].reshape(-1, 9, 32), atol=1e-5)
     top, bottom = (np.concatenate([projected[:, i], projected[:, i + 1]], axis=2) for i in (1, 3))
@@ -138,7 +138,7 @@ def hd(setup):
     """DeepStack-L-HD at the size of digits, five units with four samples each, and one level of the encoder."""
     encoder = ("model.vision.depth=2", "model.vision.stack_levels=(1,)", "model.newline=True")
     decoder = ("model.decoder.depth=5", "model.decoder.inject_layers=(0,1,2,3,4)")
-    arrangement = ("data.sequence=grid", "data.stacks=zoom", "data.zoom=2", "data.views=25")
+    arrangement = ("data.sequence=grid", "data.stacks=zoom", "data.zoom=2", "data.views=25", "data.length=120")
     return setup(1, *encoder, *decoder, *arrangement, recipe="deepstack")
 
 
