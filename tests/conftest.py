@@ -23,12 +23,19 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Seconds on two cores; the sum stays below ten minutes with room for installing and linting.
 BUDGETS = {"tests": 40, "data": 100, "models": 120, "training": 200, "evaluation": 60, "tools": 50, "parity": 20}
 
-# Overrides that shrink configs/digits.py for tests.
+# Overrides that shrink configs/digits.py and the compositions for tests: the encoder of each, and the rest.
+VIT = ("model.vision.width=16", "model.vision.heads=2", "model.vision.mlp_dim=32")
+ENCODERS = {
+    "digits": (*VIT, "model.vision.depth=1"),
+    "qwen3vl_style": (
+        *VIT,
+        "model.vision.depth=3",
+        "model.vision.stack_levels=(1,2)",
+        "model.decoder.inject_layers=(1,2)",
+    ),
+    "hybrid": ("model.vision.depths=(1,1)", "model.vision.widths=(8,16)"),
+}
 TINY = (
-    "model.vision.width=16",
-    "model.vision.depth=1",
-    "model.vision.heads=2",
-    "model.vision.mlp_dim=32",
     "model.decoder.width=32",
     "model.decoder.heads=4",
     "model.decoder.kv_heads=2",
@@ -95,11 +102,13 @@ def digits_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(digits_folder):
-    """`tiny(*overrides, recipe="m3")`: the digits config at test size."""
+    """`tiny(*overrides, recipe="m3")`: a recipe of the digits config, or another config of ENCODERS, at test size."""
     import lmm_jax as lmm
 
     def make(*overrides, recipe="m3"):
-        return lmm.load_config(f"{ROOT}/configs/digits.py:recipe={recipe},data={digits_folder}", *TINY, *overrides)
+        name, arg = (recipe, "") if recipe in ENCODERS else ("digits", f"recipe={recipe},")
+        file = f"{ROOT}/configs/{name}.py:{arg}data={digits_folder}"
+        return lmm.load_config(file, *ENCODERS[name], *TINY, *overrides)
 
     return make
 
@@ -176,4 +185,5 @@ def lmm_process():
 @pytest.fixture(scope="session")
 def tiny_args(digits_folder):
     """Arguments of `lmm train` for the tiny digits config."""
-    return ["--config", f"{ROOT}/configs/digits.py:data={digits_folder}", *(f"--config.{o}" for o in TINY)]
+    small = (*ENCODERS["digits"], *TINY)
+    return ["--config", f"{ROOT}/configs/digits.py:data={digits_folder}", *(f"--config.{o}" for o in small)]

@@ -1,6 +1,7 @@
 """The whole model: packed copies, stacks from tiles, cached generation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +43,11 @@ def test_copies_in_other_rows_of_the_pack_give_the_same(setup):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
-def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(setup):
-    alone = setup(1)
-    packed = setup(1, "data.rows=2", "data.length=256", "data.views=5", "data.targets=200", "train.batch_size=2")
+@pytest.mark.parametrize("recipe", ["m3", "qwen3vl_style", "hybrid"])
+def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(setup, recipe):
+    alone = setup(1, recipe=recipe)
+    shape = ("data.rows=2", "data.length=256", "data.views=5", "data.targets=200", "train.batch_size=2")
+    packed = setup(1, *shape, recipe=recipe)
     layout, scales, tokenizer = packed.packs.layout, (1, 9), alone.packs.tokenizer
     members = [alone.packs.members(p)[0][1] for p in range(8)]
     packs = []
@@ -90,6 +93,79 @@ def test_deepstack_adds_the_features_that_lie_under_each_cell(setup):
         np.testing.assert_allclose(stacks[k], want, atol=1e-5)
 
 
+def seen(s, model=None):
+    """Bank and stacks of a setup's first batch, and what the encoder returns, each `[pack, view, h, w, C]`."""
+    model, params = model or s.program.model, s.state.params
+    batch = s.host_batch(0)
+    bank, stacks = jax.jit(functools.partial(model.apply, method="visual_tokens"))(
+        {"params": params}, batch["pixels"], batch.get("source")
+    )
+    pixels = batch["pixels"].reshape(-1, *batch["pixels"].shape[2:])
+    features = jax.jit(model.vision.apply)({"params": params["vision"]}, pixels)
+    G, V = batch["pixels"].shape[:2]
+    return bank, stacks, [np.asarray(x).reshape(G, V, *x.shape[1:]) for x in features]
+
+
+def projected(s, name, features):
+    """Features of any shape through the projector `name`."""
+    return np.asarray(s.program.model.projector.apply({"params": s.state.params[name]}, features))
+
+
+@pytest.mark.parametrize("recipe", ["qwen3vl_style", "hybrid"])
+def test_stacks_of_levels_lie_over_their_cells_at_every_scale(setup, recipe):
+    """Stack i · n + j of a map n times as fine has in cell (r, c) its cell (rn + i, cn + j), by its own projector."""
+    s = setup(1, "data.rows=2", "data.length=256", "data.views=2", "data.targets=200", recipe=recipe)
+    bank, stacks, (last, *levels) = seen(s)
+    want_bank, want = [projected(s, "projector", last)], []
+    for number, level in enumerate(levels):
+        level = projected(s, f"level_projectors_{number}", level)
+        n = level.shape[2] // 6
+        want += [level[:, :, i::n, j::n] for i in range(n) for j in range(n)]
+    assert len(want) == len(s.program.model.decoder.inject_layers) == len(stacks)
+    layout = s.packs.layout
+    for found, grids in zip([bank, *stacks], want_bank + want, strict=True):
+        for scale in layout.scales:
+            for unit, placed in enumerate(layout.place([(24, 24)] * 2)):
+                k = 6 // int(scale**0.5)
+                for token, slot in enumerate(layout.slots(dataclasses.replace(placed, unit=unit), scale)):
+                    r, c = k * np.array(divmod(token, 6 // k))
+                    cell = grids[:, unit, r : r + k, c : c + k].mean(axis=(1, 2))
+                    np.testing.assert_allclose(found[:, slot], cell, atol=1e-5)
+
+
+@pytest.fixture
+def hd(setup):
+    """DeepStack-L-HD at the size of digits, five units with four samples each, and one level of the encoder."""
+    encoder = ("model.vision.depth=2", "model.vision.stack_levels=(1,)", "model.newline=True")
+    decoder = ("model.decoder.depth=5", "model.decoder.inject_layers=(0,1,2,3,4)")
+    arrangement = ("data.sequence=grid", "data.stacks=zoom", "data.zoom=2", "data.views=25")
+    return setup(1, *encoder, *decoder, *arrangement, recipe="deepstack")
+
+
+def test_stacks_of_tiles_come_before_those_of_levels_which_are_of_what_the_bank_shows(hd):
+    bank, stacks, (last, level) = seen(hd)
+    assert bank.shape == (8, 46, 32) and stacks.shape == (5, 8, 46, 32)
+    last = projected(hd, "projector", last)
+    np.testing.assert_allclose(bank[:, :45], last[:, :5].reshape(8, 45, 32), atol=1e-5)
+    level = projected(hd, "level_projectors_0", level[:, :5])
+    np.testing.assert_allclose(stacks[4, :, :45], level.reshape(8, 45, 32), atol=1e-5)
+    for unit in range(5):  # the top left cell of its first zoomed tile is its first sample's
+        np.testing.assert_allclose(stacks[0, :, 9 * unit], last[:, 5 + 4 * unit, 0, 0], atol=1e-5)
+
+
+def test_the_newline_is_one_vector_behind_the_bank_and_in_stacks_by_a_switch(hd):
+    newline, slot = np.asarray(hd.state.params["image_newline"]), hd.packs.layout.newline
+    assert slot == 45 and newline.shape == (32,) and np.abs(newline).min() > 0
+    bank, stacks, _ = seen(hd)
+    _, without, _ = seen(hd, hd.program.model.clone(newline_in_stacks=False))
+    np.testing.assert_array_equal(bank[:, slot], np.tile(newline, (8, 1)))
+    np.testing.assert_array_equal(stacks[:, :, slot], np.tile(newline, (5, 8, 1)))
+    np.testing.assert_array_equal(without[:, :, slot], np.zeros((5, 8, 32)))
+    np.testing.assert_array_equal(without[:, :, :slot], stacks[:, :, :slot])
+    ends = np.flatnonzero(hd.host_batch(0)["slot"][0, 0] == slot)
+    np.testing.assert_array_equal(np.diff(ends), [7] * 5)  # six rows of six cells and a newline
+
+
 def test_deepstack_learns_from_its_stacks(setup):
     s = setup(8, recipe="deepstack")
     state, batch = s.state, s.host_batch(0)
@@ -103,12 +179,15 @@ def test_deepstack_learns_from_its_stacks(setup):
     assert abs(float(s.run(state, blind)[1]["loss"]) - float(s.run(state, batch)[1]["loss"])) > 1e-4
 
 
-@pytest.mark.parametrize("recipe", ["m3", "deepstack"])
-def test_cached_generation_equals_rereading_everything(setup, recipe):
-    s = setup(8, recipe=recipe)
+@pytest.mark.parametrize(
+    ("recipe", "scale"),
+    [("m3", 36), ("deepstack", 9), ("qwen3vl_style", 9), ("hybrid", 1), ("hybrid", 36)],
+)
+def test_cached_generation_equals_rereading_everything(setup, recipe, scale):
+    s = setup(1, recipe=recipe)
     model, params = s.program.model, s.state.params
     layout, tokenizer = s.packs.layout, s.packs.tokenizer
-    scale, new = layout.scales[-1], 6
+    new = 6
     requests = [("digit at b2?", 0), ("how many 7s are there?", 1), ("read all", 2)]
     layout = dataclasses.replace(layout, scales=(scale,), rows=1, length=64, targets=0)
 
