@@ -8,8 +8,8 @@ The last stage of a ConvNeXt is the bank, 6×6 cells. The stage before has 12×1
 four starts, through a projector of its own, is a stack, added before decoder layers 0 to 3, so that each visual token
 meets the four finer features that lie under it and the sequence stays as short. A budget pools bank and stacks alike.
 
-Cells read right at 1, 4, 9, 36 tokens: .23 .45 .95 .86, after 600 steps and still rising; seed 0, one CPU device, the first 500
-test mosaics, 2026-11-20.
+Digits read right at 1, 4, 9, 36 tokens: .23 .45 .95 .86, after 600 steps and still rising; seed 0, one CPU device,
+the first 500 test mosaics, 2026-11-20.
 """
 
 from lmm_jax import config as c

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from lmm_jax.models.convnext import ConvNeXt, cover, depthwise, space_to_depth
+from lmm_jax.models.convnext import ConvNeXt, Stage, cover, depthwise, space_to_depth
 
 TINY = {"image_size": 64, "depths": (1, 2, 1), "widths": (8, 12, 16), "remat": False}
 
@@ -69,9 +69,9 @@ def test_levels_that_are_no_earlier_stages_are_refused():
 
 def test_the_fifth_stage_starts_as_the_reference_s():
     """Uniform in ± fan-in^-1/2, biases too, norms 1 and 0, layer scale 1e-6 (ConvLLaVA's code)."""
-    model = ConvNeXt(image_size=64, depths=(1, 1, 1, 1, 2), widths=(4, 8, 16, 32, 64))
-    init = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3), jnp.uint8)))
-    params = nn.unbox(init())["params"]["stage_5"]
+    stage = Stage(depth=2, width=64, reduce=True, norm_eps=1e-6, dtype="float32", remat=False)
+    init = jax.jit(lambda: stage.init(jax.random.key(0), jnp.zeros((1, 2, 2, 32)), None, 64))
+    params = nn.unbox(init())["params"]
     flat = flatten_dict(params, sep="/")
     fan_in = {"reduce": 4 * 32, "blocks/depthwise": 49, "blocks/up": 64, "blocks/down": 256}
     for name, n in fan_in.items():

@@ -48,6 +48,8 @@ def unrolled(model, params, pixels, regroup=None):
         if added:
             x = x.at[:, 1:].add(added.pop(0))
         x = block({"params": jax.tree.map(lambda leaf, n=i - start: leaf[n], params[f"blocks_{start}"])}, x)
+    if added:  # what a block past the last would be given
+        x = x.at[:, 1:].add(added[0])
     return [*states, x[:, 1:].reshape(-1, g, g, model.width)]
 
 
