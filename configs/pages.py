@@ -1,3 +1,14 @@
+"""Pages of small print, read by a ConvNeXt of four or five stages: resolution against visual tokens (ConvLLaVA).
+
+    lmm prepare --dataset pages --out runs/pages_data
+    lmm train --config configs/pages.py:recipe=stage5,pixels=128 --workdir runs/pages
+
+recipe=stage4|stage5   a stage more gives a quarter of the tokens: (pixels / 32)² or (pixels / 64)²
+pixels=64|128          a side of what the encoder sees of a page
+
+The test's fonts are unseen in training. Not yet measured.
+"""
+
 from lmm_jax import config as c
 
 

@@ -99,7 +99,10 @@ def test_a_pack_shows_each_conversation_what_it_shows_alone(config, name):
         config.model.decoder.inject_layers = tuple(range({"L": 4, "HD": 4}.get(name, 0)))
         config.model.vision.update(image_size=24, patch_size=8, regroup=(1, 2) if name == "V" else ())
         if name == "own":
-            config.model.encoder, config.model.vision = "convnext", {"image_size": 24, "depths": (1, 1)}
+            config.model.encoder, config.model.vision = (
+                "convnext",
+                {"image_size": 24, "patch_size": 4, "depths": (1, 1)},
+            )
     packs = Packs(config, "train", packs_per_step=1, shuffle=True)
     layout, views = packs.layout, []
     for position in range(packs.stream._end(0)):
@@ -158,7 +161,7 @@ def test_pictures_that_are_too_thin_are_left_out_and_named(config, tmp_path):
     config = config("model.scales=(9,1)", "train.scales_per_step=2", f"data.path={tmp_path / 'out'}")
     with config.unlocked():
         config.data.update(ARRANGEMENTS["own"], rows=1, views=1)
-        config.model.encoder, config.model.vision = "convnext", {"image_size": 24, "depths": (1, 1)}
+        config.model.encoder, config.model.vision = "convnext", {"image_size": 24, "patch_size": 4, "depths": (1, 1)}
     packs = Packs(config, "train", packs_per_step=1, shuffle=True)
     assert packs.left_out == [(0, 1), (0, 2)] and packs.members(0) == [(0, 0)]
 
