@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import lmm_jax as lmm
+from lmm_jax.config import use_convnext
 from lmm_jax.data.pipeline import Packs, batches
 from lmm_jax.data.prepare import prepare_rows
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
@@ -161,7 +162,8 @@ def test_pictures_that_are_too_thin_are_left_out_and_named(config, tmp_path):
     config = config("model.scales=(9,1)", "train.scales_per_step=2", f"data.path={tmp_path / 'out'}")
     with config.unlocked():
         config.data.update(ARRANGEMENTS["own"], rows=1, views=1)
-        config.model.encoder, config.model.vision = "convnext", {"image_size": 24, "patch_size": 4, "depths": (1, 1)}
+        use_convnext(config)
+        config.model.vision.update(image_size=24, depths=(1, 1))
     packs = Packs(config, "train", packs_per_step=1, shuffle=True)
     assert packs.left_out == [(0, 1), (0, 2)] and packs.members(0) == [(0, 0)]
 
