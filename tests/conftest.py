@@ -25,12 +25,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Seconds of tests in each folder, run by two processes on two cores: half their sum is below ten minutes.
 BUDGETS = {
     "tests": 40,
-    "data": 100,
-    "models": 300,
-    "training": 260,
-    "evaluation": 80,
+    "data": 130,
+    "models": 340,
+    "training": 300,
+    "evaluation": 90,
     "tools": 70,
-    "parity": 200,
+    "parity": 240,
     "hf": 40,
 }
 
