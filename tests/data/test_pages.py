@@ -56,15 +56,21 @@ def test_a_number_stands_in_its_cell_alone():
         other = numbers.copy()
         other[seed % 16] = 1099 - other[seed % 16]
         before, after = (np.asarray(pages.page(n, fonts, np.random.default_rng(seed))) for n in (numbers, other))
-        rows, columns = np.nonzero(before != after)
+        rows, columns, _ = np.nonzero(before != after)
         assert set(rows // CELL * 4 + columns // CELL) == {seed % 16}
 
 
-def test_ink_is_darker_than_paper_by_enough():
-    picture = np.asarray(pages.page(np.full(16, 111), pages.FONTS["test"], np.random.default_rng(0)))
-    cells = picture.reshape(4, CELL, 4, CELL).swapaxes(1, 2).reshape(16, -1)
-    assert (cells.max(axis=1) == picture.max()).all() and picture.max() >= 205
-    assert (cells.min(axis=1) < 170).all()
+def test_a_cell_has_its_tint_and_dark_ink_at_any_resolution():
+    page = pages.page(np.full(16, 111), pages.FONTS["test"], np.random.default_rng(0))
+    for side in (128, 64):
+        picture = np.asarray(page.resize((side, side), Image.Resampling.BOX)).astype(int)
+        cells = picture.reshape(4, side // 4, 4, side // 4, 3).swapaxes(1, 2).reshape(4, 4, -1, 3)
+        paper = cells.max(axis=2)
+        light = paper[..., 1]
+        assert (light == light[0, 0]).all() and light[0, 0] >= 215
+        assert (light - paper[..., 0] == pages.TINT * np.arange(4)).all()
+        assert (light - paper[..., 2] == pages.TINT * np.arange(4)[:, None]).all()
+        assert (cells.min(axis=2) < paper - 60).all()
 
 
 def test_answers_are_true_and_told_once(pages_folder):
@@ -79,7 +85,7 @@ def test_answers_are_true_and_told_once(pages_folder):
             assert all(truth[place] == value for place, value in told.items())
             assert len({question for role, question in turns if role == "user"}) == len(turns) // 2
             drawn = pages.page(truth.ravel(), pages.FONTS[split], rng)
-            assert (np.asarray(as_pictures(data[row])[0])[..., 0] == np.asarray(drawn)).all()
+            assert (np.asarray(as_pictures(data[row])[0]) == np.asarray(drawn)).all()
             seen.add((split, len(turns), len(told)))
     # Ten cells, or the whole page; of a test page both a cell and the whole.
     others = {("train", 20, 10), ("train", 2, 16), ("validation", 20, 10), ("validation", 2, 16)}

@@ -19,8 +19,9 @@ KINDS = ("cell", "read")
 PIXELS = 128  # side of a page
 HEIGHT = (7, 9)  # of a digit, pixels
 JITTER = 2  # pixels that a number stands off the middle of its cell, at most
-PAPER = (205, 256)  # grey levels, the last not among them
-INK = (0, 90)
+PAPER = (215, 256)  # levels of light, the last not among them
+TINT = 16  # levels of red that each column has less than the one before, and of blue each row
+INK = (165, 256)  # levels of light that are taken away, of 255
 FINER = 4  # pages are drawn so many times as large, then averaged: places and heights are fractions of a pixel
 
 ROWS = {"train": 20_000, "validation": 500, "test": 2_000}
@@ -53,7 +54,9 @@ def load_font(name, height):
 
 
 def page(numbers, fonts, rng) -> Image.Image:
-    """Prints numbers into their cells: a grey picture of `PIXELS` × `PIXELS`.
+    """Prints numbers into their cells: an RGB picture of `PIXELS` × `PIXELS`.
+
+    Columns have less and less red, rows less and less blue, so that cells can be told apart at any resolution.
 
     Args:
       numbers: `[16]` int in reading order.
@@ -61,8 +64,12 @@ def page(numbers, fonts, rng) -> Image.Image:
       rng: also decides heights, places and grey levels.
     """
     cell = PIXELS * FINER // SIDE
-    picture = Image.new("L", (SIDE * cell, SIDE * cell), int(rng.integers(*PAPER)))
-    draw = ImageDraw.Draw(picture)
+    light, tint = rng.integers(*PAPER), TINT * np.repeat(np.arange(SIDE), PIXELS // SIDE)
+    paper = np.full((PIXELS, PIXELS, 3), float(light))
+    paper[..., 0] -= tint
+    paper[..., 2] -= tint[:, None]
+    ink = Image.new("L", (SIDE * cell, SIDE * cell))
+    draw = ImageDraw.Draw(ink)
     for n, number in enumerate(numbers):
         height = int(rng.integers(HEIGHT[0] * FINER, HEIGHT[1] * FINER, endpoint=True))
         font = load_font(fonts[rng.integers(len(fonts))], height)
@@ -70,13 +77,14 @@ def page(numbers, fonts, rng) -> Image.Image:
         middle = n % SIDE * cell + cell // 2 + int(across)
         top = n // SIDE * cell + (cell - height) // 2 + int(down)
         draw.text((middle, top), str(number), int(rng.integers(*INK)), font, anchor="mt")
-    return picture.reduce(FINER)
+    left = 1 - np.asarray(ink.reduce(FINER))[..., None] / 255
+    return Image.fromarray((paper * left).round().astype(np.uint8))
 
 
 def questions(numbers, split, rng):
     """Question, answer and kind of each turn about 16 numbers in reading order; no turn tells a later one's answer.
 
-    Ten cells in any order, or the whole page; of a test page one cell and the whole. Digits stand apart, as pieces.
+    Ten cells in any order, or the whole; of a test page one cell and the whole. Digits stand apart, a piece each.
     """
     digits = [" ".join(str(number)) for number in numbers]
     cells = [(f"read {CELLS[n]}", digits[n], "cell") for n in rng.permutation(SIDE * SIDE)[:10]]
