@@ -18,11 +18,10 @@ def pixels():
 
 
 def varied(model, pixels):
-    """Parameters of which none is 0 or 1 throughout."""
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), pixels))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    """Random parameters, as numpy arrays."""
+    rng = np.random.default_rng(1)
+    shapes = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), pixels)))["params"]
+    return jax.tree.map(lambda x: rng.normal(0.1, 0.4, x.shape).astype(np.float32), shapes)
 
 
 def unrolled(model, params, pixels, regroup=None):
