@@ -14,19 +14,23 @@ from lmm_jax.data.conversation import IMAGE_TAG, stop_id
 from lmm_jax.data.images import image_size, open_picture
 from lmm_jax.data.layout import Layout
 from lmm_jax.data.tokenizer import Tokenizer
-from lmm_jax.hf import load as hf
+from lmm_jax.hf import configs
+from lmm_jax.hf.load import load_params, stored_dtype
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.state import abstract_params, make_program
 
 BUCKET = 32  # prompts are padded to multiples of this, so that few programs are compiled
 
 
-def load(path, vision=None):
+def load(path, vision=None, allow_pickle=False):
     """Loads a model onto whatever devices are here.
 
     Args:
-      path: a workdir of `lmm train`, whose newest sound checkpoint is taken, or a folder in LLaVA's original layout.
+      path: a workdir of `lmm train`, whose newest sound checkpoint is taken, or a model's folder in LLaVA's original
+        layout or that of transformers (llava, llava_next, fast_vlm, what `lmm export` wrote). Parameters that were
+        stored in two bytes are bfloat16, others float32.
       vision: folder of the vision tower, for a folder that neither holds nor names it.
+      allow_pickle: see `hf.safetensors.Folder`.
 
     Raises:
       FileNotFoundError: it is neither.
@@ -35,15 +39,17 @@ def load(path, vision=None):
     path = epath.Path(path)
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} is neither a workdir of `lmm train` nor a model (no config.json)")
-    if hf.is_original(path):
-        config = hf.read_config(path, vision)
+    table = []
+    if configs.is_model(path):
+        config = configs.read_config(path, vision)
         program = make_program(config, _mesh(config))
-        params, _ = hf.load_params(path, program.model, abstract_params(program), vision)
+        abstract = abstract_params(program, stored_dtype(path, allow_pickle))
+        params, table = load_params(path, program.model, abstract, vision, allow_pickle)
     else:
         config = read_config(path / "config.json")
         program = make_program(config, _mesh(config))
         params, _ = Checkpoints(path).restore_params(abstract_params(program))
-    return Model(program, params, Tokenizer.load(path / "tokenizer.model"))
+    return Model(program, params, Tokenizer.load(path / "tokenizer.model"), table)
 
 
 class Model:
@@ -53,10 +59,11 @@ class Model:
       program: what `training.state.make_program` returned.
       params: nested dict of arrays.
       tokenizer: the `Tokenizer`.
+      table: what became of each tensor of the folder that it was loaded from, see `hf.load.report`.
     """
 
-    def __init__(self, program, params, tokenizer):
-        self.program, self.params, self.tokenizer = program, params, tokenizer
+    def __init__(self, program, params, tokenizer, table=()):
+        self.program, self.params, self.tokenizer, self.table = program, params, tokenizer, table
         self._layout = Layout.from_config(program.config)
         self._generate = jax.jit(
             functools.partial(generate_tokens, program.model, eos=stop_id(tokenizer, self._layout.template)),

@@ -66,8 +66,8 @@ CONVNEXT_REDUCE = {
     "reduce/bias": ("downsampling_layer.1.bias", SAME),
 }
 
-VIT_PREFIX = "model.vision_tower.vision_tower.vision_model."
 CONVNEXT_PREFIX = "model.vision_tower.vision_tower."
+VIT_PREFIX = CONVNEXT_PREFIX + "vision_model."
 
 # Tensors that a checkpoint may hold and no model of ours reads, and why.
 IGNORED = {
@@ -75,7 +75,42 @@ IGNORED = {
     r"embeddings\.position_ids$": "computed",
     r"vision_model\.post_layernorm\.": "follows the last block, which is not read",
     r"vision_tower\.vision_tower\.layernorm\.": "follows the last stage, whose output is read without it",
+    r"^(text_model|text)\.|^(text_projection|visual_projection|logit_scale|logit_bias)\b": "of CLIP's text side",
+    r"^(token_embedding|transformer|ln_final|positional_embedding|attn_mask)\b": "of CLIP's text side",
+    r"^visual\.head\.|^(visual\.trunk\.)?head\.|^classifier\.": "of the classifier or CLIP's projection",
 }
+
+# Other layouts' names of the same tensors, to be read as `(pattern, LLaVA's original name)`; the first match counts.
+_IN_VIT = r"(?=embeddings\.|encoder\.layers\.|pre_layrnorm\.|post_layernorm\.)"
+_IN_CONVNEXT = r"(?=embeddings\.patch_embeddings\.|embeddings\.layernorm\.|encoder\.stages\.|layernorm\.)"
+_TIMM = r"^(?:visual\.trunk\.)?"
+_TIMM_BLOCK = {
+    r"conv_dw\.": "dwconv.",
+    r"norm\.": "layernorm.",
+    r"mlp\.fc1\.": "pwconv1.",
+    r"mlp\.fc2\.": "pwconv2.",
+    r"gamma$": "layer_scale_parameter",
+}
+ALIASES = (
+    # transformers 4 and 5: llava, llava_next, fast_vlm
+    (r"^(?:model\.)?language_model\.model\.", "model."),
+    (r"^(?:model\.)?language_model\.lm_head\.", "lm_head."),
+    (r"^model\.language_model\.", "model."),
+    (r"^(?:model\.)?multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
+    (r"^(?:model\.)?multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
+    (r"^image_newline$", "model.image_newline"),
+    # towers in them and alone: ConvNeXt, CLIP whole or its vision side
+    (rf"^(?:model\.)?(?:vision_tower\.|convnext\.)?{_IN_CONVNEXT}", CONVNEXT_PREFIX),
+    (rf"^(?:model\.)?(?:vision_tower\.)?(?:vision_model\.)?{_IN_VIT}", VIT_PREFIX),
+    # ConvNeXt of timm, and of open_clip around it
+    (_TIMM + r"stem\.0\.", CONVNEXT_PREFIX + "embeddings.patch_embeddings."),
+    (_TIMM + r"stem\.1\.", CONVNEXT_PREFIX + "embeddings.layernorm."),
+    (_TIMM + r"stages\.(\d+)\.downsample\.", CONVNEXT_PREFIX + r"encoder.stages.\1.downsampling_layer."),
+    *(
+        (_TIMM + rf"stages\.(\d+)\.blocks\.(\d+)\.{timm}", CONVNEXT_PREFIX + rf"encoder.stages.\1.layers.\2.{hf}")
+        for timm, hf in _TIMM_BLOCK.items()
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +158,37 @@ def tensors(model, shapes) -> list[Tensor]:
         layers = range(shape[0]) if stacked else [None]
         out += [Tensor(name.format(first + i) if stacked else name, theirs, path, i, order) for i in layers]
     return out
+
+
+def original_name(name) -> str:
+    """LLaVA's original name of a tensor that is stored under another layout's."""
+    if name.startswith(CONVNEXT_PREFIX):
+        return name
+    for pattern, original in ALIASES:
+        renamed, found = re.subn(pattern, original, name, count=1)
+        if found:
+            return renamed
+    return name
+
+
+def transformers_name(name, architecture) -> str:
+    """A tensor's name in transformers' `architecture`, from LLaVA's original one: what stands on its hub.
+
+    llava, llava_next and DeepStack have the names of transformers 4, which 5 reads too; fast_vlm, younger than these,
+    has those of 5.
+    """
+    young = architecture == "fast_vlm"
+    for theirs, ours in (
+        ("model.vision_tower.vision_tower.", "model.vision_tower." if young else "vision_tower."),
+        ("model.mm_projector.0.", ("model." if young else "") + "multi_modal_projector.linear_1."),
+        ("model.mm_projector.2.", ("model." if young else "") + "multi_modal_projector.linear_2."),
+        ("model.image_newline", "image_newline"),
+        ("model.", "model.language_model." if young else "language_model.model."),
+        ("lm_head.", "lm_head." if young else "language_model.lm_head."),
+    ):
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    raise ValueError(f"tensor {name} has no name in {architecture}")
 
 
 def ignored(name) -> str | None:

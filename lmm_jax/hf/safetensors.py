@@ -1,12 +1,15 @@
 """Reading a folder of safetensors files as one set of named tensors, without trusting it."""
 
+import functools
 import json
 import os
 
+import ml_dtypes
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
-INDEX = ".safetensors.index.json"
+SUFFIX = ".safetensors"
+PICKLE = ".bin"
 
 
 class Folder:
@@ -18,47 +21,107 @@ class Folder:
     Attributes:
       path: the folder.
       shapes: name to shape, of every tensor.
+      dtypes: name to numpy's name of the type, of every tensor.
     """
 
-    def __init__(self, path):
-        """Raises FileNotFoundError if there is no safetensors file, ValueError naming what is wrong with one."""
+    def __init__(self, path, allow_pickle=False):
+        """Reads the headers.
+
+        Args:
+          path: the folder.
+          allow_pickle: reads PyTorch's `.bin` files where there is no safetensors file, by torch's own reader, which
+            then refuses whatever is not plain weights.
+
+        Raises:
+          FileNotFoundError: there is no file of tensors.
+          ImportError: pickles are allowed and torch is not installed.
+          ValueError: what is wrong with a file.
+        """
         self.path = epath.Path(path)
-        self.shapes, self._home, self._open = {}, {}, {}
-        for file in _files(self.path):
-            try:
-                handle = safe_open(str(file), framework="np")
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{file} is not a sound safetensors file: {error}") from error
-            for name in handle.keys():  # noqa: SIM118 - not a dict
+        self.shapes, self.dtypes, self._home = {}, {}, {}
+        for file in _files(self.path, allow_pickle):
+            for name, shape, dtype in _header(file):
                 if name in self._home:
                     raise ValueError(f"tensor {name} is in {self._home[name].name} and in {file.name} of {self.path}")
-                self._home[name], self.shapes[name] = file, tuple(handle.get_slice(name).get_shape())
-            self._open[file] = handle
-        index = next(iter(sorted(self.path.glob(f"*{INDEX}"))), None)
+                self._home[name], self.shapes[name], self.dtypes[name] = file, shape, dtype
+        suffix = next(iter(self._home.values())).suffix if self._home else SUFFIX
+        index = next(iter(self.path.glob(f"*{suffix}.index.json")), None)
         if index is not None:
-            promised = _weight_map(index)
+            promised = _weight_map(index, suffix)
             wrong = sorted(n for n in promised if n not in self._home or self._home[n].name != promised[n])
             if wrong:
                 raise ValueError(f"{index} promises {len(wrong)} tensors that its files do not hold: {wrong[:5]}")
 
     def read(self, name):
         """One tensor as a numpy array, bfloat16 included."""
-        return self._open[self._home[name]].get_tensor(name)
+        file = self._home[name]
+        if file.suffix != SUFFIX:
+            return _to_numpy(_unpickle(file)[name])
+        with safe_open(str(file), framework="np") as handle:  # opened anew: what was mapped is released
+            return handle.get_tensor(name)
 
 
-def _files(folder):
-    """The safetensors files of a folder: those its index names, or all there are."""
+# Types that a weight may have, as safetensors calls them.
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _header(file):
+    """`(name, shape, dtype)` of each tensor of a file."""
+    if file.suffix != SUFFIX:
+        for name, tensor in _unpickle(file).items():
+            yield name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        return
+    try:
+        with safe_open(str(file), framework="np") as handle:
+            for name in handle.keys():  # noqa: SIM118 - not a dict
+                part = handle.get_slice(name)
+                yield name, tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a sound safetensors file: {error}") from error
+
+
+@functools.lru_cache(maxsize=1)
+def _unpickle(file):
+    """PyTorch's weights-only reading of a `.bin` file, mapped and not copied: name to tensor."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"{file} is a pickle, which only torch reads: pip install 'lmm_jax[hf]'") from error
+    try:
+        found = torch.load(str(file), map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds; each means that the file cannot be used
+        raise ValueError(f"{file} holds more than weights, or is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise ValueError(f"{file} is no table of names and tensors")
+    return found
+
+
+def _to_numpy(tensor):
+    import torch
+
+    if tensor.dtype == torch.bfloat16:  # which torch's numpy() does not know
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _files(folder, allow_pickle):
+    """The files of tensors of a folder: those its index names, or all there are."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder")
-    indices = sorted(folder.glob(f"*{INDEX}"))
+    suffix = SUFFIX
+    if not any(folder.glob(f"*{SUFFIX}*")):
+        pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (PICKLE, ".pt", ".pth"))
+        suffix = PICKLE if allow_pickle and any(folder.glob(f"*{PICKLE}")) else suffix
+        if suffix == SUFFIX:
+            found = ""
+            if pickles:
+                found = f"; {pickles[0]} is a pickle, which can run code: convert it, or pass --allow-pickle"
+            raise FileNotFoundError(f"{folder} holds no safetensors file{found}")
+    indices = sorted(folder.glob(f"*{suffix}.index.json"))
     if len(indices) > 1:
         raise ValueError(f"{folder} has {len(indices)} index files; keep one")
-    names = sorted(set(_weight_map(indices[0]).values())) if indices else None
-    files = [folder / n for n in names] if indices else sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-        found = f"; {pickles[0]} is a pickle, which can run code: convert it to safetensors" if pickles else ""
-        raise FileNotFoundError(f"{folder} holds no safetensors file{found}")
+    names = sorted(set(_weight_map(indices[0], suffix).values())) if indices else None
+    files = [folder / n for n in names] if indices else sorted(folder.glob(f"*{suffix}"))
     root = os.path.realpath(folder)
     for file in files:
         if not file.exists():
@@ -68,7 +131,7 @@ def _files(folder):
     return files
 
 
-def _weight_map(index):
+def _weight_map(index, suffix):
     """Tensor name to file name of an index file; file names that are paths are refused."""
 
     def no_duplicates(pairs):
@@ -86,6 +149,6 @@ def _weight_map(index):
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise ValueError(f"{index} has no weight_map of tensor names to file names")
     for name, file in found.items():
-        if "/" in file or "\\" in file or not file.endswith(".safetensors"):
+        if "/" in file or "\\" in file or not file.endswith(suffix):
             raise ValueError(f"{index}: tensor {name} is said to be in '{file}', which is no file of this folder")
     return found

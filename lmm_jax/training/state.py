@@ -98,10 +98,10 @@ def make_program(config, mesh=None) -> Program:
     return Program(config, mesh, model, tx, rates, boxed, TrainState(one, placed, opt_state, one, one))
 
 
-def abstract_params(program):
-    """The parameters as `ShapeDtypeStruct`s that carry their planned shardings."""
+def abstract_params(program, dtype=None):
+    """The parameters as `ShapeDtypeStruct`s that carry their planned shardings; of `dtype`, float32 if None."""
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s),
         nn.unbox(program.boxed),
         program.shardings.params,
     )

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import lmm_jax as lmm
 from lmm_jax import sharding
-from lmm_jax.hf import load
+from lmm_jax.hf import configs, load
 from lmm_jax.training.state import abstract_params, make_program
 
 PREFIX = "model.vision_tower.vision_tower."
@@ -39,7 +39,7 @@ def edit(path, **keys):
 
 
 def read(folder, mesh=None, devices=1):
-    config = load.read_config(folder)
+    config = configs.read_config(folder)
     program = make_program(config, sharding.make_mesh(mesh or {}, jax.devices()[:devices]))
     return load.load_params(folder, program.model, abstract_params(program)), program
 
@@ -66,7 +66,7 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(m3):
     weights["model.layers.0.mlp.experts.weight"] = np.zeros((2, 2), np.float32)
     weights["model.norm.weight"] = np.zeros(3, np.float32)
     save_file(weights, m3 / "model.safetensors")
-    with pytest.raises(load.LoadError) as error:
+    with pytest.raises(configs.LoadError) as error:
         read(m3)
     text = str(error.value)
     assert "3 tensors do not fit, nothing was loaded" in text
@@ -117,15 +117,15 @@ def test_shards_with_an_index_are_one_model(m3):
 )
 def test_keys_that_cannot_be_reproduced_are_named(m3, keys, message):
     edit(m3 / "config.json", **keys)
-    with pytest.raises(load.LoadError, match="config.json") as error:
-        load.read_config(m3)
+    with pytest.raises(configs.LoadError, match="config.json") as error:
+        configs.read_config(m3)
     assert message in str(error.value)
 
 
 def test_pinpoints_may_be_text_as_released_configs_have_them(m3):
     edit(m3 / "config.json", image_aspect_ratio="anyres", image_grid_pinpoints="[(96, 192), (192, 96)]")
     edit(m3 / "config.json", mm_patch_merge_type="spatial_unpad")
-    config = load.read_config(m3)
+    config = configs.read_config(m3)
     assert config.data.tilings == ((1, 2), (2, 1))
     assert config.data.sequence == "unpad" and config.model.newline
 
@@ -134,7 +134,7 @@ def test_released_deepstack_hd_keys(m3):
     """The released HD config has merge type flat, no start and no interval, and a newline all the same."""
     edit(m3 / "config.json", image_aspect_ratio="deepstack", is_anyres_deepstack=True, num_crops=4)
     edit(m3 / "config.json", mm_patch_merge_type="flat", matryoshka_vis_token_scale=None)
-    config = load.read_config(m3)
+    config = configs.read_config(m3)
     assert (config.data.sequence, config.data.stacks, config.data.zoom) == ("grid", "zoom", 2)
     assert config.model.newline and config.model.decoder.inject_layers == (1, 2, 3, 4)
 

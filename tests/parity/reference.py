@@ -15,7 +15,7 @@ from lmm_jax import sharding
 from lmm_jax.data.packing import pack
 from lmm_jax.data.plan import NO_TARGET, bank_slots, blank, lay_out
 from lmm_jax.generation import generate_tokens
-from lmm_jax.hf import load
+from lmm_jax.hf import configs, load
 from lmm_jax.hf.names import tensors
 from lmm_jax.models.decoder import Block, inject
 from lmm_jax.models.visual_tokens import splice
@@ -51,12 +51,13 @@ class Reference:
     """
 
     def __init__(self, folder):
-        self.folder, self.config = folder, load.read_config(folder)
+        self.folder, self.config = folder, configs.read_config(folder)
         self.weights = load_file(folder / "model.safetensors")
         self.program = make_program(self.config, sharding.make_mesh({}, jax.devices()[:1]))
         self.model = self.program.model
         abstract = abstract_state(self.program).params
-        self.params, self.skipped = load.load_params(folder, self.model, abstract)
+        self.params, table = load.load_params(folder, self.model, abstract)
+        self.skipped = {entry.name: entry.why for entry in table if entry.fate == "ignored"}
         self._forward = jax.jit(self._outputs)
         self._loss = jax.jit(loss_and_grads, static_argnums=0)
         self._generate = jax.jit(functools.partial(generate_tokens, self.model, eos=-1), static_argnums=(2, 3))
