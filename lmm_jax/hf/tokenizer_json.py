@@ -1,0 +1,172 @@
+"""A SentencePiece model as Hugging Face's tokenizer.json, and the pieces that a model with pictures needs there.
+
+Where the format allows it the ids are those of `data.tokenizer`, which transformers' own converters miss: they leave
+out the word mark before a text that starts with a space. What is left:
+
+- A piece that is user-defined, and no marker like `<|end|>`, takes the word mark before it at the start of a text; if
+  `legacy`, it is followed by one.
+- With `remove_extra_whitespaces` (not LLaMA's, but `train_tokenizer`'s), `Tokenizer` takes spaces in a row for one,
+  and drops those at the end, only where it puts a word mark; here that is so after a control piece too.
+- In a Unigram model with byte pieces, text like `<0x41>` of characters that it does not know is taken for a byte.
+"""
+
+import base64
+
+from sentencepiece import sentencepiece_model_pb2 as protobuf
+
+from lmm_jax.data.conversation import IMAGE_TAG
+
+PAD = "<pad>"
+MULTIPLE = 64  # rows of the tables, as llava-hf pads them: 32000 -> 32064
+SPACE, MARK = " ", "▁"
+PIECE = protobuf.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
+
+
+def added_ids(tokenizer) -> tuple[int, int, int]:
+    """`(id of <image>, id of <pad>, rows)`: the pieces that are added to ours, and rows of the padded tables."""
+    image = tokenizer.added.get(IMAGE_TAG, (tokenizer.vocab_size,))[0]
+    pad = tokenizer.added.get(PAD, (max(tokenizer.vocab_size, image + 1),))[0]
+    rows = max(tokenizer.vocab_size, image + 1, pad + 1)
+    return image, pad, -(-rows // MULTIPLE) * MULTIPLE
+
+
+def sentencepiece_model(tokenizer):
+    """The protocol buffer of a `Tokenizer`'s model."""
+    return protobuf.ModelProto.FromString(tokenizer.model)
+
+
+def tokenizer_json(tokenizer) -> dict:
+    """The content of Hugging Face's tokenizer.json, for BPE and Unigram models.
+
+    Raises:
+      ValueError: a model of another type, or one that writes spaces in another way than LLaMA's.
+    """
+    model = sentencepiece_model(tokenizer)
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    unigram = trainer.model_type == trainer.UNIGRAM
+    if not unigram and trainer.model_type != trainer.BPE:
+        raise ValueError("tokenizer.json holds SentencePiece models of type BPE and Unigram, this is of neither")
+    if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
+        raise ValueError("tokenizer.json needs a SentencePiece model that writes a space as ▁ before a word")
+    vocabulary = _vocabulary(tokenizer, model)
+    bos = tokenizer.piece(tokenizer.bos)
+    begin = {"SpecialToken": {"id": bos, "type_id": 0}}
+    decoders = [_replace({"String": MARK}, SPACE), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if normalizer.add_dummy_prefix:
+        decoders.append({"type": "Strip", "content": SPACE, "start": 1, "stop": 0})
+    normalizers, pre_tokenizers = _spaces(normalizer, tokenizer.legacy)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added_tokens(tokenizer),
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos], "tokens": [bos]}},
+        },
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": _unigram(model, vocabulary) if unigram else _bpe(model, vocabulary),
+    }
+
+
+def _vocabulary(tokenizer, model):
+    """The piece of each id; all of them, so that each keeps its number."""
+    image, pad, _ = added_ids(tokenizer)
+    added = {i: piece for piece, (i, _) in tokenizer.added.items()} | {image: IMAGE_TAG, pad: PAD}
+    pieces = dict(enumerate(piece.piece for piece in model.pieces)) | added
+    return [pieces.get(i, f"<|nothing_{i}|>") for i in range(max(pieces) + 1)]
+
+
+def added_tokens(tokenizer) -> list[dict]:
+    """What is found in text before it is tokenised: control and user-defined pieces, and those added to the model."""
+    model = sentencepiece_model(tokenizer)
+    vocabulary = _vocabulary(tokenizer, model)
+    image, pad, _ = added_ids(tokenizer)
+    strips = {image: False, pad: False} | dict(tokenizer.added.values())
+    user_defined = set()
+    for i, piece in enumerate(model.pieces):
+        if piece.type in (PIECE.UNKNOWN, PIECE.CONTROL, PIECE.USER_DEFINED):
+            strips.setdefault(i, False)
+        if piece.type == PIECE.USER_DEFINED and tokenizer.decode([i]):  # not one of those that structure a prompt
+            user_defined.add(i)
+    return [
+        {
+            "id": i,
+            "content": vocabulary[i],
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": strips[i],
+            "normalized": False,
+            "special": i not in user_defined,
+        }
+        for i in sorted(strips)
+    ]
+
+
+def _replace(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def _metaspace(replacement, scheme):
+    return {"type": "Metaspace", "replacement": replacement, "prepend_scheme": scheme, "split": False}
+
+
+def _spaces(settings, legacy):
+    """`(normalizers, pre-tokenizers)` that put and write word marks as SentencePiece does.
+
+    A normalizer acts on each stretch of text between control pieces. Only Metaspace can mark the first alone; but it
+    leaves out the mark before a text that starts with what it replaces. So spaces are marks by then, except where
+    SentencePiece itself takes several for one.
+    """
+    steps = []
+    if settings.precompiled_charsmap:
+        charsmap = base64.b64encode(settings.precompiled_charsmap).decode()
+        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if settings.remove_extra_whitespaces:
+        steps += [_replace({"Regex": " {2,}"}, SPACE), _replace({"Regex": r"[ ▁]+\z"}, "")]
+    first = settings.add_dummy_prefix and not legacy
+    if legacy and settings.remove_extra_whitespaces:
+        steps.append(_replace({"Regex": r"\A +"}, ""))
+    if legacy and settings.add_dummy_prefix:
+        steps.append({"type": "Prepend", "prepend": MARK})
+    if not (first and settings.remove_extra_whitespaces):
+        steps.append(_replace({"String": SPACE}, MARK))
+    return steps, [_metaspace(SPACE, "first" if first else "never"), _metaspace(MARK, "never")]
+
+
+def _bpe(model, vocabulary):
+    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == PIECE.NORMAL}
+    merges = [
+        (piece[:at], piece[at:])
+        for piece in sorted(scores, key=scores.get, reverse=True)  # stable: of equals the earlier one
+        for at in range(len(piece) - 1, 0, -1)
+        if piece[:at] in scores and piece[at:] in scores
+    ]
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": model.trainer_spec.unk_piece,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": model.trainer_spec.byte_fallback,
+        "ignore_merges": False,
+        "vocab": {piece: i for i, piece in enumerate(vocabulary)},
+        "merges": merges,
+    }
+
+
+def _unigram(model, vocabulary):
+    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == PIECE.NORMAL}
+    # No text may take the other pieces for words: worse than any word in characters that are not known.
+    never = min(scores.values(), default=0.0) * 32 - 1000
+    return {
+        "type": "Unigram",
+        "unk_id": model.trainer_spec.unk_id,
+        "byte_fallback": model.trainer_spec.byte_fallback,
+        "vocab": [[piece, scores.get(piece, never)] for piece in vocabulary],
+    }
