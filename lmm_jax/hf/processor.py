@@ -148,14 +148,21 @@ def _preprocessor_config(config, architecture):
     return about
 
 
-# `gap.text` is what the next text begins with: nothing, or the space that becomes its word mark.
+# A chat is written text after text. `next.mark` is what the next one begins with: nothing, or the space that becomes
+# its word mark. `next.exact` says that all its spaces count although the model has `remove_extra_whitespaces`: what
+# `Tokenizer.encode` does without a prefix; they are written as the marks that they become.
 CHAT = """\
 {%- macro spoken(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}
 {%- for item in content -%}{{ item.text if item.type == 'text' else form.image ~ '\\n' }}{%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
-{%- set gap = namespace(text='') -%}
+{%- macro write(text) -%}{{ text|replace(' ', '▁') if next.exact else text }}{%- endmacro -%}
+{%- macro fixed(part) -%}
+{{ write(part.text) }}
+{%- if 'exact' in part -%}{%- set next.exact = part.exact -%}{%- endif -%}
+{%- endmacro -%}
+{%- set next = namespace(mark='', exact=false) -%}
 {%- set system, turns = form.system, messages -%}
 {%- if messages[0].role == 'system' -%}
 {%- if not form.takes_system -%}{{ raise_exception('this model has no place for a system turn') }}{%- endif -%}
@@ -166,7 +173,7 @@ CHAT = """\
 {{ raise_exception('turns of user and assistant must alternate, and the user begins') }}
 {%- endif -%}
 {%- if turn.role == 'user' -%}
-{{ form.head ~ system ~ form.tail if loop.first else form.user }}
+{{ fixed(form.head) ~ write(system) ~ fixed(form.tail) if loop.first else fixed(form.user) }}
 {%- set parts = spoken(turn.content).split(form.image) -%}
 {%- if form.captions -%}
 {%- set parts = [''] * parts|length -%}
@@ -177,14 +184,15 @@ CHAT = """\
 {%- set parts = ['', '\\n' ~ question if question else ''] -%}
 {%- endif -%}
 {%- for part in parts -%}
-{%- if not loop.first -%}{{ form.image }}{%- set gap.text = form.after_image -%}{%- endif -%}
-{%- if part -%}{{ gap.text ~ part }}{%- set gap.text = form.after_text -%}{%- endif -%}
+{%- if not loop.first -%}{{ form.image }}{%- set next.mark, next.exact = form.after_image, false -%}{%- endif -%}
+{%- if part -%}{{ next.mark ~ write(part) }}{%- set next.mark = form.after_text -%}{%- endif -%}
 {%- endfor -%}
-{%- if form.answer -%}
-{{ (gap.text if form.answer_is_text else '') ~ form.answer }}{%- set gap.text = '' -%}
+{%- if form.answer.text -%}
+{{ (next.mark if form.answer_is_text else '') ~ fixed(form.answer) }}{%- set next.mark = '' -%}
 {%- endif -%}
 {%- else -%}
-{{ gap.text ~ form.assistant ~ spoken(turn.content) ~ form.end }}{%- set gap.text = form.after_end -%}
+{{ next.mark ~ fixed(form.assistant) ~ write(spoken(turn.content)) ~ fixed(form.end) }}
+{%- set next.mark = form.after_end -%}
 {%- endif -%}
 {%- endfor -%}
 """
@@ -199,24 +207,32 @@ def chat_template(tokenizer, template) -> str:
     """
     form = TEMPLATES[template]
     head, slot, tail = form.opening.partition(SYSTEM)
-    prefix = sentencepiece_model(tokenizer).normalizer_spec.add_dummy_prefix
-    space = SPACE if prefix and not tokenizer.legacy else ""  # if legacy, the normalizer puts the mark
+    settings = sentencepiece_model(tokenizer).normalizer_spec
+    space = SPACE if settings.add_dummy_prefix and not tokenizer.legacy else ""  # if legacy, the normalizer marks
+
+    def fixed(text, ends_turn=False):
+        items = tokenizer.markup(text)
+        after_id = not tokenizer.legacy if any(isinstance(item, int) for item in items) else None
+        exact = True if ends_turn and items and isinstance(items[-1], str) else after_id
+        matters = exact is not None and settings.remove_extra_whitespaces and not form.apart
+        return {"text": text} | ({"exact": exact} if matters else {})
+
     answer = tokenizer.markup(form.user[1])
     values = {
         "image": IMAGE_TAG,
-        "head": head,
+        "head": fixed(head),
         "system": form.system if slot else "",
-        "tail": tail,
+        "tail": fixed(tail),
         "takes_system": bool(slot),
-        "user": form.user[0],
-        "answer": form.user[1],
+        "user": fixed(form.user[0]),
+        "answer": fixed(form.user[1], ends_turn=True),
         "answer_is_text": bool(answer) and isinstance(answer[0], str),
-        "assistant": form.assistant[0],
-        "end": form.assistant[1],
+        "assistant": fixed(form.assistant[0]),
+        "end": fixed(form.assistant[1], ends_turn=True),
         "captions": form.captions,
         "apart": form.apart,
         "after_image": space,
-        "after_text": SPACE if form.apart and prefix else "",
+        "after_text": SPACE if form.apart and settings.add_dummy_prefix else "",
         "after_end": space if form.apart else "",
     }
     return "{%- set form = " + json.dumps(values, indent=1, ensure_ascii=False) + " -%}\n" + CHAT

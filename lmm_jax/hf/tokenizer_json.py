@@ -6,7 +6,9 @@ out the word mark before a text that starts with a space. What is left:
 - A piece that is user-defined, and no marker like `<|end|>`, takes the word mark before it at the start of a text; if
   `legacy`, it is followed by one.
 - With `remove_extra_whitespaces` (not LLaMA's, but `train_tokenizer`'s), `Tokenizer` takes spaces in a row for one,
-  and drops those at the end, only where it puts a word mark; here that is so after a control piece too.
+  and drops those at the end, only where it puts a word mark; here that is so everywhere, except where a ▁ is written
+  for a space. A ▁ at the end of a text is dropped there, and is not here.
+- A run of unknown characters is one `<unk>`, also across two turns, where `Tokenizer` has two.
 - In a Unigram model with byte pieces, text like `<0x41>` of characters that it does not know is taken for a byte.
 """
 
@@ -127,7 +129,7 @@ def _spaces(settings, legacy):
         charsmap = base64.b64encode(settings.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if settings.remove_extra_whitespaces:
-        steps += [_replace({"Regex": " {2,}"}, SPACE), _replace({"Regex": r"[ ▁]+\z"}, "")]
+        steps += [_replace({"Regex": " {2,}"}, SPACE), _replace({"Regex": r" +\z"}, "")]
     first = settings.add_dummy_prefix and not legacy
     if legacy and settings.remove_extra_whitespaces:
         steps.append(_replace({"Regex": r"\A +"}, ""))
