@@ -2,12 +2,12 @@
 
 From these files transformers makes the ids of `data.conversation` and the pixels of `data.views`. What remains:
 
-- Control pieces in what is said, and `<image>` in answers, become ids; ours spells them out. So does
-  `apply_chat_template(…, sanitize_control_tokens=True)` of transformers 5.
+- Control pieces in what is said, and `<image>` in answers, become ids; ours spells them out. Clean what you do not
+  trust before you hand it to transformers.
 - `tokenizer.apply_chat_template` gives no begin piece, only the processor's does; as in llava-hf's folders.
 - After a `strip` piece transformers drops white space that ours keeps: the newline between the turns of phi3.
 - With torchvision installed, transformers resizes by it and not by Pillow: load with `backend="pil"` (4.x:
-  `use_fast=False`). It drops an alpha channel, where ours composites on white.
+  `use_fast=False`). It drops an alpha channel, where ours composites on white; 4.x fails at sides of 1 or 3 pixels.
 - llava_next rounds before it cuts padding: 4 of 108,000 sizes tried have a row or column of tokens more than ours.
 - Of M3 the files stand for the largest scale. For a smaller one, set `processor.patch_size = size / sqrt(scale)`, and
   hand the pooled features of `model.model.get_image_features` to `generate` as `mm_encoder_outputs={"image": …}`.

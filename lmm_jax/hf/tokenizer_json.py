@@ -7,8 +7,9 @@ out the word mark before a text that starts with a space. What is left:
   `legacy`, it is followed by one.
 - With `remove_extra_whitespaces` (not LLaMA's, but `train_tokenizer`'s), `Tokenizer` takes spaces in a row for one,
   and drops those at the end, only where it puts a word mark; here that is so everywhere, except where a ▁ is written
-  for a space. A ▁ at the end of a text is dropped there, and is not here.
+  for a space (which nmt_nfkc undoes). A ▁ at the end of a text is dropped there, and is not here.
 - A run of unknown characters is one `<unk>`, also across two turns, where `Tokenizer` has two.
+- A Unigram model may cut a run of one character at other places: the cuts score the same, but for rounding.
 - In a Unigram model with byte pieces, text like `<0x41>` of characters that it does not know is taken for a byte.
 """
 
