@@ -20,7 +20,7 @@ from etils import epath
 
 from lmm_jax.data.conversation import IMAGE_TAG, SYSTEM, TEMPLATES, stop_id
 from lmm_jax.hf.load import CLIP_MEAN, CLIP_STD
-from lmm_jax.hf.tokenizer_json import PAD, SPACE, added_ids, added_tokens, sentencepiece_model, tokenizer_json
+from lmm_jax.hf.tokenizer_json import PAD, SPACE, added_ids, added_tokens, read_model, tokenizer_json
 
 BICUBIC = 3  # Pillow's number
 PROCESSORS = {
@@ -83,7 +83,7 @@ def _tokenizer_config(tokenizer):
         },
         "bos_token": tokenizer.piece(tokenizer.bos),
         "eos_token": tokenizer.piece(tokenizer.eos),
-        "unk_token": sentencepiece_model(tokenizer).trainer_spec.unk_piece,
+        "unk_token": tokenizer.piece(read_model(tokenizer.model).unk),
         "pad_token": PAD,
         "padding_side": "left",
         "add_bos_token": True,
@@ -207,14 +207,14 @@ def chat_template(tokenizer, template) -> str:
     """
     form = TEMPLATES[template]
     head, slot, tail = form.opening.partition(SYSTEM)
-    settings = sentencepiece_model(tokenizer).normalizer_spec
-    space = SPACE if settings.add_dummy_prefix and not tokenizer.legacy else ""  # if legacy, the normalizer marks
+    model = read_model(tokenizer.model)
+    space = SPACE if model.prefix and not tokenizer.legacy else ""  # if legacy, the normalizer marks
 
     def fixed(text, ends_turn=False):
         items = tokenizer.markup(text)
         after_id = not tokenizer.legacy if any(isinstance(item, int) for item in items) else None
         exact = True if ends_turn and items and isinstance(items[-1], str) else after_id
-        matters = exact is not None and settings.remove_extra_whitespaces and not form.apart
+        matters = exact is not None and model.one_space and not form.apart
         return {"text": text} | ({"exact": exact} if matters else {})
 
     answer = tokenizer.markup(form.user[1])
@@ -232,7 +232,7 @@ def chat_template(tokenizer, template) -> str:
         "captions": form.captions,
         "apart": form.apart,
         "after_image": space,
-        "after_text": SPACE if form.apart and settings.add_dummy_prefix else "",
+        "after_text": SPACE if form.apart and model.prefix else "",
         "after_end": space if form.apart else "",
     }
     return "{%- set form = " + json.dumps(values, indent=1, ensure_ascii=False) + " -%}\n" + CHAT

@@ -14,15 +14,90 @@ out the word mark before a text that starts with a space. What is left:
 """
 
 import base64
-
-from sentencepiece import sentencepiece_model_pb2 as protobuf
+import dataclasses
+import enum
+import struct
 
 from lmm_jax.data.conversation import IMAGE_TAG
 
 PAD = "<pad>"
 MULTIPLE = 64  # rows of the tables, as llava-hf pads them: 32000 -> 32064
 SPACE, MARK = " ", "▁"
-PIECE = protobuf.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
+UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
+Kind = enum.IntEnum("Kind", "NORMAL UNKNOWN CONTROL USER_DEFINED UNUSED BYTE")  # SentencePiece.Type
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What we need of a SentencePiece model file.
+
+    Attributes:
+      pieces: `(text, score, kind)` of each.
+      kind: UNIGRAM, BPE or another.
+      byte_fallback: whether unknown characters are spelled in byte pieces.
+      unk: id of the unknown piece.
+      charsmap: compiled rules of normalisation, or b"".
+      prefix: whether a text gets a word mark in front.
+      one_space: whether spaces in a row are one, and those around a text none.
+      llama_spaces: whether a space is written as ▁, before a word.
+    """
+
+    pieces: list[tuple[str, float, int]]
+    kind: int
+    byte_fallback: bool
+    unk: int
+    charsmap: bytes
+    prefix: bool
+    one_space: bool
+    llama_spaces: bool
+
+
+def read_model(data: bytes) -> Model:
+    """Parses a model file: ModelProto of sentencepiece_model.proto.
+
+    Its generated module, which the package contains, would ask for the newest protobuf of all.
+    """
+    fields = _fields(data)
+    pieces = []
+    for message in fields.get(1, []):
+        piece = _fields(message)
+        (score,) = struct.unpack("<f", piece.get(2, [bytes(4)])[-1])
+        pieces.append((piece[1][-1].decode(), score, piece.get(3, [Kind.NORMAL])[-1]))
+    trainer, normalizer = (_fields(b"".join(fields.get(number, []))) for number in (2, 3))
+    return Model(
+        pieces=pieces,
+        kind=trainer.get(3, [UNIGRAM])[-1],
+        byte_fallback=bool(trainer.get(35, [0])[-1]),
+        unk=trainer.get(40, [0])[-1],
+        charsmap=normalizer.get(2, [b""])[-1],
+        prefix=bool(normalizer.get(3, [1])[-1]),
+        one_space=bool(normalizer.get(4, [1])[-1]),
+        llama_spaces=bool(normalizer.get(5, [1])[-1]) and not trainer.get(24, [0])[-1],
+    )
+
+
+def _fields(message):
+    """Values of a protocol buffer's message by field number: int, or bytes if it is no varint."""
+    found, at = {}, 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            value = varint()
+        else:
+            size = {1: 8, 5: 4}.get(wire) or varint()
+            value, at = message[at : at + size], at + size
+        found.setdefault(number, []).append(value)
+    return found
 
 
 def added_ids(tokenizer) -> tuple[int, int, int]:
@@ -33,31 +108,24 @@ def added_ids(tokenizer) -> tuple[int, int, int]:
     return image, pad, -(-rows // MULTIPLE) * MULTIPLE
 
 
-def sentencepiece_model(tokenizer):
-    """The protocol buffer of a `Tokenizer`'s model."""
-    return protobuf.ModelProto.FromString(tokenizer.model)
-
-
 def tokenizer_json(tokenizer) -> dict:
     """The content of Hugging Face's tokenizer.json, for BPE and Unigram models.
 
     Raises:
       ValueError: a model of another type, or one that writes spaces in another way than LLaMA's.
     """
-    model = sentencepiece_model(tokenizer)
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    unigram = trainer.model_type == trainer.UNIGRAM
-    if not unigram and trainer.model_type != trainer.BPE:
+    model = read_model(tokenizer.model)
+    if model.kind not in (UNIGRAM, BPE):
         raise ValueError("tokenizer.json holds SentencePiece models of type BPE and Unigram, this is of neither")
-    if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
+    if not model.llama_spaces:
         raise ValueError("tokenizer.json needs a SentencePiece model that writes a space as ▁ before a word")
     vocabulary = _vocabulary(tokenizer, model)
     bos = tokenizer.piece(tokenizer.bos)
     begin = {"SpecialToken": {"id": bos, "type_id": 0}}
     decoders = [_replace({"String": MARK}, SPACE), {"type": "ByteFallback"}, {"type": "Fuse"}]
-    if normalizer.add_dummy_prefix:
+    if model.prefix:
         decoders.append({"type": "Strip", "content": SPACE, "start": 1, "stop": 0})
-    normalizers, pre_tokenizers = _spaces(normalizer, tokenizer.legacy)
+    normalizers, pre_tokenizers = _spaces(model, tokenizer.legacy)
     return {
         "version": "1.0",
         "truncation": None,
@@ -72,7 +140,7 @@ def tokenizer_json(tokenizer) -> dict:
             "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos], "tokens": [bos]}},
         },
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": _unigram(model, vocabulary) if unigram else _bpe(model, vocabulary),
+        "model": _unigram(model, vocabulary) if model.kind == UNIGRAM else _bpe(model, vocabulary),
     }
 
 
@@ -80,21 +148,21 @@ def _vocabulary(tokenizer, model):
     """The piece of each id; all of them, so that each keeps its number."""
     image, pad, _ = added_ids(tokenizer)
     added = {i: piece for piece, (i, _) in tokenizer.added.items()} | {image: IMAGE_TAG, pad: PAD}
-    pieces = dict(enumerate(piece.piece for piece in model.pieces)) | added
+    pieces = dict(enumerate(piece for piece, _, _ in model.pieces)) | added
     return [pieces.get(i, f"<|nothing_{i}|>") for i in range(max(pieces) + 1)]
 
 
 def added_tokens(tokenizer) -> list[dict]:
     """What is found in text before it is tokenised: control and user-defined pieces, and those added to the model."""
-    model = sentencepiece_model(tokenizer)
+    model = read_model(tokenizer.model)
     vocabulary = _vocabulary(tokenizer, model)
     image, pad, _ = added_ids(tokenizer)
     strips = {image: False, pad: False} | dict(tokenizer.added.values())
     user_defined = set()
-    for i, piece in enumerate(model.pieces):
-        if piece.type in (PIECE.UNKNOWN, PIECE.CONTROL, PIECE.USER_DEFINED):
+    for i, (_, _, kind) in enumerate(model.pieces):
+        if kind in (Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED):
             strips.setdefault(i, False)
-        if piece.type == PIECE.USER_DEFINED and tokenizer.decode([i]):  # not one of those that structure a prompt
+        if kind == Kind.USER_DEFINED and tokenizer.decode([i]):  # not one of those that structure a prompt
             user_defined.add(i)
     return [
         {
@@ -118,7 +186,7 @@ def _metaspace(replacement, scheme):
     return {"type": "Metaspace", "replacement": replacement, "prepend_scheme": scheme, "split": False}
 
 
-def _spaces(settings, legacy):
+def _spaces(model, legacy):
     """`(normalizers, pre-tokenizers)` that put and write word marks as SentencePiece does.
 
     A normalizer acts on each stretch of text between control pieces. Only Metaspace can mark the first alone; but it
@@ -126,23 +194,23 @@ def _spaces(settings, legacy):
     SentencePiece itself takes several for one.
     """
     steps = []
-    if settings.precompiled_charsmap:
-        charsmap = base64.b64encode(settings.precompiled_charsmap).decode()
+    if model.charsmap:
+        charsmap = base64.b64encode(model.charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
-    if settings.remove_extra_whitespaces:
+    if model.one_space:
         steps += [_replace({"Regex": " {2,}"}, SPACE), _replace({"Regex": r" +\z"}, "")]
-    first = settings.add_dummy_prefix and not legacy
-    if legacy and settings.remove_extra_whitespaces:
+    first = model.prefix and not legacy
+    if legacy and model.one_space:
         steps.append(_replace({"Regex": r"\A +"}, ""))
-    if legacy and settings.add_dummy_prefix:
+    if legacy and model.prefix:
         steps.append({"type": "Prepend", "prepend": MARK})
-    if not (first and settings.remove_extra_whitespaces):
+    if not (first and model.one_space):
         steps.append(_replace({"String": SPACE}, MARK))
     return steps, [_metaspace(SPACE, "first" if first else "never"), _metaspace(MARK, "never")]
 
 
 def _bpe(model, vocabulary):
-    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == PIECE.NORMAL}
+    scores = {piece: score for piece, score, kind in model.pieces if kind == Kind.NORMAL}
     merges = [
         (piece[:at], piece[at:])
         for piece in sorted(scores, key=scores.get, reverse=True)  # stable: of equals the earlier one
@@ -152,11 +220,11 @@ def _bpe(model, vocabulary):
     return {
         "type": "BPE",
         "dropout": None,
-        "unk_token": model.trainer_spec.unk_piece,
+        "unk_token": vocabulary[model.unk],
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
         "fuse_unk": True,
-        "byte_fallback": model.trainer_spec.byte_fallback,
+        "byte_fallback": model.byte_fallback,
         "ignore_merges": False,
         "vocab": {piece: i for i, piece in enumerate(vocabulary)},
         "merges": merges,
@@ -164,12 +232,12 @@ def _bpe(model, vocabulary):
 
 
 def _unigram(model, vocabulary):
-    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == PIECE.NORMAL}
+    scores = {piece: score for piece, score, kind in model.pieces if kind == Kind.NORMAL}
     # No text may take the other pieces for words: worse than any word in characters that are not known.
     never = min(scores.values(), default=0.0) * 32 - 1000
     return {
         "type": "Unigram",
-        "unk_id": model.trainer_spec.unk_id,
-        "byte_fallback": model.trainer_spec.byte_fallback,
+        "unk_id": model.unk,
+        "byte_fallback": model.byte_fallback,
         "vocab": [[piece, scores.get(piece, never)] for piece in vocabulary],
     }
