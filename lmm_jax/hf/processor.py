@@ -5,7 +5,9 @@ From these files transformers makes the ids of `data.conversation` and the pixel
 - Control pieces in what is said, and `<image>` in answers, become ids; ours spells them out. Clean what you do not
   trust before you hand it to transformers.
 - `tokenizer.apply_chat_template` gives no begin piece, only the processor's does; as in llava-hf's folders.
-- After a `strip` piece transformers drops white space that ours keeps: the newline between the turns of phi3.
+- After a `strip` piece transformers drops white space that ours keeps: the newline between the turns of phi3, and
+  what a user's text begins with.
+- In template qa, nothing parts a question from its answer if the tokenizer puts no word mark before a text.
 - With torchvision installed, transformers resizes by it and not by Pillow: load with `backend="pil"` (4.x:
   `use_fast=False`). It drops an alpha channel, where ours composites on white; 4.x fails at sides of 1 or 3 pixels.
 - llava_next rounds before it cuts padding: 4 of 108,000 sizes tried have a row or column of tokens more than ours.
