@@ -10,7 +10,7 @@ From these files transformers makes the ids of `data.conversation` and the pixel
 - In template qa, nothing parts a question from its answer if the tokenizer puts no word mark before a text.
 - With torchvision installed, transformers resizes by it and not by Pillow: load with `backend="pil"` (4.x:
   `use_fast=False`). It drops an alpha channel, where ours composites on white; 4.x fails at sides of 1 or 3 pixels.
-- llava_next rounds before it cuts padding: 4 of 108,000 sizes tried have a row or column of tokens more than ours.
+- llava_next rounds before it cuts padding: 2 of 54,161 sizes tried have two rows or columns of tokens more than ours.
 - Of M3 the files stand for the largest scale. For a smaller one, set `processor.patch_size = size / sqrt(scale)`, and
   hand the pooled features of `model.model.get_image_features` to `generate` as `mm_encoder_outputs={"image": …}`.
 """
