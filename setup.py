@@ -31,6 +31,7 @@ setup(
         "compile": ["libtpu==0.0.51"],  # `lmm compile`; without a TPU, JAX looks for one unless JAX_PLATFORMS=cpu
         "fast-jpeg": ["simplejpeg>=1.9,<2"],  # decodes the same pixels as Pillow, a little sooner
         "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
+        "hf": ["torch>=2.13,<3", "transformers>=5.23,<6"],  # `lmm export --verify` only
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.31,<1"],
         "test": [

@@ -1,0 +1,327 @@
+"""What transformers makes of an exported tokenizer, chat template and image processor: our ids and our pixels."""
+
+import io
+import json
+import random
+
+import numpy as np
+import pytest
+import sentencepiece as spm
+from PIL import Image
+
+from lmm_jax import config as c
+from lmm_jax.data.arrangement import Arrangement
+from lmm_jax.data.conversation import IMAGE, SYSTEM, TEMPLATES, encode, stop_id
+from lmm_jax.data.tokenizer import Tokenizer, train_tokenizer
+from lmm_jax.data.views import select_tiling, views
+from lmm_jax.hf.load import CLIP_MEAN, CLIP_STD
+from lmm_jax.hf.processor import generation_config, write_processor
+from lmm_jax.hf.tokenizer_json import added_ids, tokenizer_json
+
+LINES = [
+    "digit at b2? how many 7s? 7 1 2 3",
+    "a cat sat on the mat, the cat and the dog",
+    "USER: What is this? ASSISTANT: yes, no",
+    "aaaa aaa ababab bababa ==== --- déjà vu",
+] * 40
+TEXTS = [
+    "",
+    " ",
+    "  ",
+    "a",
+    " a",
+    "  a",
+    "a ",
+    "a  b",
+    "\n",
+    "\na",
+    "a\n",
+    "\t",
+    "a\tb",
+    "\r\n",
+    "日本語 text",
+    "ä ﬁ ½",
+]
+TEXTS += ["🙂 x 🙂🙂", "e\u0301", "\u3000wide", "\u00a0", "<0x41>", "a▁b", "x\u0000y", "a \n b  "]
+BITS = ["a", "b", "ab", "the", " ", "  ", "\n", "é", "日", "=", "-", "7", "ASSISTANT:", "🙂", " cat", "\t"]
+REPEATED = ["aaaaaaa", "ababababab", "-" * 9, "=" * 5 + " " * 7]
+MARKERS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
+PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    pytest.importorskip("torch", reason="needs the extra 'hf': PyTorch")
+    return pytest.importorskip("transformers", reason="needs the extra 'hf': transformers")
+
+
+def train(**settings):
+    out = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_writer=out, hard_vocab_limit=False, minloglevel=2, **settings
+    )
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def models(golden):
+    """Model bytes by name."""
+    llama = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    structure = {"user_defined_symbols": ["<|im_start|>", "<|im_end|>"]}
+    return {
+        "ours": train_tokenizer(LINES, 120),
+        "ours with bytes": train_tokenizer(LINES, 400, byte_fallback=True),
+        "LLaMA": (golden / "m3/tokenizer.model").read_bytes(),
+        "LLaMA with markers": train(model_type="bpe", vocab_size=400, **llama, **structure),
+        "no prefix": train(model_type="bpe", vocab_size=400, add_dummy_prefix=False, **llama),
+        "unigram": train(model_type="unigram", vocab_size=90, normalization_rule_name="identity"),
+        "unigram, NFKC": train(model_type="unigram", vocab_size=90),
+    }
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(tokenizer, template, architecture, **fields)`: config and folder; fields are those of `config.data`."""
+
+    def make(tokenizer, template="vicuna_v1", architecture="llava", size=28, scales=(4,), **fields):
+        config = c.base()
+        config.model.scales = scales
+        config.model.vision.update(image_size=size, patch_size=14)
+        config.data.update(template=template, **fields)
+        if architecture == "llava_next":
+            config.model.newline = True
+            config.data.update(aspect="anyres", sequence="unpad", tilings=PINPOINTS)
+        write_processor(tmp_path, config, tokenizer, architecture)
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": architecture}))
+        return config, tmp_path
+
+    return make
+
+
+def picture(width, height):
+    pixels = np.random.default_rng(width * height).integers(0, 255, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def ours(turns, tokenizer, template, tokens=4):
+    """Our ids, with `tokens` of `<image>` for each picture."""
+    image = added_ids(tokenizer)[0]
+    ids = encode(turns, tokenizer, template).ids.tolist()
+    return [x for i in ids for x in ([image] * tokens if i == IMAGE else [i])]
+
+
+def theirs(processor, messages, pictures):
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    return processor(text=[text], images=[picture(30, 20)] * pictures or None).input_ids[0]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_ids_of_any_text(transformers, models, write, legacy):
+    rng = random.Random(0)
+    texts = TEXTS + ["".join(rng.choices(BITS, k=rng.randrange(1, 25))) for _ in range(150)]
+    for name, model in models.items():
+        for added in ({}, {"<|end|>": (2000, False), "<|user|>": (2001, True)}):
+            tokenizer = Tokenizer(model, legacy, added)
+            loaded = transformers.AutoTokenizer.from_pretrained(write(tokenizer)[1])
+            # Of cuts that score the same, sums in float32 choose another one than sums in float64.
+            some = texts if name.startswith("unigram") else texts + REPEATED
+            for text, ids in zip(some, loaded(some).input_ids, strict=True):
+                assert ids == [tokenizer.bos, *tokenizer.encode(text)], (name, text)
+            assert loaded.convert_tokens_to_ids(list(added)) == [i for i, _ in added.values()]
+            image, pad, _ = added_ids(tokenizer)
+            assert loaded.convert_tokens_to_ids(["<image>", "<pad>"]) == [image, pad]
+            assert (loaded.pad_token_id, loaded.eos_token_id) == (pad, tokenizer.eos)
+            assert loaded.padding_side == "left" and loaded(["a cat", "a"], padding=True).input_ids[1][0] == pad
+            ids = [tokenizer.bos, *tokenizer.encode("the cat  sat"), tokenizer.eos, image, pad]
+            assert loaded.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids), name
+
+
+QUESTIONS = ("What is this?", "  two  spaces ", "", "<image>", "<image>\nWhat?", "What <image> is", "\nlead", " a")
+QUESTIONS += ("compare <image> with <image>", "<image><image>", "<image> <image>\n the cat")
+ANSWERS = ("yes", " no", "a cat  sat", "the\ndog ", "▁x")
+
+
+def chats(template, count):
+    """Conversations of one to three turns, with and without pictures, a system turn and an answer at the end."""
+    rng, form = random.Random(0), TEMPLATES[template]
+    for question in QUESTIONS:
+        if not form.captions or "<image>" in question:
+            yield [("user", question)]
+            yield [("user", question), ("assistant", rng.choice(ANSWERS))]
+    for _ in range(0 if form.captions else count):
+        turns = [("system", rng.choice(["You  are terse. ", "", "a"]))] * (
+            SYSTEM in form.opening and rng.random() < 0.4
+        )
+        for _ in range(rng.randrange(1, 4)):
+            turns += [("user", rng.choice(QUESTIONS)), ("assistant", rng.choice(ANSWERS))]
+        yield turns[: len(turns) - rng.randrange(2)]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_ids_of_chats(transformers, models, write, template, legacy):
+    names = ["ours with bytes", "LLaMA", "LLaMA with markers"]
+    for name in names if template == "qa" else [*names, "no prefix"]:  # which leaves no trace where an answer begins
+        added = {piece: (2000 + i, False) for i, piece in enumerate(MARKERS)} if template == "phi3" else {}
+        tokenizer = Tokenizer(models[name], legacy, added)
+        processor = transformers.AutoProcessor.from_pretrained(write(tokenizer, template)[1])
+        for turns in chats(template, 25):
+            messages = [{"role": role, "content": text} for role, text in turns]
+            want = ours(turns, tokenizer, template)
+            assert theirs(processor, messages, encode(turns, tokenizer, template).images) == want, (name, turns)
+
+
+def test_content_may_be_a_list(transformers, models, write):
+    tokenizer = Tokenizer(models["LLaMA"])
+    processor = transformers.AutoProcessor.from_pretrained(write(tokenizer)[1])
+    image, text = {"type": "image", "image": picture(30, 20)}, {"type": "text", "text": "What is this?"}
+    cases = {
+        "<image>What is this?": [image, text],
+        "What is this?<image>": [text, image],
+        "<image>\n<image>\nWhat is this?": [image, image, text],
+    }
+    for string, content in cases.items():
+        turns = [("user", string), ("assistant", "a cat"), ("user", "What is this?")]
+        messages = [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]},
+            {"role": "user", "content": [text]},
+        ]
+        found = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+        assert found["input_ids"][0] == ours(turns, tokenizer, "vicuna_v1")
+
+
+@pytest.mark.parametrize(
+    ("template", "roles", "message"),
+    [
+        ("mistral", ("system", "user"), "no place for a system turn"),
+        ("vicuna_v1", ("user", "user"), "must alternate"),
+        ("vicuna_v1", ("assistant",), "must alternate"),
+    ],
+)
+def test_a_chat_out_of_turn_is_refused(transformers, models, write, template, roles, message):
+    processor = transformers.AutoProcessor.from_pretrained(write(Tokenizer(models["LLaMA"]), template)[1])
+    with pytest.raises(Exception, match=message):
+        processor.apply_chat_template([{"role": role, "content": "a"} for role in roles])
+
+
+SIZES = [(30, 20), (20, 30), (64, 64), (1, 1), (1, 50), (50, 1), (3, 40), (40, 3), (2, 200), (900, 31), (31, 900)]
+SIZES += [(333, 500), (57, 56), (55, 56), (168, 56), (700, 5)]
+
+
+@pytest.mark.parametrize(
+    ("aspect", "architecture", "kind"),
+    [
+        ("pad", "llava", "LlavaImageProcessor"),
+        ("pad", "fast_vlm", "LlavaImageProcessor"),
+        ("square", "llava", "CLIPImageProcessor"),
+        ("stretch", "llava", "CLIPImageProcessor"),
+        ("anyres", "llava_next", "LlavaNextImageProcessor"),
+    ],
+)
+def test_pixels(transformers, models, write, aspect, architecture, kind):
+    config, folder = write(Tokenizer(models["ours"]), architecture=architecture, aspect=aspect, size=56, scales=(16,))
+    processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
+    assert type(processor).__name__ == ("LlavaNextProcessor" if architecture == "llava_next" else "LlavaProcessor")
+    assert type(processor.image_processor).__name__.startswith(kind)
+    for width, height in SIZES:
+        image = picture(width, height)
+        tiling = select_tiling(width, height, 56, config.data.tilings) if config.data.tilings else ()
+        seen = views(image, 56, aspect, tiling).astype(np.float32) / 255
+        want = (seen - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+        found = processor.image_processor(image, return_tensors="np")["pixel_values"].reshape(-1, 3, 56, 56)
+        np.testing.assert_allclose(found.transpose(0, 2, 3, 1), want, rtol=0, atol=1e-6)
+
+
+def test_next_counts_as_many_tokens(transformers, models, write):
+    tokenizer = Tokenizer(models["ours"])
+    config, folder = write(tokenizer, "qa", "llava_next", size=336, scales=(576,))
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    arrangement, image = Arrangement.from_config(config), added_ids(tokenizer)[0]
+    sizes = np.concatenate([np.random.default_rng(0).integers(1, 2000, (5000, 2)), SIZES])
+    found = processor._get_num_multimodal_tokens(image_sizes=[(h, w) for w, h in sizes.tolist()])
+    np.testing.assert_array_equal(found["num_image_tokens"], arrangement.tokens(sizes, 576))
+    for size in SIZES[-3:]:
+        ids = processor(text=["<image>"], images=[picture(*size)]).input_ids[0]
+        assert ids.count(image) == arrangement.tokens([size], 576)[0]
+
+
+def test_a_smaller_budget_is_a_larger_patch(transformers, models, write):
+    tokenizer = Tokenizer(models["ours"])
+    _, folder = write(tokenizer, "qa", size=336, scales=(1, 9, 36, 144, 576))
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    for scale in (576, 144, 36, 9, 1):
+        ids = processor(text=["<image>"], images=[picture(30, 20)]).input_ids[0]
+        assert ids.count(added_ids(tokenizer)[0]) == scale
+        processor.patch_size *= 2 if scale > 36 else (2 if scale == 36 else 3)
+
+
+def test_convnext_has_no_class_token_and_deepstack_names_its_code(models, tmp_path):
+    config = c.base()
+    c.use_convnext(config)
+    config.model.scales = (576,)
+    write_processor(tmp_path, config, Tokenizer(models["ours"]), "fast_vlm")
+    about = json.loads((tmp_path / "processor_config.json").read_text())
+    assert (about["patch_size"], about["num_additional_image_tokens"]) == (64, 0)
+    assert about["vision_feature_select_strategy"] == "full"
+    config = c.base()
+    config.data.update(aspect="stretch", tilings=((1, 2), (2, 1)), stacks="samples")
+    write_processor(tmp_path, config, Tokenizer(models["ours"]), "deepstack")
+    about = json.loads((tmp_path / "processor_config.json").read_text())
+    assert about["auto_map"] == {"AutoProcessor": "processing_deepstack.DeepStackProcessor"}
+    about = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (about["aspect"], about["tilings"], about["zoom"]) == ("stretch", [[1, 2], [2, 1]], 1)
+
+
+def test_our_tokenizer_reads_itself_back(models, write):
+    for legacy in (False, True):
+        for added in ({}, {"<|end|>": (2000, True)}, {"<image>": (2000, False), "<pad>": (2003, False)}):
+            tokenizer = Tokenizer(models["LLaMA"], legacy, added)
+            again = Tokenizer.load(write(tokenizer)[1] / "tokenizer.model")
+            assert (again.fingerprint, again.vocab_size) == (tokenizer.fingerprint, tokenizer.vocab_size)
+            assert (again.legacy, again.added) == (tokenizer.legacy, tokenizer.added)
+
+
+def test_added_ids_follow_the_pieces_or_are_those_that_are_there(models):
+    plain = Tokenizer(models["LLaMA"])
+    n = plain.vocab_size
+    assert added_ids(plain) == (n, n + 1, -(-(n + 2) // 64) * 64)
+    assert added_ids(Tokenizer(models["LLaMA"], added={"<image>": (2000, False)})) == (2000, 2001, 2048)
+    assert added_ids(Tokenizer(models["LLaMA"], added={"<pad>": (2046, False)})) == (2047, 2046, 2048)
+
+
+def test_only_pieces_are_generated(transformers, models, write):
+    tokenizer = Tokenizer(models["LLaMA"])
+    image, pad, rows = added_ids(tokenizer)
+    _, folder = write(tokenizer)
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=rows, **text))
+    model.lm_head.weight.data[:] = 0
+    model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    assert model.generation_config.eos_token_id == tokenizer.eos
+    ids = transformers.AutoTokenizer.from_pretrained(folder)("a", return_tensors="pt").input_ids
+    for forbidden in (image, pad, rows - 1):
+        model.lm_head.weight.data[:] = 0
+        model.lm_head.weight.data[forbidden] = 100 * model.model(ids).last_hidden_state[0, -1].detach()
+        assert model(ids).logits[0, -1].argmax() == forbidden
+        made = model.generate(ids, attention_mask=ids > 0, max_new_tokens=2)[0, ids.shape[1] :]
+        assert made.max() < tokenizer.vocab_size
+
+
+def test_an_answer_ends_where_its_template_says(models):
+    tokenizer = Tokenizer(models["LLaMA with markers"])
+    ends = {name: generation_config(tokenizer, name)["eos_token_id"] for name in TEMPLATES}
+    assert ends == {name: stop_id(tokenizer, name) for name in TEMPLATES}
+    assert ends["vicuna_v1"] == tokenizer.eos and tokenizer.piece(ends["chatml"]) == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "word", "vocab_size": 20}, "of type BPE and Unigram"),
+        ({"model_type": "bpe", "vocab_size": 80, "treat_whitespace_as_suffix": True}, "▁ before a word"),
+    ],
+)
+def test_models_that_the_format_cannot_hold_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tokenizer_json(Tokenizer(train(**settings)))
