@@ -24,7 +24,7 @@ from lmm_jax.generation import generate_tokens
 from lmm_jax.hf import deepstack
 from lmm_jax.hf.names import tensors
 from lmm_jax.training.state import make_program
-from tests.parity.test_deepstack import ACTIVATIONS, DeepStack, variants
+from tests.parity.test_deepstack import ACTIVATIONS, LOSS, DeepStack, variants
 
 ROOT = pathlib.Path(__file__).parents[2]
 OURS = 1e-5  # between the two programs in float32
@@ -155,10 +155,13 @@ class Shipped:
             out = self.model(**inputs, **more).logits.numpy()
         return [row[real] for row, real in zip(out, inputs["attention_mask"].numpy().astype(bool), strict=True)]
 
+    def search(self, inputs, tokens, **more):
+        """What `generate` returns; not sampled, and none ends a row."""
+        return self.model.generate(**inputs, do_sample=False, eos_token_id=None, max_new_tokens=tokens, **more)
+
     def generate(self, inputs, tokens, **more):
-        """`[B, tokens]` new ids; none ends a row."""
-        more = {"do_sample": False, "eos_token_id": None, "max_new_tokens": tokens} | more
-        return self.model.generate(**inputs, **more)[:, inputs["input_ids"].shape[1] :].numpy()
+        """`[B, tokens]` new ids."""
+        return self.search(inputs, tokens, **more)[:, -tokens:].numpy()
 
 
 def differ(ours, theirs, vocabulary):
@@ -184,8 +187,10 @@ CASES = {"deepstack_l": "L", "deepstack_l_hd": "HD", "deepstack_v": "V"}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_recorded_pixels_logits_and_tokens(recorded, golden, case):
+def test_recorded_pixels_logits_loss_and_tokens(recorded, golden, transformers, case):
     """Pictures of different shapes in one batch; through the cache, without one, and in chunks that cut a picture."""
+    import torch
+
     ours, theirs = recorded(case)
     z, rows = ours.z, [ids for ids, _ in ours.rows]
     with np.load(golden / "deepstack/preprocess.npz") as pixels:
@@ -197,14 +202,22 @@ def test_recorded_pixels_logits_and_tokens(recorded, golden, case):
             assert not found[len(want) :].any()
     mask = z["attention_mask_expanded"].astype(bool)
     want = [row[real] for row, real in zip(z["logits"], mask, strict=True)]
-    found = theirs.logits(theirs.inputs(rows, ours.pictures))
+    inputs = theirs.inputs(rows, ours.pictures)
+    found = theirs.logits(inputs)
     assert differ(found, want, 256) < ACTIVATIONS
+    labels = torch.tensor(z["labels_expanded"])
+    with torch.no_grad():
+        loss = theirs.model(**inputs, labels=labels).loss
+    more = np.concatenate([z["logits"], *[z["logits"].mean(-1, keepdims=True)] * 2], -1)  # the folder's two pieces
+    want = torch.nn.functional.cross_entropy(torch.tensor(more)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    np.testing.assert_allclose(loss, want, atol=LOSS)
     out = ours.forward(ours.batch()).logits[:, 0]
     assert differ(found, [row[real] for row, real in zip(out, mask, strict=True)], 256) < OURS
     left = theirs.inputs(rows, ours.pictures, "left")
     assert differ(theirs.logits(left), found, 256) < OURS
     want = np.stack([z["greedy_sample0"], z["greedy_sample1"]])
-    for how in ({}, {"use_cache": False}, {"prefill_chunk_size": 11}):
+    chunks = [{"prefill_chunk_size": 11}] if transformers.__version__ >= "5" else []  # 4 cannot cut a picture
+    for how in ({}, {"use_cache": False}, *chunks):
         np.testing.assert_array_equal(theirs.generate(left, want.shape[1], **how), want, str(how))
 
 
@@ -247,17 +260,22 @@ def test_recorded_second_picture_of_a_row(recorded, golden):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_beams_of_a_batch_are_those_of_its_rows(recorded, case):
-    """A text, a row of two pictures, a row of one: each beam has the pictures of its row."""
+def test_beams_see_the_pictures_of_their_row(recorded, case):
+    """A text, a row of two pictures, a row of one: a beam's score is what its tokens have without beams."""
+    import torch
+
     ours, theirs = recorded(case)
     (a,), (b,) = ours.pictures
     text = [i for i in ours.rows[0][0] if i >= 0]
-    rows, pictures = [text, [*ours.rows[0][0], *ours.rows[1][0]], ours.rows[1][0]], [[], [a, b], [a]]
-    together = theirs.generate(theirs.inputs(rows, pictures, "left"), 6, num_beams=3)
-    greedy = theirs.generate(theirs.inputs(rows, pictures, "left"), 6)
-    assert (together != greedy).any()
-    for row, of, want in zip(rows, pictures, together, strict=True):
-        np.testing.assert_array_equal(theirs.generate(theirs.inputs([row], [of]), 6, num_beams=3)[0], want)
+    rows, pictures, new = [text, [*ours.rows[0][0], *ours.rows[1][0]], ours.rows[1][0]], [[], [a, b], [a]], 6
+    inputs = theirs.inputs(rows, pictures, "left")
+    out = theirs.search(inputs, new, num_beams=3, return_dict_in_generate=True, output_scores=True)
+    assert (out.sequences[:, -new:].numpy() != theirs.generate(inputs, new)).any()
+    real = torch.nn.functional.pad(inputs["attention_mask"], (0, new), value=1)
+    found = theirs.logits(inputs | {"input_ids": out.sequences, "attention_mask": real})
+    for logits, tokens, score in zip(found, out.sequences[:, -new:], out.sequences_scores, strict=True):
+        each = torch.tensor(logits[-new - 1 : -1]).log_softmax(-1).gather(1, tokens[:, None])
+        np.testing.assert_allclose(each.mean(), score, atol=OURS)
 
 
 def test_what_is_saved_by_transformers_is_read_again(recorded, transformers, tmp_path):
@@ -413,7 +431,13 @@ def test_pipeline(both, transformers):
     ours, theirs, processor = both
     run = transformers.pipeline("image-text-to-text", model=str(theirs.folder), trust_remote_code=True)
     (text, _), (picture,) = PROMPTS[2], ours.pictures[2]
-    out = run(images=picture, text=prompt(text), max_new_tokens=6, return_full_text=False, eos_token_id=None)
+    out = run(
+        images=picture,
+        text=prompt(text),
+        max_new_tokens=6,
+        return_full_text=False,
+        generate_kwargs={"eos_token_id": None},
+    )
     new = theirs.generate(processor(images=picture, text=prompt(text), return_tensors="pt"), 6)
     want = processor.decode(new[0], skip_special_tokens=True)
     assert out[0]["generated_text"].strip() == want.strip() != ""
