@@ -278,16 +278,6 @@ def test_beams_see_the_pictures_of_their_row(recorded, case):
         np.testing.assert_allclose(each.mean(), score, atol=OURS)
 
 
-def test_what_is_saved_by_transformers_is_read_again(recorded, transformers, tmp_path):
-    ours, theirs = recorded("deepstack_l_hd")
-    theirs.model.save_pretrained(tmp_path)
-    for name in ("processor_config.json", "preprocessor_config.json", *deepstack.FILES):
-        shutil.copyfile(theirs.folder / name, tmp_path / name)
-    inputs = theirs.inputs([ours.rows[1][0]], [ours.pictures[1]])
-    again = Shipped(transformers, tmp_path)
-    np.testing.assert_array_equal(again.logits(inputs), theirs.logits(inputs))
-
-
 # Two arrangements that no golden set has, of models with grouped queries.
 TINY = (
     "data.template=vicuna_v1",
@@ -415,6 +405,32 @@ def test_pictures_of_any_kind(both, tmp_path):
     for found, views in zip(seen, want, strict=True):
         found = (np.moveaxis(found[: len(views)], 1, -1) * np.array(vision.std) + vision.mean) * 255
         np.testing.assert_array_equal(np.rint(found), views)
+
+
+@pytest.mark.parametrize("recipe", ["l", "hd", "v"])
+def test_tiles_and_tokens_of_any_size(both, recipe):
+    """At the recipes' own sizes, of small and large pictures, where tilings tie and where they do not."""
+    config = lmm.load_config(f"{ROOT}/configs/deepstack.py:recipe={recipe}")
+    see = type(both[1].see)(**deepstack.preprocessor_keys(config))
+    arrangement, rng = Layout.from_config(config).arrangement, np.random.default_rng(3)
+    sizes = np.exp(rng.uniform(np.log(8), np.log(4000), (1000, 2))).astype(int)
+    tilings = [see.tiling(*size) for size in sizes.tolist()]
+    assert [tuple(t) for t in tilings] == [arrangement.tiling(*size) for size in sizes.tolist()]
+    np.testing.assert_array_equal([see.tokens(*t) for t in tilings], arrangement.tokens(sizes, 576))
+
+
+def test_what_transformers_saves_it_reads_again(both, transformers, tmp_path):
+    ours, theirs, processor = both
+    theirs.model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = transformers.AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(again).__name__ == "DeepStackProcessor"
+    given = {"images": ours.pictures[2], "text": prompt(PROMPTS[2][0]), "return_tensors": "pt"}
+    inputs, inputs_again = processor(**given), again(**given)
+    for name, array in inputs.items():
+        np.testing.assert_array_equal(array, inputs_again[name])
+    found = Shipped(transformers, tmp_path).logits(inputs_again)
+    np.testing.assert_array_equal(found, theirs.logits(inputs))
 
 
 def test_text_and_pictures_must_match(both):

@@ -167,7 +167,10 @@ class DeepStackModel(LlavaModel):
 
 
 class DeepStackForConditionalGeneration(LlavaForConditionalGeneration):
-    """DeepStack with its head. Stacks are added in the prefill; a step of decoding has no visual token."""
+    """DeepStack with its head. Stacks are added in the prefill; a step of decoding has no visual token.
+
+    With transformers 4, as for every LLaVA there, beams need prompts of at most one picture: it mixes up several.
+    """
 
     config_class = DeepStackConfig
 
