@@ -27,7 +27,7 @@ from lmm_jax.training.state import make_program
 from tests.parity.test_deepstack import ACTIVATIONS, LOSS, DeepStack, variants
 
 ROOT = pathlib.Path(__file__).parents[2]
-OURS = 1e-5  # between the two programs in float32
+OURS = 2e-5  # between the two programs in float32; 7e-6 was found
 PREFIXES = {
     "model.vision_tower.vision_tower.": "vision_tower.",
     "model.mm_projector.0.": "multi_modal_projector.linear_1.",
