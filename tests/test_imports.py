@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from lmm_jax.hf import deepstack
+
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "lmm_jax"
 
@@ -24,6 +26,9 @@ ALLOWED = {
     "tools": {"tools", "training", "evaluation", "generation", "models", "data", "sharding", "config"},
 }
 FORBIDDEN = {"torch", "transformers", "tensorflow"}
+# Never imported by ours: transformers runs copies of them, so that they may import of ours but one another.
+SHIPPED = [PACKAGE / "hf/deepstack" / name for name in deepstack.FILES]
+OF_SHIPPED = {"torch", "transformers", "numpy", "PIL", *sys.stdlib_module_names}
 
 
 def imported(path):
@@ -31,10 +36,12 @@ def imported(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from ("." * node.level + f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(set(PACKAGE.rglob("*.py")) - set(SHIPPED)), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_imports_go_one_way(path):
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for name in imported(path):
@@ -44,6 +51,15 @@ def test_imports_go_one_way(path):
         if top == "lmm_jax" and part in ALLOWED:
             ours = ".".join(rest)
             assert any(ours == a or ours.startswith(a + ".") for a in ALLOWED[part]), f"{part} imports {name}"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_what_an_export_ships_needs_nothing_of_ours(path):
+    for name in imported(path):
+        if name.startswith("."):
+            assert name.split(".")[1] in [other.stem for other in SHIPPED], name
+        else:
+            assert name.split(".")[0] in OF_SHIPPED, name
 
 
 def test_import_is_fast_and_touches_no_backend():
