@@ -9,8 +9,8 @@ pixels=768|1024|1536   a side, the same in all stages
 stage=1                fifth stage and projector, 3e-4; head=trained: the decoder's head too, as their script does
 stage=2                stages three to five, projector, decoder, 2e-5 (paper and README; the script says 1e-3)
 stage=3                projector and decoder, 2e-5
-data, start            folder of prepared folders; workdir to start from: stage 1 needs one with Vicuna and LAION's
-                       CLIP-convnext_large_d_320
+data, start            folder of prepared folders; workdir to start from
+models                 folder in which stage 1 finds vicuna-7b-v1.5 and LAION's ConvNeXt, as their authors give them
 
 All data is prepared with template vicuna_v1, captions too. Sources: ConvLLaVA's paper (arXiv 2405.15738), code and
 scripts; the rows of its folders as the paper rounds them. Not yet trained with at these sizes.
@@ -23,7 +23,7 @@ INSTRUCTIONS = (("allava_instruct", 700.0), ("vflan", 190.0))
 
 
 def get_config(arg=""):
-    a = c.parse(arg, size="7b", pixels=1536, stage=3, head="frozen", data="data", start="")
+    a = c.parse(arg, size="7b", pixels=1536, stage=3, head="frozen", **c.FOLDERS)
     cfg = c.base()
     c.use_llama(cfg, a.size)
     c.use_convnext(cfg)
@@ -37,7 +37,7 @@ def get_config(arg=""):
 
 
 def one(cfg, a, packs):
-    cfg.init.update({"from": a.start or "runs/vicuna_convnext", "new": ("vision/stage_5", "projector")})
+    c.start_fresh(cfg, a, "CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup", new=("vision/stage_5", "projector"))
     cfg.train.update(steps=7813, batch_size=packs)  # 2,000,000 / 256
     head = c.choose("head", a.head, {"frozen": 0.0, "trained": 3e-4})
     groups = (("vision/stage_5", 3e-4), ("vision", 0.0), ("decoder/head", head), ("decoder", 0.0))

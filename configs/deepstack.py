@@ -8,7 +8,7 @@ recipe=hd   overview and tiles in the sequence, 1,752 to 2,976 tokens, each doub
 recipe=v    576 tokens; four tiles added inside the tower from block=12 on, a guess: half of it, what the code means
 stage=align|tune      hd is tuned alone
 tower=frozen|trained  trained at 2e-6, as the config of the released hd says; its code would have used 2e-5
-size, data, start     as in configs/llava.py, whose data these are
+size, data, models, start   as in configs/llava.py, whose data these are
 
 Sources: DeepStack's code, model zoo and released hd config (arXiv 2406.04334). Its scripts were not released: batch,
 rates and schedule are those of LLaVA, on whose trainer it is built. Not known: whether stacks were there in align
@@ -21,7 +21,7 @@ from lmm_jax.data.views import deepstack_tilings
 
 
 def get_config(arg=""):
-    a = c.parse(arg, recipe="l", size="7b", stage="tune", tower="frozen", block=12, data="data", start="")
+    a = c.parse(arg, recipe="l", size="7b", stage="tune", tower="frozen", block=12, **c.FOLDERS)
     cfg = c.base()
     c.use_llama(cfg, a.size)
     cfg.data.update(aspect="stretch", rows=1, too_long="cut")
@@ -37,7 +37,7 @@ def get_config(arg=""):
 
 
 def align(cfg, a):
-    cfg.init.update({"from": a.start or "runs/vicuna_clip", "new": ("projector",)})
+    c.start_fresh(cfg, a, "clip-vit-large-patch14-336", new=("projector",))
     cfg.data.update(path=f"{a.data}/llava_558k", template="plain", length=2560)
     cfg.train.update(steps=2181, batch_size=64)  # 558,128 / 256, packs as configs/llava.py explains them
     c.choose("tower at stage=align", a.tower, {"frozen": 0.0})

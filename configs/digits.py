@@ -24,7 +24,7 @@ def get_config(arg=""):
     cfg.model.vision.update(image_size=24, patch_size=4, width=48, depth=2, heads=4, mlp_dim=192, level=-1)
     cfg.model.decoder.update(vocab_size=128, width=64, depth=3, heads=4, kv_heads=4, mlp_dim=192)
     cfg.data.update(path=a.data, rows=1, views=1, length=120, targets=40)
-    cfg.train.update(steps=2600, batch_size=32, eval_every=500, save_every=500)
+    cfg.train.update(steps=1500, batch_size=32, eval_every=500, save_every=500)
     cfg.mesh.update(data=-1, fsdp=1)
     cfg.optimizer.update(learning_rate=3e-3, b2=0.98, weight_decay=0.01)
     tiled = {"tilings": ((2, 2),), "views": 5}
@@ -42,7 +42,7 @@ def get_config(arg=""):
 
 def m3(cfg):
     cfg.model.scales = (1, 4, 9, 36)
-    cfg.train.scales_per_step = 2
+    cfg.train.update(steps=2000, scales_per_step=2)  # each budget for 1,000
 
 
 def full(cfg, scale):
@@ -55,4 +55,3 @@ def coarse(cfg, side=6, inject_layers=(), regroup=(), **data):
     cfg.model.vision.update(image_size=side, patch_size=2, depth=5, regroup=regroup)
     cfg.model.decoder.update(depth=4, inject_layers=inject_layers)
     cfg.data.update({"aspect": "stretch", "length": 53} | data)
-    cfg.train.steps = 1500

@@ -9,7 +9,8 @@
 size=7b|13b         Vicuna 1.5
 stage=align|tune    the projector alone, on captions; then projector and decoder, on instructions
 view=square|next    576 tokens; or overview and un-padded tiles, up to 2,928 tokens, where the tower trains too
-data, start         folder of prepared folders; workdir to start from. Align needs one with Vicuna and CLIP-L/14-336
+data, start         folder of prepared folders; workdir to start from
+models              folder in which align finds vicuna-7b-v1.5 and clip-vit-large-patch14-336
 
 Sources: LLaVA's scripts/v1_5/pretrain.sh and finetune.sh (arXiv 2310.03744). LLaVA-NeXT came without training code:
 760K rows and starting from 1.5's projector are its blog's, rates and length those of Open-LLaVA-NeXT's script.
@@ -20,7 +21,7 @@ from lmm_jax import config as c
 
 
 def get_config(arg=""):
-    a = c.parse(arg, size="7b", stage="tune", view="square", data="data", start="")
+    a = c.parse(arg, size="7b", stage="tune", view="square", **c.FOLDERS)
     cfg = c.base()
     c.use_llama(cfg, a.size)
     cfg.data.update(rows=1, too_long="cut")
@@ -35,7 +36,7 @@ def get_config(arg=""):
 
 
 def align(cfg, a):
-    cfg.init.update({"from": a.start or "runs/vicuna_clip", "new": ("projector",)})
+    c.start_fresh(cfg, a, "clip-vit-large-patch14-336", new=("projector",))
     # Four captions of up to 64 tokens a pack: 64 packs are the 256 of a step.
     cfg.data.update(path=f"{a.data}/llava_558k", template="plain", aspect="square", length=2560)
     cfg.train.update(steps=2181, batch_size=64)  # 558,128 / 256

@@ -6,6 +6,7 @@ lmm.train(config, "runs/digits")
 lmm.evaluate("runs/digits", tasks=("digits",), scales=(1, 4, 9, 36))
 model = lmm.load("runs/digits")
 model.generate(images=["page.png"], prompt="read all", scale=9)
+lmm.export("runs/digits", "digits-hf")
 lmm.compile(config, "v5e-64")
 """
 
@@ -16,6 +17,7 @@ _HOME = {
     "train": "lmm_jax.training.loop",
     "evaluate": "lmm_jax.evaluation",
     "load": "lmm_jax.generation",
+    "export": "lmm_jax.hf.export",
     "compile": "lmm_jax.tools.compile",
 }
 

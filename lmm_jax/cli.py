@@ -82,18 +82,24 @@ def _parser():
     sub.add_argument("--profile", type=int, default=0, metavar="N", help="trace N steps to WORKDIR/profile")
 
     sub = verb(_evaluate, "score a model at every token budget")
-    sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
+    _model_argument(sub)
     sub.add_argument("--tasks", default="digits", metavar="A,B", help="tasks (default: digits)")
     sub.add_argument("--scales", default="all", metavar="N,N", help="visual tokens a picture (default: all trained)")
     sub.add_argument("--data", metavar="DIR", help="prepared folder (default: the one trained on)")
     sub.add_argument("--limit", type=int, metavar="N", help="questions of each kind (default: all)")
 
     sub = verb(_generate, "answer a question about pictures")
-    sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
+    _model_argument(sub)
     sub.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures")
     sub.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
     sub.add_argument("--scale", type=int, metavar="N", help="visual tokens a picture (default: the most trained)")
     sub.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
+
+    sub = verb(_export, "write a run as a folder that transformers or LLaVA's code loads")
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    sub.add_argument("--layout", default="hf", choices=["hf", "llava"], help="transformers', or LLaVA's original")
+    sub.add_argument("--verify", action="store_true", help="run it in transformers beside ours: extra 'hf'")
 
     sub = verb(_compile, "compile the training step for a TPU slice that is not there: does it fit?")
     _config_argument(sub, required=True)
@@ -103,6 +109,8 @@ def _parser():
     sub.add_argument("what", choices=["params", "sharding", "batch"])
     _config_argument(sub)
     sub.add_argument("--workdir", metavar="DIR", help="folder of a run, instead of --config")
+    sub.add_argument("--model", metavar="DIR", help="folder of a model: `params` shows what becomes of its tensors")
+    sub.add_argument("--allow-pickle", action="store_true", help=PICKLE)
     sub.add_argument("--packs", type=int, default=8, metavar="N", help="packs on the page of `batch` (default: 8)")
     sub.add_argument("--out", metavar="FILE", help="page of `batch` (default: batch.html)")
 
@@ -113,6 +121,16 @@ def _parser():
     sub.add_argument("--packs", type=int, metavar="N", help="packs a host reads a step (default: train.batch_size)")
     sub.add_argument("--step-seconds", type=float, default=1.0, metavar="S", help="time of a step (default: 1)")
     return parser
+
+
+PICKLE = "read PyTorch's .bin files, by torch's weights-only reader"
+
+
+def _model_argument(sub):
+    which = sub.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", metavar="DIR", help="folder of a run")
+    which.add_argument("--model", metavar="DIR", help="folder of an export, or as released by LLaVA or llava-hf")
+    sub.add_argument("--allow-pickle", action="store_true", help=PICKLE)
 
 
 def _config_argument(sub, required=False):
@@ -163,14 +181,14 @@ def _evaluate(args):
     from lmm_jax.generation import load
     from lmm_jax.tools import plots
 
-    model = load(args.workdir)
+    model, folder = load(args.workdir or args.model, allow_pickle=args.allow_pickle), args.workdir or args.model
     scales = model.scales if args.scales == "all" else tuple(_integer("--scales", s) for s in args.scales.split(","))
     tasks = args.tasks.split(",")
     results = evaluation.evaluate(model, tasks, scales, args.data, args.limit)
-    evaluation.save_results(results, os.path.join(args.workdir, "evaluation.json"))
+    evaluation.save_results(results, os.path.join(folder, "evaluation.json"))
     print(evaluation.table(results))
-    _draw(lambda: plots.draw_accuracy(results, args.workdir))
-    _draw(lambda: plots.draw_answers(model, args.data, args.workdir, tasks[0]))
+    _draw(lambda: plots.draw_accuracy(results, folder))
+    _draw(lambda: plots.draw_answers(model, args.data, folder, tasks[0]))
     return results
 
 
@@ -178,12 +196,21 @@ def _generate(args):
     """Answers one question, greedily. A picture's budget is any scale that tiles the encoder's grid."""
     from lmm_jax.generation import load
 
-    model = load(args.workdir)
+    model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
     begin = time.monotonic()
     text = model.generate(args.image, args.prompt, args.scale, args.max_new_tokens)
     seconds = time.monotonic() - begin
     print(text)
     return {"text": text, "visual_tokens": model.visual_tokens(args.image, args.scale), "seconds": seconds}
+
+
+def _export(args):
+    """Writes the newest sound checkpoint as a folder that others load. One that is interrupted leaves none."""
+    from lmm_jax.hf.export import export
+
+    result = export(args.workdir, args.out, args.layout, args.verify)
+    print(f"{args.out}: {', '.join(result['files'])}")
+    return result
 
 
 def _compile(args):
@@ -202,8 +229,14 @@ def _show(args):
     from lmm_jax.config import ConfigError, load_config, read_config
     from lmm_jax.tools import show
 
-    if bool(args.config) == bool(args.workdir):
-        raise ConfigError("lmm show needs either --config or --workdir")
+    if bool(args.config) + bool(args.workdir) + bool(args.model) != 1:
+        raise ConfigError("lmm show needs one of --config, --workdir and --model")
+    if args.model:
+        if args.what != "params":
+            raise ConfigError(f"lmm show {args.what} needs --config or --workdir; --model goes with params")
+        text = show.tensor_table(args.model, args.allow_pickle)
+        print(text)
+        return {"table": text}
     if args.config:
         config = load_config(args.config, *args.overrides)
     else:

@@ -39,6 +39,7 @@ def base() -> ml_collections.ConfigDict:
     m.vision.mlp_dim = 4096
     m.vision.level = -2  # hidden state that becomes the features, as Python counts
     m.vision.stack_levels = ()  # further hidden states, one stack and one projector each (Qwen3-VL)
+    m.vision.norm_eps = 1e-5
     m.vision.regroup = ()  # (layer, n): n · n tiles enter the whole picture from this layer on (DeepStack-V)
     m.vision.remat = True  # recompute blocks in the backward pass
     m.projector = ml_collections.ConfigDict()  # models.visual_tokens.Projector
@@ -57,6 +58,10 @@ def base() -> ml_collections.ConfigDict:
 
     c.init = i = ml_collections.ConfigDict()
     i["from"] = placeholder(str)  # workdir whose newest parameters a run starts with; optimizer and step start anew
+    i.vision = placeholder(str)  # folder of a CLIP or ConvNeXt, or of a whole model, that the encoder is read from
+    i.language = placeholder(str)  # of a LLaMA, or of a whole model, for the decoder
+    i.projector = placeholder(str)  # of a whole model, for projector and newline
+    i.allow_pickle = False  # reads PyTorch's .bin files in these folders, by torch's weights-only reader
     i.new = ()  # path prefixes of parameters that start fresh although the others are read
 
     c.data = d = ml_collections.ConfigDict()
@@ -147,6 +152,23 @@ def use_llama(config, size):
         "13b": {"width": 5120, "depth": 40, "heads": 40, "kv_heads": 40, "mlp_dim": 13824},
     }
     config.model.decoder.update(choose("size", size, sizes))
+
+
+# Arguments of the configs at real size: where prepared folders and others' models lie, and a workdir to start from.
+FOLDERS = {"data": "data", "models": "models", "start": ""}
+
+
+def start_fresh(config, a, tower, new):
+    """Starts a first stage from the workdir `a.start` if that is named, else from Vicuna's and the tower's folders.
+
+    Args:
+      config: whose `init` is set.
+      a: config arguments `start`, `models` (the folder that both lie in) and `size`.
+      tower: name of the vision tower's folder.
+      new: path prefixes of parameters that start fresh.
+    """
+    parts = {"vision": f"{a.models}/{tower}", "language": f"{a.models}/vicuna-{a.size}-v1.5"}
+    config.init.update(({"from": a.start} if a.start else parts) | {"new": new})
 
 
 def parse(arg, **defaults) -> ml_collections.ConfigDict:

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from lmm_jax import sharding
-from lmm_jax.config import read_config
+from lmm_jax.config import read_config, save_config
 from lmm_jax.data.conversation import IMAGE_TAG, stop_id
 from lmm_jax.data.images import image_size, open_picture
 from lmm_jax.data.layout import Layout
@@ -59,14 +59,16 @@ class Model:
       program: what `training.state.make_program` returned.
       params: nested dict of arrays.
       tokenizer: the `Tokenizer`.
+      stop: id that ends an answer.
       table: what became of each tensor of the folder that it was loaded from, see `hf.load.report`.
     """
 
     def __init__(self, program, params, tokenizer, table=()):
         self.program, self.params, self.tokenizer, self.table = program, params, tokenizer, table
         self._layout = Layout.from_config(program.config)
+        self.stop = stop_id(tokenizer, self._layout.template)
         self._generate = jax.jit(
-            functools.partial(generate_tokens, program.model, eos=stop_id(tokenizer, self._layout.template)),
+            functools.partial(generate_tokens, program.model, eos=self.stop),
             static_argnames=("scale", "max_new_tokens"),
         )
 
@@ -74,6 +76,16 @@ class Model:
     def scales(self) -> tuple[int, ...]:
         """Token budgets that were trained; others that tile the grid can be asked for too."""
         return self._layout.scales
+
+    def save(self, workdir):
+        """Writes config, tokenizer and parameters as a workdir, which a run can start from or `lmm export` read."""
+        workdir = epath.Path(workdir)
+        workdir.mkdir(parents=True)
+        save_config(self.program.config, workdir / "config.json")
+        self.tokenizer.save(workdir)
+        checkpoints = Checkpoints(workdir)
+        checkpoints.save_params(self.params)
+        checkpoints.close()
 
     def generate(self, images=(), prompt="", scale=None, max_new_tokens=64, batch_size=256):
         """Answers a question about pictures, or a list of questions.
@@ -94,21 +106,33 @@ class Model:
         """
         if isinstance(prompt, str):
             return self.generate([images], [prompt], scale, max_new_tokens, batch_size)[0]
+        return [
+            self.tokenizer.decode(ids) for ids in self.generate_ids(images, prompt, scale, max_new_tokens, batch_size)
+        ]
+
+    def generate_ids(self, images, prompts, scale=None, max_new_tokens=64, batch_size=256) -> list[list[int]]:
+        """As `generate` for a list of prompts: the ids of each answer, its end not among them."""
         scale = max(self.scales) if scale is None else scale
         self._layout.arrangement.window(scale)
-        requests = [self._request(*r, scale) for r in zip(images, prompt, strict=True)]
+        requests = [self._request(*r, scale) for r in zip(images, prompts, strict=True)]
         # Prompts of like length and equally many views, which have equally many units, share a batch.
         keys = [(layout.views, _bucket(len(segment))) for layout, segment, _ in requests]
-        answers = [""] * len(requests)
+        answers = [[]] * len(requests)
         for key in sorted(set(keys)):
             members = [i for i, k in enumerate(keys) if k == key]
             for first in range(0, len(members), batch_size):
                 chosen = members[first : first + batch_size]
                 size = min(batch_size, 1 << (len(members) - 1).bit_length())
-                texts = self._answer([requests[i] for i in chosen], key[1], scale, max_new_tokens, size)
-                for i, text in zip(chosen, texts, strict=True):
-                    answers[i] = text
+                found = self._answer([requests[i] for i in chosen], key[1], scale, max_new_tokens, size)
+                for i, ids in zip(chosen, found, strict=True):
+                    answers[i] = ids
         return answers
+
+    def batch(self, images, prompt, scale=None):
+        """One prompt as the model sees it, padded: a batch of one pack, see `Layout.assemble`."""
+        scale = max(self.scales) if scale is None else scale
+        layout, segment, pictures = self._request(images, prompt, scale)
+        return _assemble([(layout, segment, pictures)], _bucket(len(segment)))
 
     def visual_tokens(self, images, scale=None) -> int:
         """Positions that `images` of one prompt take at `scale`."""
@@ -127,18 +151,13 @@ class Model:
         return layout, segment, pictures
 
     def _answer(self, requests, length, scale, max_new_tokens, size):
-        """Texts of requests that share a shape, run as a batch of `size`."""
-        packs = []
-        for layout, segment, pictures in requests:
-            seen = [(picture.size, layout.see(picture)) for picture in pictures]
-            packs.append(dataclasses.replace(layout, length=length).assemble([segment], seen))
-        packs += packs[-1:] * (size - len(packs))
-        batch = {name: np.stack([p[name] for p in packs]) for name in packs[0]}
+        """Ids that answer requests which share a shape, run as a batch of `size`."""
+        batch = _assemble(requests + requests[-1:] * (size - len(requests)), length)
         with self.program.use():
             tokens, lengths = jax.device_get(
                 self._generate(self.params, batch, scale=scale, max_new_tokens=max_new_tokens)
             )
-        return [self.tokenizer.decode(t[:n]) for t, n in zip(tokens, lengths, strict=True)][: len(requests)]
+        return [t[:n].tolist() for t, n in zip(tokens, lengths, strict=True)][: len(requests)]
 
 
 def generate_tokens(model, params, batch, scale, max_new_tokens, eos):
@@ -176,6 +195,14 @@ def generate_tokens(model, params, batch, scale, max_new_tokens, eos):
     tokens = jax.lax.while_loop(unfinished, body, start)[3]
     ended = (tokens == eos).any(axis=1)
     return tokens, jnp.where(ended, jnp.argmax(tokens == eos, axis=1), max_new_tokens)
+
+
+def _assemble(requests, length):
+    packs = []
+    for layout, segment, pictures in requests:
+        seen = [(picture.size, layout.see(picture)) for picture in pictures]
+        packs.append(dataclasses.replace(layout, length=length).assemble([segment], seen))
+    return {name: np.stack([p[name] for p in packs]) for name in packs[0]}
 
 
 def _bucket(n):

@@ -31,7 +31,7 @@ BUDGETS = {
     "evaluation": 90,
     "tools": 70,
     "parity": 240,
-    "hf": 100,
+    "hf": 200,
 }
 
 # Overrides that shrink configs/digits.py and the compositions for tests: the encoder of each, and the rest.

@@ -176,7 +176,9 @@ def test_schedule_is_one_epoch_of_the_published_one(recipe):
     assert data.template == ("plain" if "stage=align" in recipe else "vicuna_v1")
     published = 4096 if "next" in recipe or "recipe=hd" in recipe else 2048
     assert data.length == (2560 if "stage=align" in recipe else published)
-    assert config.init["from"].startswith("runs/") and config.model.dtype == "bfloat16"
+    parts = [config.init[part] for part in ("from", "vision", "language") if config.init[part]]
+    assert all(folder.startswith(("runs/", "models/")) for folder in parts) and len(parts) in (1, 2)
+    assert config.model.dtype == "bfloat16"
     assert load(recipe, "data=/d").data.path in (None, f"/d/{pathlib.Path(data.path or '').name}")
 
 

@@ -146,7 +146,7 @@ def read_json(path) -> dict:
     return content
 
 
-TRANSFORMERS = ("llava", "llava_next", "fast_vlm")
+TRANSFORMERS = ("llava", "llava_next", "fast_vlm", "deepstack_llava")
 
 
 def _transformers(folder, keys):
@@ -183,6 +183,8 @@ def _transformers(folder, keys):
         pinpoints = [(width, height) for height, width in keys["image_grid_pinpoints"]]
         keys.content |= {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
         keys.content["image_grid_pinpoints"] = pinpoints
+    elif kind == "deepstack_llava" and processor is not None:
+        keys.content |= {key: processor[key] for key in ("aspect", "tilings")}
     else:
         keys.content["image_aspect_ratio"] = _aspect(processor)
     return tower, processor
@@ -200,9 +202,9 @@ def _processor(folder):
 
 def _aspect(processor):
     """How an image processor of transformers brings a picture to a square: our `data.aspect`."""
-    if processor is None or processor.get("do_center_crop", False):
-        return "square"
-    return "pad" if processor.get("do_pad", False) else "stretch"
+    if processor is not None and processor.get("do_pad", False):
+        return "pad"
+    return "square" if processor is None or processor.get("do_center_crop", False) else "stretch"
 
 
 def tower_folder(folder, keys, vision):
@@ -296,6 +298,9 @@ def _arrangement(cfg, keys):
     vision, data = cfg.model.vision, cfg.data
     stride = vision.patch_size * (2 ** (len(vision.depths) - 1) if cfg.model.encoder == "convnext" else 1)
     cfg.model.scales = tuple(keys.get("matryoshka_vis_token_scale", ((vision.image_size // stride) ** 2,)))
+    if keys.get("model_type") == "deepstack_llava":
+        _exported_deepstack(cfg, keys)
+        return
     keys.require("mm_use_im_start_end", False)
     keys.require("mm_use_im_patch_token", False)
     keys.require("image_aspect_ratio", "pad", "square", "anyres", "deepstack")
@@ -310,6 +315,15 @@ def _arrangement(cfg, keys):
         data.tilings = _pinpoints(keys, vision.image_size)
         data.sequence = {"flat": "flat", "spatial": "grid", "spatial_unpad": "unpad"}[merge]
         cfg.model.newline = merge == "spatial_unpad"
+
+
+def _exported_deepstack(cfg, keys):
+    """What `hf.deepstack.keys` and `preprocessor_keys` say."""
+    cfg.data.update({key: keys[key] for key in ("aspect", "zoom", "sequence", "stacks", "sampling")})
+    cfg.data.tilings = tuple((int(columns), int(rows)) for columns, rows in keys["tilings"])
+    cfg.model.update({key: keys[key] for key in ("newline", "newline_in_stacks")})
+    cfg.model.decoder.inject_layers = tuple(keys["inject_layers"])
+    cfg.model.vision.regroup = tuple(keys["regroup"])
 
 
 def _pinpoints(keys, size):

@@ -5,6 +5,7 @@ loaded. What was read, what was not and why is a table.
 """
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -89,6 +90,35 @@ def load_part(folder, part, model, abstract, fresh=(), allow_pickle=False):
     keys = Keys(path if path.exists() else folder, None if path.exists() else {})
     tied = keys.get("tie_word_embeddings", False)
     return _load(folder, _Tensors([Folder(folder, allow_pickle)]), model, flat, wanted, tied, part)
+
+
+# What a part's `config.json` says and its tensors do not: our field, their key.
+HYPERPARAMETERS = {
+    "vit": {"heads": "num_attention_heads", "image_size": "image_size", "norm_eps": "layer_norm_eps"},
+    "decoder": {"heads": "num_attention_heads", "norm_eps": "rms_norm_eps", "rope_theta": "rope_theta"},
+}
+
+
+def check_part(folder, part, model):
+    """Raises LoadError if a part's `config.json`, where there is one, says other than `config.model` of the run."""
+    path = epath.Path(folder) / "config.json"
+    if not path.exists() or part == "projector" or (part == "vision" and model.encoder == "convnext"):
+        return
+    keys, inner = Keys(path), {"vision": "vision_config", "language": "text_config"}[part]
+    if inner in keys.content:
+        keys = Keys(path, keys[inner])
+    elif part == "vision" and "mm_projector_type" in keys.content:
+        return  # the tower's own config lies elsewhere
+    which, ours = ("vit", model.vision) if part == "vision" else ("decoder", model.decoder)
+    keys.require("rope_scaling")
+    keys.require("hidden_act", "quick_gelu" if part == "vision" else "silu")
+    wrong = [
+        f"{name} is {keys[key]} there, {ours[name]} here"
+        for name, key in HYPERPARAMETERS[which].items()
+        if key in keys.content and not math.isclose(keys[key], ours[name], rel_tol=1e-6)
+    ]
+    if wrong:
+        raise LoadError(f"{path}: not the {part} part of this run: {'; '.join(wrong)}")
 
 
 def stored_dtype(folder, allow_pickle=False):

@@ -21,7 +21,8 @@ import math
 from etils import epath
 
 from lmm_jax.data.conversation import IMAGE_TAG, SYSTEM, TEMPLATES, stop_id
-from lmm_jax.hf.load import CLIP_MEAN, CLIP_STD
+from lmm_jax.hf import deepstack
+from lmm_jax.hf.configs import CLIP_MEAN, CLIP_STD
 from lmm_jax.hf.tokenizer_json import PAD, SPACE, added_ids, added_tokens, read_model, tokenizer_json
 
 BICUBIC = 3  # Pillow's number
@@ -31,7 +32,6 @@ PROCESSORS = {
     "fast_vlm": "LlavaProcessor",
     "deepstack": "DeepStackProcessor",
 }
-REMOTE = "processing_deepstack"  # the module that ships with "deepstack"
 
 
 def write_processor(folder, config, tokenizer, architecture):
@@ -107,7 +107,7 @@ def _processor_config(config, architecture):
     if config.model.encoder == "vit":  # which counts its class token and drops it
         about |= {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
     if architecture == "deepstack":
-        about["auto_map"] = {"AutoProcessor": f"{REMOTE}.DeepStackProcessor"}
+        about |= deepstack.processor_keys()
     return about
 
 
@@ -129,13 +129,7 @@ def _preprocessor_config(config, architecture):
         "image_std": CLIP_STD,
     }
     if architecture == "deepstack":
-        about |= {
-            "image_processor_type": "DeepStackImageProcessor",
-            "auto_map": {"AutoImageProcessor": f"{REMOTE}.DeepStackImageProcessor"},
-            "aspect": data.aspect,
-            "tilings": [list(tiling) for tiling in data.tilings],  # (columns, rows)
-            "zoom": data.zoom,
-        }
+        about |= deepstack.preprocessor_keys(config)
     elif data.aspect == "pad":  # to a square, before all else
         about |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
     elif data.aspect == "stretch":

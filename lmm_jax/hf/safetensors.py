@@ -1,10 +1,13 @@
-"""Reading a folder of safetensors files as one set of named tensors, without trusting it."""
+"""Folders of safetensors files as one set of named tensors: read without trusting them, written tensor by tensor."""
 
 import functools
 import json
+import math
 import os
+import struct
 
 import ml_dtypes
+import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
@@ -61,7 +64,7 @@ class Folder:
             return handle.get_tensor(name)
 
 
-# Types that a weight may have, as safetensors calls them.
+# Types that a weight may have, as safetensors and numpy call them.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -152,3 +155,67 @@ def _weight_map(index, suffix):
         if "/" in file or "\\" in file or not file.endswith(suffix):
             raise ValueError(f"{index}: tensor {name} is said to be in '{file}', which is no file of this folder")
     return found
+
+
+def plan_shards(sizes, most) -> list[list[str]]:
+    """Names of the tensors of each file of at most `most` bytes, in the order of `sizes`; one alone may be larger."""
+    shards, held = [[]], 0
+    for name, size in sizes.items():
+        if shards[-1] and held + size > most:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
+
+
+SHARD = 4_000_000_000  # bytes of a file
+
+
+def write(folder, shapes, dtype, tensors):
+    """Writes tensors as `model.safetensors`, or as numbered files and their index if they are many.
+
+    The library's own writer wants a whole file's tensors in memory; here each is written as it comes.
+
+    Args:
+      folder: that exists.
+      shapes: name to shape of every tensor, in the order in which they come.
+      dtype: numpy's name of their type.
+      tensors: yields `(name, array)`, contiguous and of that type.
+
+    Returns:
+      names of the files written.
+
+    Raises:
+      ValueError: a tensor that is not the one expected.
+    """
+    itemsize, kind = np.dtype(dtype).itemsize, {theirs: ours for ours, theirs in DTYPES.items()}[dtype]
+    sizes = {name: math.prod(shape) * itemsize for name, shape in shapes.items()}
+    shards = plan_shards(sizes, SHARD)
+    files = [f"model-{n:05d}-of-{len(shards):05d}{SUFFIX}" for n in range(1, len(shards) + 1)]
+    files = files if len(files) > 1 else [f"model{SUFFIX}"]
+    tensors = iter(tensors)
+    for file, names in zip(files, shards, strict=True):
+        header, at = {"__metadata__": {"format": "pt"}}, 0
+        for name in names:
+            header[name] = {"dtype": kind, "shape": shapes[name], "data_offsets": [at, at + sizes[name]]}
+            at += sizes[name]
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / file).open("wb") as f:
+            f.write(struct.pack("<Q", len(text)) + text)
+            for name in names:
+                came, array = next(tensors)
+                if (came, array.shape, array.dtype) != (name, tuple(shapes[name]), np.dtype(dtype)):
+                    raise ValueError(
+                        f"expected {name} {shapes[name]} {dtype}, got {came} {array.shape} {array.dtype}"
+                    )
+                if not array.flags.c_contiguous:
+                    raise ValueError(f"{name} is not contiguous")
+                f.write(array.data.cast("B") if array.dtype.kind == "f" else array.view(np.uint16).data.cast("B"))
+    if len(files) == 1:
+        return files
+    home = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": home}
+    (folder / f"model{SUFFIX}.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    return [*files, f"model{SUFFIX}.index.json"]

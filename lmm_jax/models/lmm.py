@@ -79,11 +79,14 @@ class LMM(nn.Module):
             slots = jnp.concatenate([slots, jnp.broadcast_to(last, (slots.shape[0], 1, slots.shape[2]))], axis=1)
         return constrain(slots, "batch", None, "act_embed")
 
-    def __call__(self, batch):
-        """Hidden states `[G, R, T, D]` of a batch of `lmm_jax.data.pipeline`; one without pixels is text alone."""
+    def __call__(self, batch, scales=None):
+        """Hidden states `[G, R, T, D]` of a batch of `lmm_jax.data.pipeline`; one without pixels is text alone.
+
+        `scales` are those of the bank that the slots refer to, all of the model's if None.
+        """
         visual, stacks = None, None
         if "pixels" in batch:
-            visual, stacks = self._see(batch)
+            visual, stacks = self._see(batch, scales)
         return self._decode(batch, visual, stacks)[0]
 
     def logits(self, h):

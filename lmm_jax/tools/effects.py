@@ -39,9 +39,9 @@ ROWS = (
     *(Row("M3", "one model, all budgets", "m3", s, s) for s in M3),
     *(Row("M3", "one model a budget", f"only_{s}", s, s) for s in M3),
     *(Row("M3", "trained at 36, pooled", "only_36", s, s) for s in M3),
-    Row("ConvLLaVA", "4 stages, 64 px", "stage4_64", 4, 4),
-    Row("ConvLLaVA", "5 stages, 128 px", "stage5_128", 4, 4),
-    Row("ConvLLaVA", "4 stages, 128 px", "stage4_128", 16, 16),
+    Row("ConvLLaVA", "3 stages, 32 px", "stage3_32", 4, 4),
+    Row("ConvLLaVA", "a stage more, 64 px", "stage4_64", 4, 4),
+    Row("ConvLLaVA", "3 stages, 64 px", "stage3_64", 16, 16),
 )
 
 

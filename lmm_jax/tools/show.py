@@ -13,6 +13,8 @@ from PIL import Image
 
 from lmm_jax.config import ConfigError
 from lmm_jax.data.pipeline import Packs
+from lmm_jax.generation import load
+from lmm_jax.hf.load import report
 from lmm_jax.sharding import make_mesh
 from lmm_jax.training.state import make_program
 
@@ -29,6 +31,11 @@ def param_table(config) -> str:
         rows.append((path, _shape(box.value.shape), axes, f"{size:,}", f"{rate:g}" if rate else "frozen"))
     rows += [("", "", "", "", "")] + [(part, "", "", f"{n:,}", "") for part, n in totals.items()]
     return _table([*rows, ("all", "", "", f"{sum(totals.values()):,}", "")])
+
+
+def tensor_table(folder, allow_pickle=False) -> str:
+    """What becomes of every tensor of a model's folder: loaded, or ignored and why."""
+    return report(load(folder, allow_pickle=allow_pickle).table)
 
 
 def sharding_table(config) -> str:

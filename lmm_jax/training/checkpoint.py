@@ -4,9 +4,12 @@ Orbax notices missing and truncated files, but loads flipped bits silently; a di
 save, stored with the step and compared after restore. It is a sum of integers, so it does not depend on the mesh.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 
@@ -84,6 +87,38 @@ class Checkpoints:
         step, parts, _ = restored
         return parts["params"], step
 
+    def stream_params(self, step, abstract):
+        """Reads the parameters of a step one by one, so that never more than one is in memory.
+
+        Args:
+          step: of `steps`.
+          abstract: nested dict of `ShapeDtypeStruct`s with shardings.
+
+        Yields:
+          `(path, array)`, in the order of `flatten_dict(abstract)`.
+
+        Raises:
+          ValueError: a parameter that cannot be read or differs from what was saved.
+        """
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        folder = self.directory / str(step)
+        digests = self._orbax.checkpointables_metadata(step).custom_metadata["digests"]["params"]
+        for path, x in flatten_dict(abstract, sep="/").items():
+            try:
+                with context:
+                    one = ocp.load(folder, unflatten_dict({path: x}, sep="/"), checkpointable_name="params")
+            except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
+                raise ValueError(f"checkpoint {folder}: {path} cannot be read: {_reason(error)}") from error
+            if digest(one) != {path: digests.get(path)}:
+                raise ValueError(f"checkpoint {folder} is damaged: {path} differs from what was saved")
+            yield path, flatten_dict(one, sep="/")[path]
+
+    def save_params(self, params, step=0):
+        """Saves parameters alone, which a run can start from (`init.from`); returns when they are on disk."""
+        about = {"data": {}, "digests": {"params": digest(params)}}
+        self._orbax.save_checkpointables(step, {"params": params}, custom_metadata=about, overwrite=True)
+
     def _newest_sound(self, abstract, note):
         steps = self.steps()
         for step in steps:
@@ -122,12 +157,27 @@ def _digests(flat):
 
 
 def _digest(x):
+    if x.ndim < 3:
+        return _sum(x, jnp.uint32(0))
+    each = jnp.uint32(math.prod(x.shape[1:]))
+
+    def add(i, total):
+        # A layer at a time, as the compiler for CPUs stores every term of a sum; behind the barrier, as it would
+        # convert all layers at once before the loop.
+        layers = jax.lax.optimization_barrier((x, i))[0]
+        return total + _sum(jax.lax.dynamic_index_in_dim(layers, i, keepdims=False), i.astype(jnp.uint32) * each)
+
+    return jax.lax.fori_loop(0, len(x), add, jnp.uint32(0))
+
+
+def _sum(x, first):
+    """Of the bits of `x`, weighted by their places, counted from `first`."""
     bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(jnp.uint32)
     index = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     # An odd weight a position, mod 2^32: swapped values change the sum too.
-    return (bits * (index * jnp.uint32(2654435762) + jnp.uint32(1))).sum(dtype=jnp.uint32)
+    return (bits * ((first + index) * jnp.uint32(2654435762) + jnp.uint32(1))).sum(dtype=jnp.uint32)
 
 
 def _parts(state):

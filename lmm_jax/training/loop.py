@@ -15,7 +15,7 @@ from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
 from lmm_jax.training import metrics as metrics_lib
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.ledger import Ledger
-from lmm_jax.training.start import start_from
+from lmm_jax.training.start import start
 from lmm_jax.training.state import abstract_state, init_state, make_program
 from lmm_jax.training.step import jit_eval_step, jit_train_step
 
@@ -65,8 +65,7 @@ def train(config, workdir, profile=0):
         _check_stream(workdir, saved, stream)
     else:
         state = init_state(program)
-        if config.init["from"]:
-            state = start_from(config.init["from"], program, state)
+        state = start(program, state)
     sharding.assert_sharded(state, program.shardings, "train state")
 
     writer = metrics_lib.MetricWriter(workdir, config, main)

@@ -9,10 +9,41 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lmm_jax.config import ConfigError, read_config
+from lmm_jax.hf.load import PARTS, check_part, load_part, report
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.state import abstract_params, make_program
 
 RUN = re.compile(r"(.+)/blocks_(\d+)/(.+)")
+
+
+def start(program, state, note=print):
+    """The state of a new run with the parameters that `config.init` names, from a workdir or from others' folders.
+
+    Args:
+      program: of the run.
+      state: fresh `TrainState`; its optimizer and step stay, and what no folder gives starts as it is there.
+      note: called with lines that say where parameters come from.
+
+    Raises:
+      ConfigError: `init.from` beside folders of parts, or as for `start_from`.
+      LoadError: see `hf.load.load_part`.
+      FileNotFoundError, ValueError: nothing to read, or nothing sound.
+    """
+    init = program.config.init
+    folders = {part: init[part] for part in PARTS if init[part]}
+    if init["from"] and folders:
+        raise ConfigError(f"init.from and init.{', init.'.join(folders)} are both set; a run starts from either")
+    if init["from"]:
+        return start_from(init["from"], program, state, note)
+    params = flatten_dict(state.params, sep="/")
+    for part, folder in folders.items():
+        check_part(folder, part, program.config.model)
+        abstract = abstract_params(program)
+        read, table = load_part(folder, part, program.model, abstract, tuple(init.new), init.allow_pickle)
+        params |= read
+        if jax.process_index() == 0:
+            note(f"init.{part}={folder}\n{report(table)}")
+    return state.replace(params=unflatten_dict(params, sep="/"))
 
 
 def start_from(workdir, program, state, note=print):

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -13,6 +14,7 @@ import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.hf import configs, load
 from lmm_jax.training.state import abstract_params, make_program
+from tests.parity.test_convllava import released
 
 PREFIX = "model.vision_tower.vision_tower."
 
@@ -175,3 +177,150 @@ def test_a_name_in_two_files_is_refused(m3):
     save_file({"model.norm.weight": weights["model.norm.weight"]}, m3 / "more.safetensors")
     with pytest.raises(ValueError, match=r"tensor model.norm.weight is in"):
         read(m3)
+
+
+def rename(folder, out, names):
+    """A copy of a folder's weights under other names; `names` gives None for those to leave out."""
+    out.mkdir(exist_ok=True)
+    weights = {names(n): x for n, x in load_file(folder / "model.safetensors").items()}
+    save_file({n: x for n, x in weights.items() if n}, out / "model.safetensors")
+    return out
+
+
+def part(folder, which, m3, fresh=()):
+    program = make_program(configs.read_config(m3), sharding.make_mesh({}, jax.devices()[:1]))
+    return load.load_part(folder, which, program.model, abstract_params(program), fresh)
+
+
+def tower(name):
+    return name.removeprefix(PREFIX) if name.startswith(PREFIX) else None
+
+
+CLIPS = {
+    "vision side": lambda name: tower(name),
+    "without its prefix": lambda name: (tower(name) or "").removeprefix("vision_model.") or None,
+    "of transformers 4": lambda name: tower(name) and "vision_tower." + tower(name),
+    "of transformers 5": lambda name: tower(name) and "model.vision_tower." + tower(name).split("vision_model.")[1],
+    "whole model": lambda name: name,
+}
+
+
+@pytest.mark.parametrize("layout", CLIPS)
+def test_a_vision_tower_is_read_from_its_own_folder(m3, tmp_path, layout):
+    (whole, _), _ = read(m3)
+    found, table = part(rename(m3, tmp_path / "clip", CLIPS[layout]), "vision", m3)
+    assert found.keys() == {path for path in flatten_dict(whole, sep="/") if path.startswith("vision/")}
+    for path, x in found.items():
+        np.testing.assert_array_equal(x, flatten_dict(whole, sep="/")[path])
+    others = {entry.why for entry in table if entry.fate == "ignored"}
+    assert ("of the language part" in others) == (layout == "whole model")
+
+
+def test_a_language_model_alone_with_more_rows_and_a_tied_head(m3, tmp_path):
+    (whole, _), _ = read(m3)
+    folder = rename(m3, tmp_path / "vicuna", lambda n: None if "vision_tower" in n or "mm_projector" in n else n)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    table = weights["model.embed_tokens.weight"]
+    weights["model.embed_tokens.weight"] = np.concatenate([table, np.ones((64, table.shape[1]), np.float32)])
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(configs.LoadError, match="missing lm_head.weight"):
+        part(folder, "language", m3)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": True}))
+    found, entries = part(folder, "language", m3)
+    np.testing.assert_array_equal(found["decoder/table"][: len(table)], table)
+    np.testing.assert_array_equal(found["decoder/head/kernel"][:, : len(table)], table.T)
+    text = load.report(entries)
+    assert "64 rows past the vocabulary left out" in text and "rotary_emb.inv_freq" in text and "computed" in text
+    assert np.asarray(found["decoder/norm/scale"]).tolist() == np.asarray(whole["decoder"]["norm"]["scale"]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("which", "keys", "message"),
+    [
+        ("language", {"num_attention_heads": 8}, "num_attention_heads is 8 there|heads is 8 there"),
+        ("language", {"rope_scaling": {"factor": 2.0}}, "rope_scaling"),
+        ("vision", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ("vision", {"vision_config": {"image_size": 224}}, "image_size is 224 there, 96 here"),
+    ],
+)
+def test_a_part_of_another_model_is_refused(m3, tmp_path, which, keys, message):
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    with pytest.raises(configs.LoadError, match=message):
+        load.check_part(tmp_path, which, configs.read_config(m3).model)
+
+
+TIMM = {
+    "embeddings.patch_embeddings": "stem.0",
+    "embeddings.layernorm": "stem.1",
+    "dwconv": "conv_dw",
+    "layernorm": "norm",
+    "pwconv1": "mlp.fc1",
+    "pwconv2": "mlp.fc2",
+    "layer_scale_parameter": "gamma",
+    "downsampling_layer": "downsample",
+    "encoder.stages": "stages",
+    "layers": "blocks",
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "visual.trunk."])
+def test_a_convnext_of_timm_or_open_clip_and_a_fifth_stage_that_starts_fresh(golden, tmp_path, prefix):
+    """Names as timm's ConvNeXt and open_clip's wrapper of it have them; neither has a fifth stage."""
+    whole = released(golden / "convllava", tmp_path / "model")
+    last = f"vision/stage_{len(whole.model.vision.depths)}"
+
+    def timm(name):
+        name = tower(name) or ""
+        if not name or name.startswith(("layernorm", f"encoder.stages.{len(whole.model.vision.depths) - 1}.")):
+            return None
+        for ours, theirs in TIMM.items():
+            name = name.replace(ours, theirs)
+        return prefix + name
+
+    folder = rename(whole.folder, tmp_path / "timm", timm)
+    weights = load_file(folder / "model.safetensors")
+    weights |= {f"{prefix}head.norm.weight": np.ones(3, np.float32), "logit_scale": np.ones(1, np.float32)}
+    save_file(weights, folder / "model.safetensors")
+    abstract = abstract_params(whole.program)
+    found, table = load.load_part(folder, "vision", whole.model, abstract, (last,))
+    ours = flatten_dict(whole.params, sep="/")
+    assert found.keys() == {p for p in ours if p.startswith("vision/") and not p.startswith(last)}
+    for path, x in found.items():
+        np.testing.assert_array_equal(x, ours[path])
+    assert {entry.name for entry in table if entry.fate == "initialised"} == {p for p in ours if p.startswith(last)}
+    with pytest.raises(configs.LoadError, match="missing model.vision_tower.vision_tower.encoder.stages"):
+        load.load_part(folder, "vision", whole.model, abstract)
+
+
+def test_pickles_are_read_when_allowed_by_torch_alone(m3):
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'lmm_jax[hf]'")
+    (whole, _), _ = read(m3)
+    weights = {n: torch.tensor(x) for n, x in load_file(m3 / "model.safetensors").items()}
+    (m3 / "model.safetensors").unlink()
+    names = sorted(weights)
+    halves = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+    for file, some in halves.items():
+        torch.save({n: weights[n] for n in some}, m3 / file)
+    index = {"weight_map": {n: file for file, some in halves.items() for n in some}}
+    (m3 / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        FileNotFoundError, match="is a pickle, which can run code: convert it, or pass --allow-pickle"
+    ):
+        lmm.load(m3)
+    model = lmm.load(m3, allow_pickle=True)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(model.params))
+    torch.save({"model.norm.weight": Evil()}, m3 / "pytorch_model-1.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model-1.bin holds more than weights"):
+        lmm.load(m3, allow_pickle=True)
+    assert not Evil.ran
+
+
+class Evil:
+    """Runs when it is unpickled."""
+
+    ran = False
+
+    def __reduce__(self):
+        return setattr, (Evil, "ran", True)

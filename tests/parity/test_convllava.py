@@ -27,15 +27,20 @@ FEATURES, LOGITS, LOSS, NORMS = 2e-5, 1e-4, 1e-5, 1e-4
 SHAPES = ("square", "nonsquare", "odd")
 
 
+def released(golden, out):
+    """The golden set as a released folder `out`, read by our loader."""
+    config = json.loads((golden / "config.json").read_text())
+    keys = config["llm"] | {"mm_projector_type": config["projector"]["type"], "image_aspect_ratio": "pad"}
+    write_folder(golden, out, keys, config["vision"])
+    (out / "vision_tower/preprocessor_config.json").write_text(json.dumps(config["image_processor"]))
+    return Reference(out)
+
+
 @pytest.fixture(scope="module")
 def convllava(golden, tmp_path_factory):
     folder = golden / "convllava"
-    config = json.loads((folder / "config.json").read_text())
-    keys = config["llm"] | {"mm_projector_type": config["projector"]["type"], "image_aspect_ratio": "pad"}
-    out = write_folder(folder, tmp_path_factory.mktemp("convllava") / "model", keys, config["vision"])
-    (out / "vision_tower/preprocessor_config.json").write_text(json.dumps(config["image_processor"]))
-    out = Reference(out)
-    out.golden, out.size = folder, config["resolution"]
+    out = released(folder, tmp_path_factory.mktemp("convllava") / "model")
+    out.golden, out.size = folder, json.loads((folder / "config.json").read_text())["resolution"]
     out.vision, out.z = np.load(folder / "vision.npz"), np.load(folder / "lmm.npz")
     out.norms = json.loads((folder / "grad_norms.json").read_text())
     out.encode = jax.jit(lambda params, *inputs: out.model.vision.apply({"params": params["vision"]}, *inputs)[0])

@@ -120,7 +120,7 @@ def test_bench_data_has_a_row_for_each_stage(capsys, tiny_args):
         ([*TRAIN, "nowhere.py"], "no config file nowhere.py"),
         ([*TRAIN, f"{DIGITS}:data=nowhere"], "run `lmm prepare`"),
         (["evaluate", "--workdir", "nowhere"], "neither a workdir of `lmm train`"),
-        (["show", "params"], "needs either --config or --workdir"),
+        (["show", "params"], "needs one of --config, --workdir and --model"),
         (["prepare", "--data", "nowhere.json", "--out", "x"], "no file nowhere.json"),
         (["prepare", "--data", DIGITS, "--out", "x", "--images", "nowhere"], "no folder of pictures"),
         (["prepare", "--data", DIGITS, "--out", "x", "--template", "vicuna"], "no template 'vicuna'; known are"),

@@ -21,7 +21,7 @@ def test_the_table_shows_mean_and_spread_of_the_runs_that_are_there(tmp_path):
 
 def test_every_row_has_a_run_of_the_script_at_its_scale():
     script = (ROOT / "launch/effects.sh").read_text()
-    runs = {name: scales for name, scales in re.findall(r"^(\w+) +(?:digits|pages) +\S+ +(\S+)$", script, re.M)}
-    assert {row.run for row in effects.ROWS} == runs.keys()
+    runs = dict(re.findall(r"^ +(\w+) +(?:digits|pages) +\S+ +(\S+)$", script, re.M))
+    assert {row.run for row in effects.ROWS} == runs.keys() - {"pages"}  # what others start from
     for row in effects.ROWS:
         assert runs[row.run] == "all" or str(row.scale) in runs[row.run].split(",")
