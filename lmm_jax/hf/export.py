@@ -4,9 +4,11 @@ A folder appears under its name only when it is whole. What it says of the model
 model before any weight is written, so that nothing is exported that would load as something else.
 """
 
+import collections
 import json
 import pathlib
 import shutil
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -27,6 +29,7 @@ from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.state import abstract_params, make_program
 
 LAYOUTS = ("hf", "llava")
+AHEAD = 2  # tensors that are transposed while one is written
 
 
 def export(workdir, folder, layout="hf", verify=False) -> dict:
@@ -134,16 +137,18 @@ def _write_weights(folder, workdir, config, tokenizer, kind):
     shapes |= {name: array.shape for name, array in norm.items()}
     dtype, checkpoints = np.dtype(config.model.dtype), Checkpoints(workdir)
 
+    def theirs(name, part, array):
+        one = part.to_theirs(array if part.layer is None else array[part.layer])
+        one = one if shapes[name] == part.shape else _with_rows(one, pieces, rows)
+        return name, one.astype(dtype, copy=False)
+
     def arrays(step):
-        for path, array in checkpoints.stream_params(step, unflatten_dict(abstract, sep="/")):
-            host = np.asarray(array)
-            del array
-            for name, part in by_path[path]:
-                one = part.to_theirs(host if part.layer is None else host[part.layer])
-                if shapes[name] != part.shape:
-                    one = _with_rows(one, pieces, rows)
-                bar.update(one.nbytes)
-                yield name, one.astype(dtype, copy=False)
+        with futures.ThreadPoolExecutor(AHEAD) as pool:
+            for path, array in checkpoints.stream_params(step, unflatten_dict(abstract, sep="/")):
+                for name, one in _ahead(pool, theirs, [(name, part, array) for name, part in by_path[path]]):
+                    bar.update(one.nbytes)
+                    yield name, one
+                del array
         yield from ((name, array.astype(dtype)) for name, array in norm.items())
 
     total = sum(int(np.prod(shape)) for shape in shapes.values()) * dtype.itemsize
@@ -157,6 +162,16 @@ def _write_weights(folder, workdir, config, tokenizer, kind):
             except ValueError as error:
                 damaged.append(str(error))
     raise ValueError("\n".join(damaged) or f"{workdir} holds no checkpoint; was `lmm train` run there?")
+
+
+def _ahead(pool, run, jobs):
+    """Results of `run(*job)` in the order of `jobs`, a few being made ahead of the one that is used."""
+    running = collections.deque(pool.submit(run, *job) for job in jobs[:AHEAD])
+    for n in range(len(jobs)):
+        result = running.popleft().result()
+        if n + AHEAD < len(jobs):
+            running.append(pool.submit(run, *jobs[n + AHEAD]))
+        yield result
 
 
 def _with_rows(table, pieces, rows):

@@ -7,6 +7,7 @@ loaded. What was read, what was not and why is a table.
 import dataclasses
 import math
 import re
+from concurrent import futures
 
 import jax
 import ml_dtypes
@@ -19,6 +20,7 @@ from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, ignored, original_name
 from lmm_jax.hf.safetensors import Folder
 
 PARTS = {"vision": ("vision",), "language": ("decoder",), "projector": ("projector", "image_newline")}
+READERS = 4  # threads that read and transpose layers
 VOCABULARY = ("decoder/table", "decoder/head/kernel")
 
 
@@ -185,22 +187,29 @@ def _array(found, parts, abstract):
     stacked = parts[0][0].layer is not None
     shape = abstract.shape[stacked:]
 
-    def read(tensor, source):
+    def read(tensor, source, out):
         array = found.read(source)
         rows = tensor.shape[0] - array.shape[0] if tensor.path in VOCABULARY else 0
         if rows > 0:
             array = np.pad(array, ((0, rows), (0, 0)))
-        return tensor.to_ours(array[: tensor.shape[0]], shape)
+        tensor.to_ours(array[: tensor.shape[0]], out)
 
     def part(index):
-        if not stacked:
-            return np.ascontiguousarray(read(*parts[0])[index].astype(abstract.dtype))
-        layers, rest = range(*index[0].indices(len(parts))), index[1:]
-        held = [len(range(*i.indices(n))) for i, n in zip(rest, shape, strict=True)]
+        layers, rest = range(*index[0].indices(len(parts))) if stacked else [0], index[stacked:]
+        held = tuple(len(range(*i.indices(n))) for i, n in zip(rest, shape, strict=True))
         out = np.empty((len(layers), *held), abstract.dtype)  # filled in place: a layer at a time is in memory twice
-        for n, layer in enumerate(layers):
-            out[n] = read(*parts[layer])[rest]
-        return out
+
+        def fill(n, layer):
+            if held == shape:
+                read(*parts[layer], out[n])
+            else:
+                one = np.empty(shape, abstract.dtype)
+                read(*parts[layer], one)
+                out[n] = one[rest]
+
+        with futures.ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(fill, range(len(layers)), layers))
+        return out if stacked else out[0]
 
     return jax.make_array_from_callback(abstract.shape, abstract.sharding, part)
 

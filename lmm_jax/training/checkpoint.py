@@ -5,12 +5,18 @@ save, stored with the step and compared after restore. It is a sum of integers, 
 """
 
 import math
+import os
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
+
+PIECE, BLOCK = 2**25, 2**18  # numbers of an array on the host that are digested by a thread, and in one go
+CHUNK = 2**28  # bytes of an array that are read at a time, whatever part of it is wanted
 
 
 class Checkpoints:
@@ -18,14 +24,23 @@ class Checkpoints:
 
     def __init__(self, workdir, keep=2):
         """`keep`: newest steps to preserve."""
-        self.directory = epath.Path(workdir).resolve() / "checkpoints"
-        self._orbax = ocp.training.Checkpointer(
-            self.directory,
-            # The default policy skips a save silently while another one runs.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
+        self.directory, self._keep = epath.Path(workdir).resolve() / "checkpoints", keep
+        self._orbax = self._open()
+
+    def _open(self, copied=None):
+        """Orbax's checkpointer, which a save lets copy fewer than `copied` bytes of arrays at a time."""
+        context = ocp.Context()
+        context.array.saving.use_compression = False  # of weights it saves little, and takes most of the time
+        context.array.saving.storage_options.chunk_byte_size = CHUNK
+        context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = copied
+        with context:
+            return ocp.training.Checkpointer(
+                self.directory,
+                # The default policy skips a save silently while another one runs.
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+                cleanup_tmp_directories=True,
+            )
 
     def save(self, state, data):
         """Starts saving `state` under its step; returns when the arrays are copied, writing goes on behind.
@@ -88,14 +103,14 @@ class Checkpoints:
         return parts["params"], step
 
     def stream_params(self, step, abstract):
-        """Reads the parameters of a step one by one, so that never more than one is in memory.
+        """Reads the parameters of a step one by one into memory of this host, never more than one at a time.
 
         Args:
           step: of `steps`.
-          abstract: nested dict of `ShapeDtypeStruct`s with shardings.
+          abstract: nested dict of arrays or `ShapeDtypeStruct`s.
 
         Yields:
-          `(path, array)`, in the order of `flatten_dict(abstract)`.
+          `(path, numpy array)`, in the order of `flatten_dict(abstract)`. Drop the array before you take the next.
 
         Raises:
           ValueError: a parameter that cannot be read or differs from what was saved.
@@ -103,21 +118,35 @@ class Checkpoints:
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         folder = self.directory / str(step)
-        digests = self._orbax.checkpointables_metadata(step).custom_metadata["digests"]["params"]
+        about = self._orbax.checkpointables_metadata(step)
+        digests, stored = about.custom_metadata["digests"]["params"], flatten_dict(about.metadata["params"], sep="/")
         for path, x in flatten_dict(abstract, sep="/").items():
+            if path not in stored or tuple(stored[path].shape) != x.shape:
+                raise ValueError(f"checkpoint {folder}: {path} {x.shape} is not there, or has another shape")
+            host = np.broadcast_to(
+                np.zeros((), stored[path].dtype), stored[path].shape
+            )  # asks for one, takes no memory
             try:
                 with context:
-                    one = ocp.load(folder, unflatten_dict({path: x}, sep="/"), checkpointable_name="params")
+                    one = ocp.load(folder, unflatten_dict({path: host}, sep="/"), checkpointable_name="params")
             except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
                 raise ValueError(f"checkpoint {folder}: {path} cannot be read: {_reason(error)}") from error
-            if digest(one) != {path: digests.get(path)}:
+            one = flatten_dict(one, sep="/")[path]
+            if _digest_of_host(one) != digests.get(path):
                 raise ValueError(f"checkpoint {folder} is damaged: {path} differs from what was saved")
-            yield path, flatten_dict(one, sep="/")[path]
+            yield path, one
+            del one
 
     def save_params(self, params, step=0):
-        """Saves parameters alone, which a run can start from (`init.from`); returns when they are on disk."""
+        """Saves parameters alone, which a run can start from (`init.from`), in little more memory than they take.
+
+        Returns when they are on disk.
+        """
         about = {"data": {}, "digests": {"params": digest(params)}}
-        self._orbax.save_checkpointables(step, {"params": params}, custom_metadata=about, overwrite=True)
+        checkpointer = self._open(copied=1 + max(x.nbytes for x in jax.tree.leaves(params)))
+        checkpointer.save_checkpointables(step, {"params": params}, custom_metadata=about, overwrite=True)
+        checkpointer.close()
+        self._orbax.reload()
 
     def _newest_sound(self, abstract, note):
         steps = self.steps()
@@ -149,6 +178,32 @@ def digest(tree) -> dict[str, int]:
     """A number per leaf that any flipped bit changes; the same on every mesh."""
     flat = {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in jax.tree.leaves_with_path(tree)}
     return {path: int(value) for path, value in jax.device_get(_digests(flat)).items()}
+
+
+def _digest_of_host(x) -> int:
+    """The digest of a numpy array, of which little is copied to a device at a time."""
+    flat = x.reshape(-1)
+
+    def add(start):
+        piece = flat[start : start + PIECE]
+        rest = (1 << (piece.size - 1).bit_length()) - piece.size  # zeros count nothing, and few sizes are compiled
+        piece = np.concatenate([piece, np.zeros(rest, piece.dtype)]) if rest else piece
+        return int(_sum_of_blocks(piece, np.uint32(start % 2**32)))
+
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return sum(pool.map(add, range(0, flat.size, PIECE))) % 2**32
+
+
+@jax.jit
+def _sum_of_blocks(x, first):
+    """`_sum` of a flat array, a block that stays in the cache at a time."""
+    blocks = x.reshape(-1, min(x.size, BLOCK))
+
+    def add(i, total):
+        block = jax.lax.dynamic_index_in_dim(blocks, i, keepdims=False)
+        return total + _sum(block, first + i.astype(jnp.uint32) * jnp.uint32(BLOCK))
+
+    return jax.lax.fori_loop(0, len(blocks), add, jnp.uint32(0))
 
 
 @jax.jit
