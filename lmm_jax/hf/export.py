@@ -58,6 +58,10 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
         raise ValueError(f"layout '{layout}' does not exist; choose from {', '.join(LAYOUTS)}")
     if verify and layout != "hf":
         raise ValueError("transformers loads layout 'hf' alone: export it to verify")
+    if verify:
+        from lmm_jax.hf import verify as verifying
+
+        verifying.require()
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; move it away, or name another folder")
     config, tokenizer = read_config(workdir / "config.json"), Tokenizer.load(workdir / "tokenizer.model")
@@ -71,11 +75,7 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
     _write_weights(partial, workdir, config, tokenizer, kind)
     (partial / "README.md").write_text(model_card(workdir, config, kind))
     partial.rename(folder)
-    difference = None
-    if verify:
-        from lmm_jax.hf.verify import verify as run
-
-        difference = run(workdir, folder)
+    difference = verifying.verify(workdir, folder) if verify else None
     return {"files": sorted(path.name for path in folder.iterdir()), "max_logit_difference": difference}
 
 

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lmm_jax.hf.configs import Keys, LoadError, tower_folder
 from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, ignored, original_name, tensors
-from lmm_jax.hf.safetensors import Folder
+from lmm_jax.hf.safetensors import DTYPES, Folder
 
 PARTS = {"vision": ("vision",), "language": ("decoder",), "projector": ("projector", "image_newline")}
 READERS = 4  # threads that read and transpose layers
@@ -161,6 +161,10 @@ def _load(folder, found, model, flat, wanted, tied, part=None):
             faults.append(f"missing {source} {shape}")
         elif theirs[1:] != shape[1:] or theirs[0] < shape[0] or (theirs != shape and tensor.path not in VOCABULARY):
             faults.append(f"{found.stored(source)} is {theirs}, expected {shape}")
+        elif found.dtype(source) not in DTYPES.values():
+            faults.append(
+                f"{found.stored(source)} is {found.dtype(source)}, expected one of {', '.join(DTYPES.values())}"
+            )
         else:
             read.setdefault(tensor.path, []).append((tensor, source))
             why = f"{theirs[0] - shape[0]} rows past the vocabulary left out" if theirs != shape else ""
@@ -261,6 +265,10 @@ class _Tensors:
 
     def stored(self, name):
         return self._home[name][1] if name in self._home else name
+
+    def dtype(self, name):
+        folder, stored = self._home[name]
+        return folder.dtypes[stored]
 
     def read(self, name):
         folder, stored = self._home[name]

@@ -15,6 +15,16 @@ SHAPES = ((96, 64), (50, 120), (70, 70))  # of the pictures (width, height)
 NEW_TOKENS = 16
 
 
+def require():
+    """torch and transformers; ImportError says how to install what is missing."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"verifying needs {error.name}: pip install 'lmm_jax[hf]'") from error
+    return torch, transformers
+
+
 def verify(workdir, folder, note=print) -> float:
     """Compares a workdir with the folder exported from it, on drawn pictures, in float32.
 
@@ -30,11 +40,7 @@ def verify(workdir, folder, note=print) -> float:
       ImportError: torch or transformers is not installed.
       ValueError: what differs: tensors missing or unexpected, ids, pixels, logits or tokens.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise ImportError(f"verifying needs {error.name}: pip install 'lmm_jax[hf]'") from error
+    torch, transformers = require()
     ours = _in_float32(load(workdir))
     remote = {"trust_remote_code": True} if (folder / "modeling_deepstack.py").exists() else {}
     theirs, info = transformers.AutoModelForImageTextToText.from_pretrained(

@@ -324,3 +324,36 @@ class Evil:
 
     def __reduce__(self):
         return setattr, (Evil, "ran", True)
+
+
+def test_integers_are_no_weights(m3):
+    weights = load_file(m3 / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].astype(np.int32)
+    save_file(weights, m3 / "model.safetensors")
+    with pytest.raises(configs.LoadError, match="model.norm.weight is I32, expected one of float64, float32"):
+        read(m3)
+
+
+def test_headers_that_lie_are_refused(m3):
+    """A name twice, data that overlap, a header larger than the file or than any header."""
+    path = m3 / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = content[8 : 8 + length].decode(), content[8 + length :]
+
+    def write(header, length=None):
+        text = header.encode()
+        path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+
+    keys = json.loads(header)
+    first, second = (json.dumps({name: keys[name]})[1:-1] for name in sorted(keys.keys() - {"__metadata__"})[:2])
+    overlapping = dict(keys, **{"model.norm.weight": keys["model.layers.0.input_layernorm.weight"]})
+    for bad, size in (
+        ("{" + first + "," + first + "," + second + "}", None),
+        (json.dumps(overlapping), None),
+        (header, len(content)),
+        (header, 2**62),
+    ):
+        write(bad, size)
+        with pytest.raises(ValueError, match=r"model.safetensors is not a sound safetensors file"):
+            read(m3)

@@ -67,6 +67,19 @@ def test_train_evaluate_generate(capsys, tiny_args, tmp_path, digits_folder):
     answer = json.loads(out.splitlines()[-1])
     assert answer["visual_tokens"] == 4 and answer["seconds"] > 0 and isinstance(answer["text"], str)
 
+    out_folder = tmp_path / "exported"
+    code, out, err = run(capsys, "export", "--workdir", workdir, "--out", out_folder, "--json")
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert {"model.safetensors", "config.json", "README.md"} <= set(found["files"])
+    assert found["max_logit_difference"] is None
+    assert "| 9 |" in (out_folder / "README.md").read_text()  # the evaluation's table
+    args = ["generate", "--model", out_folder, *args[3:]]
+    code, out, err = run(capsys, *args, "--scale", 4, "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["text"] == answer["text"], err
+    code, out, _ = run(capsys, "show", "params", "--model", out_folder)
+    assert code == 0 and "post_layernorm" in out and "follows the last block" in out
+
 
 def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
     code, out, _ = run(capsys, "show", "params", *tiny_args)
@@ -120,6 +133,7 @@ def test_bench_data_has_a_row_for_each_stage(capsys, tiny_args):
         ([*TRAIN, "nowhere.py"], "no config file nowhere.py"),
         ([*TRAIN, f"{DIGITS}:data=nowhere"], "run `lmm prepare`"),
         (["evaluate", "--workdir", "nowhere"], "neither a workdir of `lmm train`"),
+        (["export", "--workdir", "w", "--out", "x"], "w is no workdir"),
         (["show", "params"], "needs one of --config, --workdir and --model"),
         (["prepare", "--data", "nowhere.json", "--out", "x"], "no file nowhere.json"),
         (["prepare", "--data", DIGITS, "--out", "x", "--images", "nowhere"], "no folder of pictures"),
