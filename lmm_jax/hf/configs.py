@@ -135,6 +135,11 @@ class Keys:
             raise LoadError(f"{self.path}: {key} = {value!r} is not supported, {' or '.join(map(repr, allowed))} is")
 
 
+def tied(keys) -> bool:
+    """Whether a model says that its head is its table of embeddings."""
+    return any(k.get("tie_word_embeddings", False) for k in (keys, Keys(keys.path, keys.get("text_config", {}))))
+
+
 def read_json(path) -> dict:
     """A JSON object; LoadError names the file of anything else."""
     try:
@@ -240,6 +245,7 @@ def _decoder(cfg, keys):
     keys.require("rope_scaling")
     keys.require("attention_bias", False)
     rope = keys.get("rope_parameters", {})
+    Keys(keys.path, rope).require("rope_type", "default")
     heads = keys["num_attention_heads"]
     cfg.model.decoder.update(
         vocab_size=keys["vocab_size"],

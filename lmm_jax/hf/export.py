@@ -65,16 +65,20 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; move it away, or name another folder")
     config, tokenizer = read_config(workdir / "config.json"), Tokenizer.load(workdir / "tokenizer.model")
+    kind = describe.architecture(config) if layout == "hf" else None
     partial = folder.parent / f"{folder.name}.partial"
-    if partial.exists():
+    if partial.exists():  # of an export that was killed
         partial.rmtree()
     partial.mkdir(parents=True)
-    kind = describe.architecture(config) if layout == "hf" else None
-    _describe(partial, config, tokenizer, kind)
-    _check_read_back(partial, config)
-    _write_weights(partial, workdir, config, tokenizer, kind)
-    (partial / "README.md").write_text(model_card(workdir, config, kind))
-    partial.rename(folder)
+    try:
+        _describe(partial, config, tokenizer, kind)
+        _check_read_back(partial, config)
+        _write_weights(partial, workdir, config, tokenizer, kind)
+        (partial / "README.md").write_text(model_card(workdir, config, kind))
+        partial.rename(folder)
+    except BaseException:
+        partial.rmtree()
+        raise
     difference = verifying.verify(workdir, folder) if verify else None
     return {"files": sorted(path.name for path in folder.iterdir()), "max_logit_difference": difference}
 

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lmm_jax.hf.configs import Keys, LoadError, tower_folder
+from lmm_jax.hf.configs import Keys, LoadError, tied, tower_folder
 from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, ignored, original_name, tensors
 from lmm_jax.hf.safetensors import DTYPES, Folder
 
@@ -64,7 +64,7 @@ def load_params(folder, model, abstract, vision=None, allow_pickle=False):
     if tower is not None and not any(name.startswith(CONVNEXT_PREFIX) for name in found.shapes):
         found = _Tensors([Folder(folder, allow_pickle), Folder(tower, allow_pickle)])
     flat = flatten_dict(abstract, sep="/")
-    params, table = _load(folder, found, model, flat, flat, keys.get("tie_word_embeddings", False))
+    params, table = _load(folder, found, model, flat, flat, tied(keys))
     return unflatten_dict(params, sep="/"), table
 
 
@@ -86,12 +86,11 @@ def load_part(folder, part, model, abstract, fresh=(), allow_pickle=False):
       LoadError: tensors as in `load_params`, or nothing of this part is there.
     """
     flat = {path: x for path, x in flatten_dict(abstract, sep="/").items() if path.split("/")[0] in PARTS[part]}
-    wanted = {path: x for path, x in flat.items() if not path.startswith(tuple(f"{p.rstrip('/')}" for p in fresh))}
+    wanted = {path: x for path, x in flat.items() if not path.startswith(tuple(fresh))}
     folder = epath.Path(folder)
     path = folder / "config.json"
-    keys = Keys(path if path.exists() else folder, None if path.exists() else {})
-    tied = keys.get("tie_word_embeddings", False)
-    return _load(folder, _Tensors([Folder(folder, allow_pickle)]), model, flat, wanted, tied, part)
+    shared = path.exists() and tied(Keys(path))
+    return _load(folder, _Tensors([Folder(folder, allow_pickle)]), model, flat, wanted, shared, part)
 
 
 # What a part's `config.json` says and its tensors do not: our field, their key.
@@ -145,7 +144,7 @@ def report(table) -> str:
     return "\n".join("  ".join(f"{x:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in sorted(out))
 
 
-def _load(folder, found, model, flat, wanted, tied, part=None):
+def _load(folder, found, model, flat, wanted, shared, part=None):
     """Flat parameters `wanted` among `flat`, and the table; `part` says that others' tensors are no fault."""
     vocabulary = model.decoder.vocab_size
     faults, expected, read, table = [], {}, {}, []
@@ -154,7 +153,7 @@ def _load(folder, found, model, flat, wanted, tied, part=None):
         if tensor.path not in wanted:
             continue
         source = tensor.name
-        if tied and source == "lm_head.weight" and source not in found.shapes:
+        if shared and source == "lm_head.weight" and source not in found.shapes:
             source = "model.embed_tokens.weight"
         shape, theirs = _unpadded(tensor, vocabulary), found.shapes.get(source)
         if theirs is None:

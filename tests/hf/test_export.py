@@ -15,8 +15,8 @@ import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.config import ConfigError, read_config, save_config
 from lmm_jax.data.tokenizer import Tokenizer, train_tokenizer
+from lmm_jax.hf import configs, safetensors
 from lmm_jax.hf import export as exporter
-from lmm_jax.hf import safetensors
 from lmm_jax.hf.verify import LOGITS
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.start import start
@@ -169,6 +169,26 @@ def test_both_dialects_of_transformers_load(exported, transformers, tmp_path):
         same(lmm.load(workdir).params, lmm.load(again).params)
 
 
+@pytest.mark.parametrize(
+    ("where", "key", "value", "message"),
+    [
+        ("text_config", "rope_parameters", {"rope_type": "llama3", "factor": 8.0}, "rope_type = 'llama3'"),
+        ("text_config", "model_type", "qwen2", "model_type = 'qwen2' is not supported, 'llama' or 'mistral' is"),
+        ("text_config", "sliding_window", 4096, "sliding_window = 4096"),
+        ("vision_config", "model_type", "siglip_vision_model", "'siglip_vision_model' is not supported"),
+        (None, "vision_feature_layer", [-2, -5], "names several layers"),
+        (None, "vision_feature_select_strategy", "full", "vision_feature_select_strategy"),
+        (None, "model_type", "paligemma", "model_type 'paligemma' is not supported"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(exported, tmp_path, where, key, value, message):
+    keys = json.loads((exported("llava")[1] / "config.json").read_text())
+    (keys[where] if where else keys)[key] = value
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    with pytest.raises(configs.LoadError, match=message):
+        lmm.load(tmp_path)
+
+
 def test_pipeline_answers(exported, transformers, tmp_path):
     _, folder = exported("llava")
     answer = transformers.pipeline("image-text-to-text", model=str(folder), processor_kwargs={"backend": "pil"})
@@ -273,7 +293,8 @@ def test_an_interrupted_export_leaves_no_folder_and_the_next_one_works(trained, 
         patch.setattr(Checkpoints, "stream_params", broken)
         with pytest.raises(KeyboardInterrupt):
             lmm.export(workdir, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "out.partial").mkdir()  # as a kill leaves it
     lmm.export(workdir, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     with pytest.raises(FileExistsError, match="is there already"):
