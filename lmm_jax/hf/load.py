@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
+from tqdm import tqdm
 
 from lmm_jax.hf.configs import Keys, LoadError, tied, tower_folder
 from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, ignored, original_name, tensors
@@ -182,7 +183,14 @@ def _load(folder, found, model, flat, wanted, shared, part=None):
         listed = "\n  ".join(faults[:40] + [f"… and {len(faults) - 40} more"] * (len(faults) > 40))
         raise LoadError(f"{folder}: {len(faults)} tensors do not fit, nothing was loaded\n  {listed}")
     table += [Entry(path, x.shape, "initialised", "starts fresh") for path, x in flat.items() if path not in wanted]
-    return {path: _array(found, read[path], x) for path, x in flat.items() if path in wanted}, table
+    params, total = {}, sum(math.prod(x.shape) * x.dtype.itemsize for x in wanted.values())
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc=f"loading {folder.name}", disable=None, leave=False
+    ) as bar:
+        for path, x in wanted.items():
+            params[path] = _array(found, read[path], x)
+            bar.update(math.prod(x.shape) * x.dtype.itemsize)
+    return params, table
 
 
 def _array(found, parts, abstract):
