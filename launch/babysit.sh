@@ -11,83 +11,79 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
-
 dry=""
-case ${1:-} in
-  -h | --help) help && exit ;;
-  --dry-run) dry=1 && shift ;;
-esac
+case ${1:-} in -h | --help) help && exit ;; --dry-run) dry=1 && shift ;; esac
 launch/tpu_vm.sh --dry-run create > /dev/null || exit 2
-FAILURES=${FAILURES:-5} STALL=${STALL:-7200} BACKOFF=${BACKOFF:-60}
-for variable in FAILURES STALL BACKOFF; do check $variable '[0-9]+' "not a number"; done
-export POLL=${POLL:-60} COMMIT=${COMMIT:-$(git rev-parse HEAD)} # of the clone as it is now, in every attempt
+FAILURES=${FAILURES:-5} STALL=${STALL:-7200} BACKOFF=${BACKOFF:-60} POLL=${POLL:-60}
+for variable in FAILURES STALL BACKOFF POLL; do check $variable '[0-9]+' "not a number"; done
+export POLL COMMIT="${COMMIT:-$(git rev-parse HEAD)}" # this commit in every attempt
+mkdir -p runs
 workdir=$(printf '%s\n' "$@" | sed -n '/^--workdir$/{n;p;}; s/^--workdir=//p')
 case $workdir in gs://?*) ;; *) die 2 "the command has no --workdir gs://…, where other slices could continue" ;; esac
 
 say() { echo "== $(date -u +%FT%TZ) $*"; }
-
 tpu() { launch/tpu_vm.sh ${dry:+--dry-run} "$@"; }
 
 checkpoint() { # the newest step; 0 if there is none yet, or no answer
-  local steps
-  steps=$(gcloud storage ls "$workdir/checkpoints/" 2> /dev/null | sed -n 's|.*/\([0-9]\{1,\}\)/$|\1|p' | sort -n) || true
-  echo "${steps##*$'\n'}" | sed 's/^$/0/'
+  { echo 0 && { gcloud storage ls "$workdir/checkpoints/" 2> /dev/null || true; }; } |
+    sed -n 's|^0$|0|p; s|.*/\([0-9]\{1,\}\)/$|\1|p' | sort -n | tail -n 1
 }
 
 # Sets `seen` to running, done, refused, ended (with another code, or lost, on some worker), idle (nothing was started),
-# silent (workers do not answer), unknown (Google Cloud does not), or the state of the queued resource.
+# silent (not all workers answer, three times), unknown (Google Cloud does not), or the state of the queued resource.
 look() {
-  local answer
-  if answer=$(tpu status); then seen=silent; else seen=unknown; fi
-  case $'\n'$(sed -n 's/^worker [^ ]*: //p' <<< "$answer" | sort -u)$'\n' in
-    *$'\nexited 2\n'*) seen=refused ;;
-    *"exited "[1-9]* | *lost*) seen=ended ;;
-    *running*) [ "$seen" = unknown ] || seen=running ;;
-    *idle*) seen=idle ;;
-    *"exited 0"*) [ "$seen" = unknown ] || seen="done" ;;
-    *) seen=$(sed -n "s/^state ACTIVE$/silent/p; s/^state //p; \$s/^$/$seen/p" <<< "$answer" | sed -n 1p) ;;
-  esac
+  local answer failed words
+  for _ in 1 2 3; do
+    failed=""
+    answer=$(tpu status) || failed=failed
+    seen=$(sed -n 's/^state //p' <<< "$answer")
+    if [ "${seen:=unknown}" != ACTIVE ]; then return; fi
+    words=$(sed -n 's/^worker [^ ]*: //p' <<< "$answer" | sort -u)
+    case $'\n'$words$'\n'$failed in
+      *$'\nexited 2\n'*) seen=refused && return ;;
+      *"exited "[1-9]* | *lost*) seen=ended && return ;;
+      *failed) ;;
+      *running*) seen=running && return ;;
+      *idle*) seen=idle && return ;;
+      *"exited 0"*) seen="done" && return ;;
+    esac
+    seen=silent
+    sleep "$POLL"
+  done
 }
 
 # Goes on with what runs, or rents, installs and starts; ends when `seen` is something else than running.
 attempt() {
-  local since=$SECONDS step now misses=0
+  local since=$SECONDS step now
   step=$(checkpoint)
   look
   if [ "$seen" != running ]; then
     case $seen in FAILED | SUSPEND* | silent) tpu delete || return 0 ;; esac
     say "renting $NAME: ${SLICES:-1} times $TOPOLOGY"
     tpu create || return 0
-    if ! tpu setup || ! tpu stop || ! tpu run "$@"; then
-      seen=broken
-      tpu delete || true
-      return 0
-    fi
-    seen=running since=$SECONDS
+    seen=broken
+    tpu setup && tpu stop && tpu run "$@" && seen=running since=$SECONDS
+    [ "$seen" = running ] || tpu delete || return 0
   fi
   while [ "$seen" = running ]; do
     sleep "$POLL"
     look
-    case $seen in silent) misses=$((misses + 1)) ;; unknown) ;; *) misses=0 ;; esac
-    if [ "$seen" = unknown ] || { [ "$seen" = silent ] && [ "$misses" -lt 3 ]; }; then seen=running; fi
+    if [ "$seen" = unknown ]; then seen=running; fi
     now=$(checkpoint)
     if [ "$now" -gt "$step" ]; then step=$now since=$SECONDS; fi
-    if [ "$seen" = running ] && [ $((SECONDS - since)) -ge "$STALL" ]; then seen=stalled; fi
+    if [ "$seen" = running ] && [ $((SECONDS - since)) -ge "$STALL" ]; then seen=stalled && { tpu stop || true; }; fi
   done
 }
 
 finish() { # CODE WORDS
   say "$2"
-  mkdir -p runs
   NODE=all tpu logs all 1000 >> "runs/$NAME.log" || say "no logs"
   [ -n "${KEEP:-}" ] || tpu delete || say "$NAME could not be deleted; do it by hand, it costs money"
   exit "$1"
 }
 
 if [ "$dry" ]; then
-  for verb in create setup stop run status logs delete; do
-    case $verb in run) tpu run "$@" ;; *) tpu $verb ;; esac
-  done
+  tpu create && tpu setup && tpu stop && tpu run "$@" && tpu status && NODE=all tpu logs all 1000 && tpu delete
   call gcloud storage ls "$workdir/checkpoints/" && exit
 fi
 
@@ -102,5 +98,5 @@ while :; do
   if [ "$step" -gt "$best" ]; then failures=0 pause=$BACKOFF best=$step; else failures=$((failures + 1)); fi
   say "$NAME: $seen; newest checkpoint $step; failures in a row without a new one: $failures of $FAILURES"
   [ "$failures" -lt "$FAILURES" ] || finish 1 "gave up"
-  if [ "$failures" -gt 0 ]; then sleep "$pause" && pause=$((pause * 2 > 3600 ? 3600 : pause * 2)); fi
+  if [ "$failures" -gt 0 ]; then sleep "$pause" && pause=$((pause < 1800 ? pause * 2 : 3600)); fi
 done

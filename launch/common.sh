@@ -8,6 +8,20 @@ die() { # CODE MESSAGE
   exit "$1"
 }
 
+# parse "$@" reads [--dry-run] VERB [--dry-run] and sets dry, verb, and rest to what follows.
+parse() {
+  dry="" verb=""
+  while [ $# -gt 0 ]; do
+    case $1 in
+      -h | --help) help && exit ;;
+      --dry-run) dry=1 ;;
+      *) if [ "$verb" ]; then break; else verb=$1; fi ;;
+    esac
+    shift
+  done
+  rest=("$@")
+}
+
 # Runs a command; with --dry-run prints it instead, quoted so that a shell reads it back.
 call() {
   local word
@@ -26,8 +40,17 @@ check() { # VARIABLE PATTERN WORDS
   [[ ${!1} =~ ^$2$ ]] || die 2 "$1=${!1}: $3"
 }
 
+# Writes the variables that the command shall have, if set, to a file for its owner only: never to a command line.
+store_environment() { # FILE FORMAT
+  local variable
+  for variable in ${PASS:-WANDB_API_KEY WANDB_PROJECT WANDB_ENTITY WANDB_MODE XLA_FLAGS LIBTPU_INIT_ARGS}; do
+    # shellcheck disable=SC2059
+    [ -z "${!variable:-}" ] || (umask 077 && printf "$2" "$variable" "${!variable}" >> "$1")
+  done
+}
+
 # find_slice TOPOLOGY, by chips as in `lmm compile --topology`, sets accelerator and runtime of TPU VMs (no runtime:
-# only GKE rents it), and label, grid and hosts of GKE's pools of 4-chip machines. A test compares it with Python's table.
+# only GKE rents it), and label, grid and hosts of GKE's pools of 4-chip machines. As in lmm_jax/tools/compile.py.
 find_slice() {
   local flat="4:2x2 8:2x4 16:4x4 32:4x8 64:8x8 128:8x16 256:16x16"
   local cube="4:2x2x1 8:2x2x2 16:2x2x4 32:2x4x4 64:4x4x4 128:4x4x8 256:4x8x8 512:8x8x8"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # launch/tpu_vm.sh [--dry-run] VERB …: TPU VMs of Google Cloud, one queued resource of one or more slices.
 # Environment: NAME, ZONE, and PROJECT unless gcloud knows it.
-#   create [FLAG…]          asks for TOPOLOGY, by chips (v5e-64, v6e-256, v5p-64), SLICES (1) times, SPOT=1 on spot, and
-#                           looks every POLL (30) seconds, for WAIT (86400), if it is there; FLAG… go to gcloud
+#   create [FLAG…]          asks for TOPOLOGY, by chips (v5e-64, v6e-256, v5p-64), SLICES (1) times, on spot if SPOT=1,
+#                           and looks every POLL (30) seconds, for WAIT (86400), if it is there; FLAG… go to gcloud
 #   setup                   installs this clone at COMMIT (HEAD) with EXTRAS (tpu) on every worker
 #   run COMMAND…            starts the command on every worker, detached, in the clone's folder; passes on W&B's and
 #                           XLA's variables (PASS) that are set. 75: preempted after a save, run it again
@@ -10,20 +10,13 @@
 #   logs [WORKER [LINES]]   the end of the log of a worker (0; or all) of slice NODE (0; or all)
 #   stop                    SIGTERM to the command, which saves and exits with 75; SIGKILL after GRACE (900) seconds
 #   delete                  gives everything back
-# For several workers: ssh-add ~/.ssh/google_compute_engine. TPU_SSH=--tunnel-through-iap where there is no public address.
+# Several workers need `ssh-add ~/.ssh/google_compute_engine`; without public addresses, TPU_SSH=--tunnel-through-iap.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
 
-dry="" verb=""
-while [ $# -gt 0 ]; do
-  case $1 in
-    -h | --help) help && exit ;;
-    --dry-run) dry=1 ;;
-    *) if [ "$verb" ]; then break; else verb=$1; fi ;;
-  esac
-  shift
-done
+parse "$@"
+set -- ${rest[@]+"${rest[@]}"}
 case $verb in create | setup | run | status | logs | stop | delete) ;; *) die 2 "no verb '$verb'; see --help" ;; esac
 (: "${NAME:?name of the queued resource}" "${ZONE:?zone of Google Cloud, such as us-west4-a}") || exit 2
 check NAME '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' "small letters, digits and -, a letter first, at most 40"
@@ -58,7 +51,11 @@ case $verb in
     SLICES=${SLICES:-1}
     check SLICES '[1-9][0-9]*' "not a number of slices"
     flags=(--accelerator-type="$accelerator" --runtime-version="${RUNTIME:-$runtime}" ${SPOT:+--spot} "$@")
-    if [ "$SLICES" = 1 ]; then flags+=(--node-id="$NAME"); else flags+=(--node-count="$SLICES" --node-prefix="$NAME"); fi
+    if [ "$SLICES" = 1 ]; then
+      flags+=(--node-id="$NAME")
+    else
+      flags+=(--node-count="$SLICES" --node-prefix="$NAME")
+    fi
     if [ "$dry" ] || [ "$(state)" = ABSENT ]; then tpus create "$NAME" "${where[@]}" "${flags[@]}"; fi
     until [ "$dry" ]; do
       now=$(state) || now=unknown
@@ -84,10 +81,8 @@ case $verb in
 tar -xzf lmm_jax.tar.gz -C lmm_jax && lmm_jax/launch/worker.sh setup $EXTRAS" ;;
   run)
     [ $# -gt 0 ] || die 2 "run which command?"
-    for variable in ${PASS:-WANDB_API_KEY WANDB_PROJECT WANDB_ENTITY WANDB_MODE XLA_FLAGS LIBTPU_INIT_ARGS}; do
-      [ -z "${!variable:-}" ] || (umask 077 && printf 'export %s=%q\n' "$variable" "${!variable}" >> "$tmp/.lmm_env")
-    done
-    [ ! -f "$tmp/.lmm_env" ] || copy "$tmp/.lmm_env" # a file of mode 600: command lines are for everyone to see
+    store_environment "$tmp/.lmm_env" 'export %s=%q\n'
+    [ ! -f "$tmp/.lmm_env" ] || copy "$tmp/.lmm_env"
     on all all "lmm_jax/launch/worker.sh start$(printf ' %q' "$@")" ;;
   status)
     if [ "$dry" ]; then state; else now=$(state) && echo "state $now"; fi
