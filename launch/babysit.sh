@@ -7,7 +7,7 @@
 #   BACKOFF (60)   seconds before the next attempt after a failure; doubled each time, an hour at most
 #   POLL (60)      seconds between two looks
 #   KEEP=1         leaves the slices when all is over; otherwise the logs go to runs/NAME.log and the slices back
-# Ends with 0: done; 2: the command was refused as it stands; 1: gave up. Killed and started again, it goes on watching.
+# Ends with 0: done; 2: the command was refused as it stands; 1: gave up. Killed and started again, it watches on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
@@ -17,7 +17,6 @@ launch/tpu_vm.sh --dry-run create > /dev/null || exit 2
 FAILURES=${FAILURES:-5} STALL=${STALL:-7200} BACKOFF=${BACKOFF:-60} POLL=${POLL:-60}
 for variable in FAILURES STALL BACKOFF POLL; do check $variable '[0-9]+' "not a number"; done
 export POLL COMMIT="${COMMIT:-$(git rev-parse HEAD)}" # this commit in every attempt
-mkdir -p runs
 workdir=$(printf '%s\n' "$@" | sed -n '/^--workdir$/{n;p;}; s/^--workdir=//p')
 case $workdir in gs://?*) ;; *) die 2 "the command has no --workdir gs://…, where other slices could continue" ;; esac
 
@@ -25,12 +24,12 @@ say() { echo "== $(date -u +%FT%TZ) $*"; }
 tpu() { launch/tpu_vm.sh ${dry:+--dry-run} "$@"; }
 
 checkpoint() { # the newest step; 0 if there is none yet, or no answer
-  { echo 0 && { gcloud storage ls "$workdir/checkpoints/" 2> /dev/null || true; }; } |
-    sed -n 's|^0$|0|p; s|.*/\([0-9]\{1,\}\)/$|\1|p' | sort -n | tail -n 1
+  { echo /0/ && { gcloud storage ls "$workdir/checkpoints/" 2> /dev/null || true; }; } |
+    sed -n 's|.*/\([0-9]\{1,\}\)/$|\1|p' | sort -n | tail -n 1
 }
 
-# Sets `seen` to running, done, refused, ended (with another code, or lost, on some worker), idle (nothing was started),
-# silent (not all workers answer, three times), unknown (Google Cloud does not), or the state of the queued resource.
+# Sets `seen` to running, done, refused, ended (with another code, or lost, on some worker), idle (nothing started),
+# silent (not all workers answer, three times), unknown (Google Cloud does not), or the queued resource's state.
 look() {
   local answer failed words
   for _ in 1 2 3; do
@@ -76,7 +75,7 @@ attempt() {
 }
 
 finish() { # CODE WORDS
-  say "$2"
+  say "$2" && mkdir -p runs
   NODE=all tpu logs all 1000 >> "runs/$NAME.log" || say "no logs"
   [ -n "${KEEP:-}" ] || tpu delete || say "$NAME could not be deleted; do it by hand, it costs money"
   exit "$1"
@@ -86,7 +85,6 @@ if [ "$dry" ]; then
   tpu create && tpu setup && tpu stop && tpu run "$@" && tpu status && NODE=all tpu logs all 1000 && tpu delete
   call gcloud storage ls "$workdir/checkpoints/" && exit
 fi
-
 failures=0 pause=$BACKOFF best=$(checkpoint)
 while :; do
   attempt "$@"

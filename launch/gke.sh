@@ -3,7 +3,7 @@
 # `kubectl` speaks to, with node pools of 4-chip machines. Environment: NAME.
 #   apply COMMAND…   fills in launch/gke_jobset.yaml for IMAGE (see launch/Dockerfile), TOPOLOGY by chips (v5e-64,
 #                    v5p-64, tpu7x-64), SLICES (1), SPOT=1 on spot, and hands it over. Code 75 and lost hosts restart
-#                    all slices, RESTARTS (50) times at most, GRACE (300) seconds after SIGTERM; code 2 ends the JobSet.
+#                    all slices, RESTARTS (50) times at most, GRACE (300) seconds after SIGTERM; 2 ends the JobSet.
 #                    W&B's and XLA's variables (PASS) that are set become the secret NAME-env. With --dry-run the
 #                    JobSet is printed
 #   status           the JobSet and its pods
@@ -21,14 +21,15 @@ check NAME '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' "small letters, digits and -, a let
 
 case $verb in
   apply)
-    (: "${TOPOLOGY:?slice by its number of chips, such as v5e-64}" "${IMAGE:?container image}" "${1:?COMMAND}") || exit 2
+    (: "${TOPOLOGY:?slice by its number of chips, such as v5e-64}" "${IMAGE:?container image}") || exit 2
+    [ $# -gt 0 ] || die 2 "apply which command?"
     SLICES=${SLICES:-1} RESTARTS=${RESTARTS:-50} GRACE=${GRACE:-300}
     check SLICES '[1-9][0-9]*' "not a number of slices"
     for variable in RESTARTS GRACE; do check $variable '[0-9]+' "not a number"; done
     check IMAGE '[a-zA-Z0-9][-a-zA-Z0-9._/:@]*' "not the name of an image"
     find_slice "$TOPOLOGY"
     spot=${SPOT:+'cloud.google.com/gke-spot: "true"'}
-    # JSON is YAML, too; Kubernetes would replace $(…).
+    # shellcheck disable=SC2016 # JSON is YAML, too; Kubernetes would replace $(…).
     command=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]).replace("$(", "$$("))' "$@")
     export NAME IMAGE SLICES RESTARTS GRACE hosts label grid spot command
     jobset=$(python3 -c 'import os, string, sys; print(string.Template(sys.stdin.read()).substitute(os.environ))' \

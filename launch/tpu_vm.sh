@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # launch/tpu_vm.sh [--dry-run] VERB …: TPU VMs of Google Cloud, one queued resource of one or more slices.
 # Environment: NAME, ZONE, and PROJECT unless gcloud knows it.
-#   create [FLAG…]          asks for TOPOLOGY, by chips (v5e-64, v6e-256, v5p-64), SLICES (1) times, on spot if SPOT=1,
+#   create [FLAG…]          asks for TOPOLOGY, by chips (v5e-64, v6e-256, v5p-64), SLICES (1) times, spot if SPOT=1,
 #                           and looks every POLL (30) seconds, for WAIT (86400), if it is there; FLAG… go to gcloud
 #   setup                   installs this clone at COMMIT (HEAD) with EXTRAS (tpu) on every worker
 #   run COMMAND…            starts the command on every worker, detached, in the clone's folder; passes on W&B's and
@@ -56,7 +56,9 @@ case $verb in
     else
       flags+=(--node-count="$SLICES" --node-prefix="$NAME")
     fi
-    if [ "$dry" ] || [ "$(state)" = ABSENT ]; then tpus create "$NAME" "${where[@]}" "${flags[@]}"; fi
+    now=ABSENT
+    [ "$dry" ] || now=$(state)
+    [ "$now" != ABSENT ] || tpus create "$NAME" "${where[@]}" "${flags[@]}"
     until [ "$dry" ]; do
       now=$(state) || now=unknown
       case $now in

@@ -5,6 +5,7 @@
 #   status           "worker HOST: running", "exited CODE", "lost" (killed, or the host rebooted) or "idle"
 #   log LINES        the last lines of the log, each with the host's name
 #   stop SECONDS     SIGTERM to the command, so that it saves and exits with code 75; SIGKILL after SECONDS
+
 # shellcheck disable=SC1090,SC1091 # sources what is only on the host
 set -euo pipefail
 cd "$(dirname "$0")/.."
