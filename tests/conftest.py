@@ -24,7 +24,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 # Seconds of tests in each folder, run by two processes on two cores: half their sum is below ten minutes.
 BUDGETS = {
-    "tests": 40,
+    "tests": 80,
     "data": 130,
     "models": 340,
     "training": 300,
