@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All default tests, lint and format checks; --notebooks also runs the notebooks. Further arguments go to pytest.
+# All default tests, lint and format checks; --long and --notebooks run more. Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

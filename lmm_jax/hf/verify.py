@@ -10,8 +10,8 @@ from lmm_jax.generation import Model, load
 from lmm_jax.training.state import make_program
 
 LOGITS = 1e-4  # in float32, of logits of about 1
-PROMPTS = ("What is it?", "Read the text in the picture.", "How many are there?")
-SHAPES = ((96, 64), (50, 120), (70, 70))  # of the pictures (width, height)
+PROMPTS = ("What is it?", "Read the text in the picture.")
+SHAPES = ((96, 64), (50, 120))  # of the pictures (width, height)
 NEW_TOKENS = 16
 
 

@@ -187,6 +187,7 @@ def test_a_batch_without_pictures_has_no_pixels_and_trains(config, mixed_folder,
     assert result["step"] == 12 and np.isfinite(result["loss"]) and result["bad_records"] == 0
 
 
+@pytest.mark.long
 def test_one_percent_bad_of_ten_thousand_moves_nothing(tiny, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     text_rows(tmp_path / "rows.jsonl", 10_000)

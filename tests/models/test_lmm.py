@@ -43,7 +43,7 @@ def test_copies_in_other_rows_of_the_pack_give_the_same(setup):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
-@pytest.mark.parametrize("recipe", ["m3", "qwen3vl_style", "hybrid"])
+@pytest.mark.parametrize("recipe", ["m3", pytest.param("qwen3vl_style", marks=pytest.mark.long), "hybrid"])
 def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(setup, recipe):
     alone = setup(1, recipe=recipe)
     shape = ("data.rows=2", "data.length=256", "data.views=5", "data.targets=200", "train.batch_size=2")
@@ -166,6 +166,7 @@ def test_the_newline_is_one_vector_behind_the_bank_and_in_stacks_by_a_switch(hd)
     np.testing.assert_array_equal(np.diff(ends), [7] * 5)  # six rows of six cells and a newline
 
 
+@pytest.mark.long
 def test_deepstack_learns_from_its_stacks(setup):
     s = setup(8, recipe="deepstack")
     state, batch = s.state, s.host_batch(0)

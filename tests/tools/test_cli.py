@@ -74,9 +74,6 @@ def test_train_evaluate_generate(capsys, tiny_args, tmp_path, digits_folder):
     assert {"model.safetensors", "config.json", "README.md"} <= set(found["files"])
     assert found["max_logit_difference"] is None
     assert "| 9 |" in (out_folder / "README.md").read_text()  # the evaluation's table
-    args = ["generate", "--model", out_folder, *args[3:]]
-    code, out, err = run(capsys, *args, "--scale", 4, "--json")
-    assert code == 0 and json.loads(out.splitlines()[-1])["text"] == answer["text"], err
     code, out, _ = run(capsys, "show", "params", "--model", out_folder)
     assert code == 0 and "post_layernorm" in out and "follows the last block" in out
 

@@ -102,6 +102,7 @@ def test_frozen_parts_stay_and_have_no_state(setup):
     assert moved.max() > 0
 
 
+@pytest.mark.long
 def test_bfloat16_compute_stays_near_float32(setup, one_device):
     losses, state = losses_over(setup(8, *SHARDED, "model.dtype=bfloat16"), 20)
     np.testing.assert_allclose(losses, one_device[0], atol=0.1)
