@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The papers' effects on scanned digits and printed pages, three seeds each: trains and evaluates what is not there
-# yet, then prints the table and draws it. Run again, it continues. Alone on 2 cores about two hours.
+# yet, then prints the table and draws it. Run again, it continues. Alone on 2 cores about three hours.
 #   launch/effects.sh [OUT]        SEEDS="0 1 2"
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -16,7 +16,7 @@ data=runs/digits_data run=runs/digits results=runs/digits/evaluation.txt
 echo "== data: pictures of handwritten digits with questions, about half a minute"
 lmm prepare --dataset digits --out "$data"
 
-echo "== training configs/digits.py: one model for 1, 4, 9 and 36 visual tokens, about five minutes"
+echo "== training configs/digits.py: one model for 1, 4, 9 and 36 visual tokens, about four minutes"
 lmm train --config "configs/digits.py:data=$data" --workdir "$run"
 
 if [ "$results" -nt "$run/checkpoints" ]; then

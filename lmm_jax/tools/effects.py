@@ -1,6 +1,7 @@
 """The table and the picture of `launch/effects.sh`: python -m lmm_jax.tools.effects FOLDER."""
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -59,16 +60,20 @@ def collect(folder) -> list[tuple[Row, list[float]]]:
 
 
 def table(found) -> str:
-    """Markdown: a line a row, mean and lowest to highest of the seeds."""
+    """Markdown: a line for each kind of training, its budgets side by side; mean and lowest to highest of the seeds."""
     lines = [
         "| effect | trained | visual tokens | digits read right | lowest–highest | seeds |",
         "|---|---|---|---|---|---|",
     ]
-    for row, values in found:
-        spread = f"{min(values):.3f}–{max(values):.3f}"
-        lines.append(
-            f"| {row.effect} | {row.label} | {row.context} | {np.mean(values):.3f} | {spread} | {len(values)} |"
-        )
+    for (effect, label), group in itertools.groupby(found, key=lambda item: (item[0].effect, item[0].label)):
+        rows, values = zip(*group, strict=True)
+        columns = [
+            [str(row.context) for row in rows],
+            [f"{np.mean(v):.3f}" for v in values],
+            [f"{min(v):.3f}–{max(v):.3f}" for v in values],
+            sorted({str(len(v)) for v in values}),
+        ]
+        lines.append(f"| {effect} | {label} | {' | '.join(' · '.join(column) for column in columns)} |")
     return "\n".join(lines)
 
 
