@@ -60,7 +60,7 @@ def collect(folder) -> list[tuple[Row, list[float]]]:
 
 
 def table(found) -> str:
-    """Markdown: a line for each kind of training, its budgets side by side; mean and lowest to highest of the seeds."""
+    """Markdown: a line for each kind of training, its budgets side by side; mean and range over the seeds."""
     lines = [
         "| effect | trained | visual tokens | digits read right | lowest–highest | seeds |",
         "|---|---|---|---|---|---|",
