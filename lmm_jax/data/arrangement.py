@@ -82,10 +82,9 @@ class Arrangement:
           ValueError: fields that are not of the known ones or contradict each other, named.
         """
         data, vision = config.data, config.model.vision
-        convnext = config.model.encoder == "convnext"
         return cls(
             size=vision.image_size,
-            cell=vision.patch_size * (2 ** (len(vision.depths) - 1) if convnext else 1),
+            cell=cell_size(config.model),
             canvas=tuple(data.canvas) or (vision.image_size, vision.image_size),
             aspect=data.aspect,
             tilings=tuple(map(tuple, data.tilings)),
@@ -312,6 +311,12 @@ class Arrangement:
         else:
             return np.zeros(len(sizes), np.int64)
         return a.astype(np.int64) << 32 | b
+
+
+def cell_size(model) -> int:
+    """Pixels a side that one feature stands for, of `config.model`."""
+    halvings = len(model.vision.depths) - 1 if model.encoder == "convnext" else 0
+    return model.vision.patch_size * 2**halvings
 
 
 def mosaic(columns, rows, side, first) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from lmm_jax import config as c
+from lmm_jax.data.arrangement import cell_size
 from lmm_jax.data.conversation import TEMPLATES, template_for
 from lmm_jax.data.views import deepstack_tilings
 
@@ -302,8 +303,9 @@ def _vision(cfg, tower, processor, keys):
 def _arrangement(cfg, keys):
     """Which views there are and where their tokens go: see `data.arrangement`."""
     vision, data = cfg.model.vision, cfg.data
-    stride = vision.patch_size * (2 ** (len(vision.depths) - 1) if cfg.model.encoder == "convnext" else 1)
-    cfg.model.scales = tuple(keys.get("matryoshka_vis_token_scale", ((vision.image_size // stride) ** 2,)))
+    cfg.model.scales = tuple(
+        keys.get("matryoshka_vis_token_scale", ((vision.image_size // cell_size(cfg.model)) ** 2,))
+    )
     if keys.get("model_type") == "deepstack_llava":
         _exported_deepstack(cfg, keys)
         return

@@ -2,6 +2,7 @@
 
 import math
 
+from lmm_jax.data.arrangement import cell_size
 from lmm_jax.data.views import deepstack_tilings
 from lmm_jax.hf import deepstack
 from lmm_jax.hf.configs import ABLATIONS, CLIP_MEAN, CLIP_STD, TOWERS
@@ -23,7 +24,7 @@ def architecture(config) -> str:
     model, data = config.model, config.data
     _require("model.projector.depth", model.projector.depth, 2)
     _require("model.vision.stack_levels", tuple(model.vision.stack_levels), ())
-    whole = (model.vision.image_size // stride(config)) ** 2
+    whole = (model.vision.image_size // cell_size(model)) ** 2
     if max(model.scales) != whole:
         raise ValueError(f"model.scales={tuple(model.scales)}: transformers gives a view all of its {whole} tokens")
     if data.stacks:
@@ -40,12 +41,6 @@ def architecture(config) -> str:
     _require("data.sequence", data.sequence, "whole")
     _require("data.aspect", data.aspect, "pad", "stretch", "square")
     return "llava"
-
-
-def stride(config) -> int:
-    """Pixels a side that one feature stands for."""
-    vision = config.model.vision
-    return vision.patch_size * (2 ** (len(vision.depths) - 1) if config.model.encoder == "convnext" else 1)
 
 
 def transformers_keys(config, tokenizer, kind) -> dict:
