@@ -11,7 +11,7 @@ recipe=deepstack_v  the same, the tiles stacked inside the encoder (DeepStack-V)
 recipe=high         all 36 tokens of the picture at that resolution in the sequence
 
 Digits read right, 1,000 mosaics, means of the seeds in README's table: m3 .20 .76 .98 .98 at 1, 4, 9, 36 tokens, one
-model for each .17 .87 .97 .97, full pooled .06 .12 .11 .97; low .59, deepstack .95, deepstack_v .96, high .94. On 2
+model for each .19 .87 .97 .97, full pooled .07 .12 .11 .97; low .59, deepstack .94, deepstack_v .96, high .94. On 2
 cores, 2026-11-20.
 """
 
