@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import pathlib
 
 import jax
@@ -91,9 +92,8 @@ def trained(tmp_path_factory):
         program = make_program(config, sharding.make_mesh({"fsdp": fsdp}, jax.devices()[:fsdp]))
         rng, drawn = np.random.default_rng(0), {}
         for path, x in flatten_dict(abstract_params(program, config.model.dtype), sep="/").items():
-            spread = (
-                0.3 if x.ndim > 1 + path.startswith(("decoder/layers", "vision/blocks", "vision/stage")) else 0.05
-            )
+            one = x.shape[path.startswith(("decoder/layers/", "vision/blocks_")) or "/blocks/" in path :]
+            spread = math.prod(one[:-1]) ** -0.5 if len(one) > 1 else 0.05  # logits of a few units
             value = rng.normal(float(path.endswith("scale")), spread, x.shape).astype(x.dtype)
             drawn[path] = jax.device_put(value, x.sharding)
         workdir = tmp_path_factory.mktemp(recipe)
