@@ -181,7 +181,8 @@ def _evaluate(args):
     from lmm_jax.generation import load
     from lmm_jax.tools import plots
 
-    model, folder = load(args.workdir or args.model, allow_pickle=args.allow_pickle), args.workdir or args.model
+    folder = args.workdir or args.model
+    model = load(folder, allow_pickle=args.allow_pickle)
     scales = model.scales if args.scales == "all" else tuple(_integer("--scales", s) for s in args.scales.split(","))
     tasks = args.tasks.split(",")
     results = evaluation.evaluate(model, tasks, scales, args.data, args.limit)

@@ -21,7 +21,7 @@ from lmm_jax.config import flatten, read_config
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.hf import configs, deepstack, describe, safetensors
 from lmm_jax.hf.card import model_card
-from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, tensors, transformers_name
+from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, VOCABULARY, tensors, transformers_name
 from lmm_jax.hf.processor import write_processor
 from lmm_jax.hf.tokenizer_json import added_ids
 from lmm_jax.models.convnext import ConvNeXt
@@ -129,13 +129,11 @@ def _write_weights(folder, workdir, config, tokenizer, kind):
     abstract = flatten_dict(abstract_params(program, jax.numpy.dtype(config.model.dtype)), sep="/")
     parts = tensors(program.model, {path: x.shape for path, x in abstract.items()})
     rows = config.model.decoder.vocab_size if kind is None else added_ids(tokenizer)[2]
-    pieces = min(rows, config.model.decoder.vocab_size) if kind is None else tokenizer.vocab_size
+    pieces = rows if kind is None else tokenizer.vocab_size
     shapes, by_path = {}, {}
     for part in parts:
         name = part.name if kind is None else transformers_name(part.name, kind)
-        shapes[name] = (
-            (rows, *part.shape[1:]) if part.path in ("decoder/table", "decoder/head/kernel") else part.shape
-        )
+        shapes[name] = (rows, *part.shape[1:]) if part.path in VOCABULARY else part.shape
         by_path.setdefault(part.path, []).append((name, part))
     norm = _unread_norm(program.model, kind)
     shapes |= {name: array.shape for name, array in norm.items()}
@@ -161,8 +159,6 @@ def _write_weights(folder, workdir, config, tokenizer, kind):
         with tqdm(total=total, unit="B", unit_scale=True, desc=f"exporting step {step}", disable=None) as bar:
             try:
                 return safetensors.write(folder, shapes, dtype.name, arrays(step))
-            except configs.LoadError:
-                raise
             except ValueError as error:
                 damaged.append(str(error))
     raise ValueError("\n".join(damaged) or f"{workdir} holds no checkpoint; was `lmm train` run there?")

@@ -17,12 +17,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
 from lmm_jax.hf.configs import Keys, LoadError, tied, tower_folder
-from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, ignored, original_name, tensors
+from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, VOCABULARY, ignored, original_name, tensors
 from lmm_jax.hf.safetensors import DTYPES, Folder
 
 PARTS = {"vision": ("vision",), "language": ("decoder",), "projector": ("projector", "image_newline")}
 READERS = 4  # threads that read and transpose layers
-VOCABULARY = ("decoder/table", "decoder/head/kernel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ def load_part(folder, part, model, abstract, fresh=(), allow_pickle=False):
       LoadError: tensors as in `load_params`, or nothing of this part is there.
     """
     flat = {path: x for path, x in flatten_dict(abstract, sep="/").items() if path.split("/")[0] in PARTS[part]}
-    wanted = {path: x for path, x in flat.items() if not path.startswith(tuple(fresh))}
+    wanted = {path: x for path, x in flat.items() if not _under(path, fresh)}
     folder = epath.Path(folder)
     path = folder / "config.json"
     shared = path.exists() and tied(Keys(path))
@@ -194,9 +193,9 @@ def _load(folder, found, model, flat, wanted, shared, part=None):
 
 
 def _array(found, parts, abstract):
-    """One parameter of ours, of which each device is given its part."""
+    """One parameter of ours, read whole by this process, which gives each of its devices the part that it holds."""
+    out = np.empty(abstract.shape, abstract.dtype)  # filled in place: a layer at a time is in memory twice
     stacked = parts[0][0].layer is not None
-    shape = abstract.shape[stacked:]
 
     def read(tensor, source, out):
         array = found.read(source)
@@ -205,24 +204,9 @@ def _array(found, parts, abstract):
             array = np.pad(array, ((0, rows), (0, 0)))
         tensor.to_ours(array[: tensor.shape[0]], out)
 
-    def part(index):
-        layers, rest = range(*index[0].indices(len(parts))) if stacked else [0], index[stacked:]
-        held = tuple(len(range(*i.indices(n))) for i, n in zip(rest, shape, strict=True))
-        out = np.empty((len(layers), *held), abstract.dtype)  # filled in place: a layer at a time is in memory twice
-
-        def fill(n, layer):
-            if held == shape:
-                read(*parts[layer], out[n])
-            else:
-                one = np.empty(shape, abstract.dtype)
-                read(*parts[layer], one)
-                out[n] = one[rest]
-
-        with futures.ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(fill, range(len(layers)), layers))
-        return out if stacked else out[0]
-
-    return jax.make_array_from_callback(abstract.shape, abstract.sharding, part)
+    with futures.ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(lambda part, layer: read(*part, layer), parts, out if stacked else [out]))
+    return jax.make_array_from_callback(abstract.shape, abstract.sharding, lambda index: out[index])
 
 
 def _unpadded(tensor, vocabulary):
@@ -240,6 +224,11 @@ def _unused(name, model):
         if model.vision.depth + 1 + model.vision.level <= number < model.vision.depth:
             return f"past the hidden state {model.vision.level} that is read"
     return None
+
+
+def _under(path, prefixes):
+    """Whether a path is one of `prefixes`, or lies beneath one."""
+    return any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in prefixes)
 
 
 def _of_another_part(name, part):

@@ -71,6 +71,8 @@ CONVNEXT_REDUCE = {
 CONVNEXT_PREFIX = "model.vision_tower.vision_tower."
 VIT_PREFIX = CONVNEXT_PREFIX + "vision_model."
 
+VOCABULARY = ("decoder/table", "decoder/head/kernel")  # our paths of what has a row or a column a piece
+
 # Tensors that a checkpoint may hold and no model of ours reads, and why.
 IGNORED = {
     r"rotary_emb\.inv_freq$": "computed",

@@ -72,9 +72,8 @@ def verify(workdir, folder, note=print) -> float:
         new = new[: new.index(ours.stop)] if ours.stop in new else new
         if new != answer:
             raise ValueError(f"{folder}: '{question}' is answered {new}, ours is {answer}")
-        note(
-            f"{question}: {length} ids, logits of up to {largest:.1f} within {difference:.1e}, {len(answer)} tokens alike"
-        )
+        close = f"logits of up to {largest:.1f} within {difference:.1e}"
+        note(f"{question}: {length} ids, {close}, {len(answer)} tokens alike")
         worst = max(worst, difference)
     return worst
 

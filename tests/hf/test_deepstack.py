@@ -22,38 +22,12 @@ from lmm_jax.data.stream import Capacity
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.generation import generate_tokens
 from lmm_jax.hf import deepstack
-from lmm_jax.hf.names import tensors
+from lmm_jax.hf.names import VIT_PREFIX, tensors, transformers_name
 from lmm_jax.training.state import make_program
 from tests.parity.test_deepstack import ACTIVATIONS, LOSS, DeepStack, variants
 
 ROOT = pathlib.Path(__file__).parents[2]
 OURS = 2e-5  # between the two programs in float32; 7e-6 was found
-PREFIXES = {
-    "model.vision_tower.vision_tower.": "vision_tower.",
-    "model.mm_projector.0.": "multi_modal_projector.linear_1.",
-    "model.mm_projector.2.": "multi_modal_projector.linear_2.",
-    "model.image_newline": "image_newline",
-    "model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-}
-
-
-@pytest.fixture(scope="module")
-def transformers(tmp_path_factory):
-    """The library, with a folder of ours for the code that it copies and runs."""
-    for name in ("torch", "transformers"):
-        pytest.importorskip(name, reason=f"{name} is not installed, which what an export ships is run with")
-    import torch
-    import transformers
-    from transformers import dynamic_module_utils
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # of many that wait for one another
-        yield transformers
-        torch.set_num_threads(threads)
 
 
 def write_folder(folder, config, params, model, tokenizer=None):
@@ -93,9 +67,8 @@ def write_folder(folder, config, params, model, tokenizer=None):
         if t.path in ("decoder/table", "decoder/head/kernel"):
             array = array[: decoder.vocab_size]
             array = np.concatenate([array, *[array.mean(0, keepdims=True)] * 2])  # which greedy decoding never takes
-        prefix = next(p for p in PREFIXES if t.name.startswith(p))
-        weights[PREFIXES[prefix] + t.name.removeprefix(prefix)] = array
-    after = PREFIXES["model.vision_tower.vision_tower."] + "vision_model.post_layernorm."
+        weights[transformers_name(t.name, "deepstack")] = array
+    after = transformers_name(VIT_PREFIX + "post_layernorm.", "deepstack")
     weights |= {after + "weight": np.ones(vision.width, "f"), after + "bias": np.zeros(vision.width, "f")}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     files = {

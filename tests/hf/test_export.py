@@ -63,24 +63,6 @@ TOKENIZER = Tokenizer(train_tokenizer(LINES, 400, byte_fallback=True))
 
 
 @pytest.fixture(scope="module")
-def transformers(tmp_path_factory):
-    """transformers, with a folder of ours for the code that it copies and runs."""
-    for name in ("torch", "transformers"):
-        pytest.importorskip(name, reason=f"{name} is not installed: pip install 'lmm_jax[hf]'")
-    import torch
-    import transformers
-    from transformers import dynamic_module_utils
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield transformers
-        torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """`trained(recipe, *overrides, fsdp)`: a workdir with drawn parameters, saved from a mesh of `fsdp` devices."""
 

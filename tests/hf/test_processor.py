@@ -49,12 +49,6 @@ MARKERS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    pytest.importorskip("torch", reason="needs the extra 'hf': PyTorch")
-    return pytest.importorskip("transformers", reason="needs the extra 'hf': transformers")
-
-
 def train(**settings):
     out = io.BytesIO()
     spm.SentencePieceTrainer.train(
