@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -124,6 +125,19 @@ def test_transformers_gives_our_ids_pixels_logits_and_answers(exported, transfor
     workdir, folder = exported(recipe)
     assert json.loads((folder / "config.json").read_text())["model_type"] == RECIPES[recipe][2]
     assert verify(workdir, folder) <= LOGITS
+
+
+def test_verifying_notices_another_sampling(exported, transformers, tmp_path):
+    """Ids, pixels and tensors are as they should be; only what the stacks are made of is another."""
+    from lmm_jax.hf.verify import verify
+
+    workdir, folder = exported("deepstack_l")
+    shutil.copytree(folder, tmp_path / "other")
+    keys = json.loads((folder / "config.json").read_text())
+    assert keys["sampling"] == "2d"
+    (tmp_path / "other/config.json").write_text(json.dumps(keys | {"sampling": "1d"}))
+    with pytest.raises(ValueError, match="logits differ by"):
+        verify(workdir, tmp_path / "other")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
