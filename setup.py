@@ -9,7 +9,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["lmm_jax", "lmm_jax.*"]),
-    package_data={"lmm_jax.data.datasets": ["digits.npz", "digits.LICENSE.txt"]},
+    package_data={
+        "lmm_jax.data.datasets": ["digits.npz", "digits.LICENSE.txt"],
+        "lmm_jax.tools": ["shapes/*.json"],
+    },
     install_requires=[
         "jax>=0.10.2,<0.11",
         "flax>=0.12.8,<0.13",
@@ -31,7 +34,7 @@ setup(
         "compile": ["libtpu==0.0.51"],  # `lmm compile`; without a TPU, JAX looks for one unless JAX_PLATFORMS=cpu
         "fast-jpeg": ["simplejpeg>=1.9,<2"],  # decodes the same pixels as Pillow, a little sooner
         "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
-        "hf": ["torch>=2.13,<3", "transformers>=5.23,<6"],  # `lmm export --verify` only
+        "hf": ["torch>=2.13,<3", "transformers>=5.23,<6"],  # `lmm export --verify` and `lmm bench --peer`
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.31,<1"],
         "test": [

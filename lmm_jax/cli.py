@@ -115,14 +115,33 @@ def _parser():
     sub.add_argument("--out", metavar="FILE", help="page of `batch` (default: batch.html)")
 
     sub = verb(_bench, "measure how fast a part runs here")
-    sub.add_argument("what", choices=["data"])
-    _config_argument(sub, required=True)
-    sub.add_argument("--records", type=int, default=200, metavar="N", help="records to read (default: 200)")
-    sub.add_argument("--packs", type=int, metavar="N", help="packs a host reads a step (default: train.batch_size)")
-    sub.add_argument("--step-seconds", type=float, default=1.0, metavar="S", help="time of a step (default: 1)")
+    sub.add_argument("what", choices=["train", "decode", "attention", "data"])
+    model = sub.add_argument_group("train, decode, attention: one device, beside ceilings measured in the same run")
+    model.add_argument("--shape", metavar="NAME|FILE", help="base, small, llava_1b, llava15_7b, or a JSON file")
+    model.add_argument("--dtype", default="float32", choices=DTYPES, help="of the computation (default: float32)")
+    model.add_argument(
+        "--steps", type=int, default=5, metavar="N", help="timed steps, of which the median (default: 5)"
+    )
+    model.add_argument("--peer", action="store_true", help="transformers' LLaVA in PyTorch beside it: extra 'hf'")
+    of_train = sub.add_argument_group("train")
+    told = "of parameters and moments (default: --dtype, and float32)"
+    of_train.add_argument("--state", choices=DTYPES, help=told)
+    of_train.add_argument("--checkpoint", action="store_true", help="recompute layers in the backward pass")
+    of_train.add_argument("--compile-peer", action="store_true", help="the peer under torch.compile")
+    told = "instead, time against visual tokens and resolution, with growth.png in DIR"
+    of_train.add_argument("--growth", metavar="DIR", help=told)
+    of_data = sub.add_argument_group("data: rates of a core, and the cores that a host needs")
+    _config_argument(of_data)
+    of_data.add_argument("--photographs", type=int, metavar="N", help="N synthetic ones instead of the config's data")
+    of_data.add_argument("--records", type=int, default=200, metavar="N", help="records to read (default: 200)")
+    told = "time of a step (default: what a chip takes at its peak rate)"
+    of_data.add_argument("--step-seconds", type=float, metavar="S", help=told)
+    told = "packs a host reads for it (default: train.batch_size)"
+    of_data.add_argument("--packs", type=int, metavar="N", help=told)
     return parser
 
 
+DTYPES = ("float32", "bfloat16")
 PICKLE = "read PyTorch's .bin files, by torch's weights-only reader"
 
 
@@ -252,16 +271,58 @@ def _show(args):
 
 
 def _bench(args):
-    """Times the input path by stage, per core, against bare Pillow, and says how many cores a host needs."""
+    """Measures one part and prints a table: each value, and its ratio to a ceiling or peer of the same run."""
     import dataclasses
 
+    from lmm_jax.tools.bench import table
+
+    needed = "config" if args.what == "data" else "shape"
+    if not getattr(args, needed):
+        raise ValueError(f"lmm bench {args.what} needs --{needed}")
+    rows = _bench_data(args) if args.what == "data" else _bench_model(args)
+    print(table(rows))
+    if args.growth:
+        from lmm_jax.tools.plots import draw_growth
+
+        _draw(lambda: draw_growth(args.growth))
+    return {"rows": [dataclasses.asdict(row) for row in rows]}
+
+
+def _bench_data(args):
+    import tempfile
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # operations are counted, not run
     from lmm_jax.config import load_config
-    from lmm_jax.tools import bench
+    from lmm_jax.tools import bench_data
 
     config = load_config(args.config, *args.overrides)
-    rows = bench.bench_data(config, args.step_seconds, args.packs or config.train.batch_size, args.records)
-    print(bench.table(rows))
-    return {"rows": [dataclasses.asdict(row) for row in rows]}
+    packs = args.packs or config.train.batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        if args.photographs:
+            bench_data.use_photographs(config, folder, args.photographs)
+        return bench_data.bench_data(config, args.records, args.step_seconds, packs)
+
+
+def _bench_model(args):
+    from lmm_jax.tools.bench import peer_device
+
+    device = peer_device() if args.peer else None  # before JAX is asked for a device here
+    if args.what == "decode":
+        from lmm_jax.tools.bench_decode import bench_decode
+
+        return bench_decode(args.shape, args.dtype, steps=args.steps, device=device)
+    if args.what == "attention":
+        from lmm_jax.tools.bench_attention import bench_attention
+
+        return bench_attention(args.shape, args.dtype, args.steps, device)
+    if args.growth:
+        from lmm_jax.tools.bench_growth import bench_growth
+
+        return bench_growth(args.shape, args.dtype, args.growth, args.steps, args.checkpoint)
+    from lmm_jax.tools.bench_train import bench_train
+
+    states = dict.fromkeys([args.state] if args.state else [args.dtype, "float32"])
+    return bench_train(args.shape, args.dtype, states, args.steps, args.checkpoint, device, args.compile_peer)
 
 
 def _draw(draw):
@@ -294,9 +355,8 @@ def _take_overrides(rest):
 
 def _report(error) -> int:
     """Prints an error; ours are sentences for the user, others come with their traceback."""
-    from lmm_jax.training.loop import Preempted
-
-    if isinstance(error, Preempted):
+    loop = sys.modules.get("lmm_jax.training.loop")  # which a verb that does not train may not need
+    if loop and isinstance(error, loop.Preempted):
         print(f"lmm: {error}", file=sys.stderr)
         return PREEMPTED
     *_, last = traceback.walk_tb(error.__traceback__)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -16,6 +15,7 @@ from lmm_jax.data.layout import Layout
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.hf import configs
 from lmm_jax.hf.load import load_params, stored_dtype
+from lmm_jax.models.greedy import generate_tokens
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.state import abstract_params, make_program
 
@@ -158,43 +158,6 @@ class Model:
                 self._generate(self.params, batch, scale=scale, max_new_tokens=max_new_tokens)
             )
         return [t[:n].tolist() for t, n in zip(tokens, lengths, strict=True)][: len(requests)]
-
-
-def generate_tokens(model, params, batch, scale, max_new_tokens, eos):
-    """Greedy decoding over an explicit key-value cache, until every row has ended.
-
-    Args:
-      model: the `LMM`.
-      params: its parameters.
-      batch: prompts, one row a pack, `[G, 1, T]`; every prompt starts its row.
-      scale: the bank's only scale.
-      max_new_tokens: static bound.
-      eos: id that ends a row, see `conversation.stop_id`.
-
-    Returns:
-      tokens `[G, max_new_tokens]` int32 and lengths `[G]`, the end not counted.
-    """
-    variables = {"params": params}
-    size = batch["id"].shape[-1] + max_new_tokens
-    logits, cache = model.apply(variables, batch, size, (scale,), method="prefill")
-    G = logits.shape[0]
-    tokens = jnp.full((G, max_new_tokens), eos, jnp.int32)
-
-    def unfinished(carry):
-        i, _, done, *_ = carry
-        return (i < max_new_tokens) & ~done.all()
-
-    def body(carry):
-        i, logits, done, tokens, cache = carry
-        new = jnp.where(done, eos, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-        tokens = tokens.at[:, i].set(new)
-        logits, cache = model.apply(variables, new, cache, method="decode")
-        return i + 1, logits, done | (new == eos), tokens, cache
-
-    start = (jnp.zeros((), jnp.int32), logits, jnp.zeros(G, bool), tokens, cache)
-    tokens = jax.lax.while_loop(unfinished, body, start)[3]
-    ended = (tokens == eos).any(axis=1)
-    return tokens, jnp.where(ended, jnp.argmax(tokens == eos, axis=1), max_new_tokens)
 
 
 def _assemble(requests, length):

@@ -26,11 +26,18 @@ ALLOWED = {
     "hf.safetensors": set(),
     "generation": {"training.state", "training.checkpoint", "hf", "models", "data", "sharding", "config"},
     "evaluation": {"evaluation", "generation", "data", "config"},
+    "tools.peer_hf": {"tools.bench_shapes"},
     "tools": {"tools", "training", "hf", "evaluation", "generation", "models", "data", "sharding", "config"},
 }
 FORBIDDEN = {"torch", "transformers", "tensorflow"}
 # Where an extra is asked for, and imported only then.
-RUNS_OTHERS = {("hf.verify", "torch"), ("hf.verify", "transformers"), ("hf.safetensors", "torch")}
+RUNS_OTHERS = {
+    ("hf.verify", "torch"),
+    ("hf.verify", "transformers"),
+    ("hf.safetensors", "torch"),
+    ("tools.peer_hf", "torch"),  # a process of its own
+    ("tools.peer_hf", "transformers"),
+}
 # Never imported by ours: transformers runs copies of them, so that they may import of ours but one another.
 SHIPPED = [PACKAGE / "hf/deepstack" / name for name in deepstack.FILES]
 OF_SHIPPED = {"torch", "transformers", "numpy", "PIL", *sys.stdlib_module_names}

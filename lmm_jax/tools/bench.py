@@ -1,16 +1,18 @@
 """Measurements as rows of name, value, unit and a ratio against a ceiling or peer measured in the same run."""
 
 import dataclasses
-import io
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
 import time
 
-import numpy as np
-from PIL import Image
+import jax
+import jax.numpy as jnp
 
-from lmm_jax.data.images import image_size, open_picture
-from lmm_jax.data.pipeline import Packs
-from lmm_jax.data.prepared import as_turns
-from lmm_jax.data.views import MEAN_COLOUR
+MATMUL_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
+COPIED_BYTES = {"cpu": 2**28, "gpu": 2**32, "tpu": 2**31}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,100 +20,92 @@ class Measurement:
     """One row of a table.
 
     Attributes:
-      name, value, unit: what was measured.
+      name, value, unit: what was measured; value is None where it could not be, as `against` then says.
       ratio: value against what `against` names, None if there is nothing to compare with.
-      against: the ceiling or peer.
+      against: the ceiling or peer, or a remark.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     ratio: float | None = None
     against: str = ""
-
-
-def bench_data(config, step_seconds, packs_per_host, records=200) -> list[Measurement]:
-    """Times the input path by stage, in CPU time of one core, on the first records of the stream.
-
-    Args:
-      config: names data, layout and batch.
-      step_seconds: time of a training step.
-      packs_per_host: packs that a host reads for it.
-      records: about how many records to read.
-
-    Returns:
-      Rates of each stage and of all together, bare Pillow's beside the pictures' part, and the cores that a host
-      needs so that no step waits.
-    """
-    packs = Packs(config, config.data.train, config.train.batch_size, shuffle=True)
-    chosen, position = [], 0
-    while len(chosen) < records:
-        chosen += packs.members(position)
-        position += 1
-    stored, read = _timed(lambda: [packs.data[source][row] for source, row in chosen])
-    images = [data for record in stored for data in record["images"]]
-    layout, arrangement, scales = packs.layout, packs.layout.arrangement, packs.layout.scales
-    sizes = [list(map(image_size, record["images"])) for record in stored]
-
-    def text():
-        for record, of_record in zip(stored, sizes, strict=True):
-            layout.training_segments(as_turns(record), of_record, packs.tokenizer, scales)
-
-    _, laid_out = _timed(text)
-    pictures, decoded = _timed(lambda: list(map(open_picture, images)))
-    _, resized = _timed(lambda: list(map(layout.see, pictures)))
-    _, bare = _timed(lambda: [_bare_pillow(data, arrangement.size, arrangement.aspect == "pad") for data in images])
-    _, whole = _timed(lambda: [packs[p] for p in range(position)])
-    n, per_pack = len(images), whole / position
-    rows = [
-        Measurement("read records", len(stored) / read, "records/s/core"),
-        Measurement("tokenise and lay out", len(stored) / laid_out, "records/s/core"),
-    ]
-    if n:
-        rows += [
-            Measurement("decode pictures", n / decoded, "images/s/core"),
-            Measurement("resize to views", n / resized, "images/s/core"),
-            Measurement(
-                "decode and resize",
-                n / (decoded + resized),
-                "images/s/core",
-                bare / (decoded + resized),
-                f"bare Pillow, {n / bare:.0f} images/s/core",
-            ),
-        ]
-    return [
-        *rows,
-        Measurement("whole records, packed", len(stored) / whole, "records/s/core"),
-        Measurement(
-            f"cores for {packs_per_host} packs in {step_seconds:g} s",
-            per_pack * packs_per_host / step_seconds,
-            "cores/host",
-        ),
-    ]
 
 
 def table(rows) -> str:
     """Measurements as text."""
     lines = []
     for r in rows:
-        ratio = f"{r.ratio:5.2f} × {r.against}" if r.ratio is not None else ""
-        lines.append(f"{r.name:<32} {r.value:>10,.2f} {r.unit:<16} {ratio}".rstrip())
+        ratio = f"{r.ratio:5.2f} × {r.against}" if r.ratio is not None else r.against
+        value = "–" if r.value is None else f"{r.value:,.5g}"
+        lines.append(f"{r.name:<36} {value:>10} {r.unit:<16} {ratio}".rstrip())
     return "\n".join(lines)
 
 
-def _timed(run):
-    """What `run` returned, and the CPU seconds of this thread that it took; never quite nothing."""
-    begin = time.thread_time()
-    result = run()
-    return result, max(time.thread_time() - begin, 1e-9)
+def time_steps(step, steps, what, warmup=1) -> float:
+    """Median seconds of calls of `step`, whose result is waited for; each is told on stderr."""
+    times = []
+    for _ in range(warmup + steps):
+        begin = time.perf_counter()
+        jax.block_until_ready(step())
+        times.append(time.perf_counter() - begin)
+        print(f"{what}: {times[-1]:.3g} s", file=sys.stderr, flush=True)
+    return statistics.median(times[warmup:])
 
 
-def _bare_pillow(data, size, pad) -> np.ndarray:
-    """The plain way to a picture of `size` × `size`: open, convert, paste on a square if `pad`, resize."""
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    if pad and picture.width != picture.height:
-        side = max(picture.size)
-        square = Image.new("RGB", (side, side), MEAN_COLOUR)
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        picture = square
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+def matmul_rate(dtype) -> float:
+    """Operations per second of a large matrix product: the ceiling of everything that is matrix products."""
+    n = MATMUL_SIDE[jax.default_backend()]
+    x = jnp.ones((n, n), dtype)
+    repeats = 4  # in one program, so that what starts it counts little
+
+    @jax.jit
+    def products(x):
+        return jax.lax.fori_loop(0, repeats, lambda _, y: (x @ y) / n, x)
+
+    return repeats * 2 * n**3 / time_steps(lambda: products(x), 5, f"{repeats} products of {n} x {n} {dtype}")
+
+
+def copy_rate() -> float:
+    """Bytes per second of memory, read and written: the ceiling of what reads all weights for little work."""
+    count = COPIED_BYTES[jax.default_backend()]
+    x = jnp.zeros(count // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    return 2 * count / time_steps(lambda: copy(x), 5, f"copying {count / 2**20:.0f} MiB")
+
+
+def run_peer(shape, mode, *options) -> dict:
+    """What `tools.peer_hf` measured, in a process of its own. Ours must not have taken a card's memory yet.
+
+    Args:
+      shape: name or file.
+      mode: of the peer.
+      *options: further arguments.
+
+    Raises:
+      ImportError: torch or transformers is not installed.
+      ChildProcessError: it failed; its own words have gone to stderr.
+    """
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"--peer needs {name}: pip install 'lmm_jax[hf]'")
+    command = [sys.executable, "-m", "lmm_jax.tools.peer_hf", "--shape", str(shape), "--mode", mode]
+    done = subprocess.run([*command, *map(str, options)], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise ChildProcessError(
+            f"the peer ended with exit code {done.returncode}, as it says above; without --peer ours runs alone"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peer_device() -> str:
+    """Where the peer runs, beside ours. Another process looks, as a card that JAX looks for here loses its memory.
+
+    Raises:
+      ValueError: on a TPU.
+    """
+    look = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    platform = subprocess.run(look, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    if platform not in ("cpu", "gpu"):
+        raise ValueError(f"--peer runs on a CPU or a GPU, and this is a {platform}")
+    return "cuda" if platform == "gpu" else "cpu"

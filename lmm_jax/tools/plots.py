@@ -1,5 +1,6 @@
 """Pictures of a run; matplotlib is the `plots` extra."""
 
+import json
 import os
 
 import numpy as np
@@ -95,3 +96,21 @@ def draw_effects(found, folder) -> str:
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
     return _save(figure, folder, "effects.png")
+
+
+def draw_growth(folder) -> str:
+    """Step time against visual tokens and pixels, as `tools.bench_growth` left it in `growth.json`; with lines."""
+    with open(os.path.join(folder, "growth.json")) as f:
+        points = json.load(f)
+    figure, axes = _axes(1, 2, figsize=(10, 4))
+    for series in dict.fromkeys(p["series"] for p in points):
+        x, y = np.array([(p["x"], p["seconds"]) for p in points if p["series"] == series]).T
+        encoder, _, unit = series.rpartition(", ")
+        ax = axes[int(unit == "pixels")]
+        (dots,) = ax.plot(x, y, "o", label=encoder or "measured")
+        line = np.polynomial.Polynomial.fit(x, y, 1)
+        ax.plot(x, line(x), "--", color=dots.get_color(), lw=1)
+        ax.set(xlabel=f"{unit} of a picture", ylabel="seconds of a training step", xlim=(0, None), ylim=(0, None))
+        ax.legend()
+        ax.grid(alpha=0.3)
+    return _save(figure, folder, "growth.png")

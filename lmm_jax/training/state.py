@@ -119,11 +119,12 @@ def abstract_state(program) -> TrainState:
     )
 
 
-def init_state(program) -> TrainState:
-    """Initialises parameters and optimizer, each leaf created on the devices that hold it."""
+def init_state(program, dtype=None) -> TrainState:
+    """Initialises parameters and optimizer, of `dtype` or float32, each leaf on the devices that hold it."""
 
     def build(key):
-        return _fresh(program, nn.unbox(init_params(program.model, key)))
+        params = nn.unbox(init_params(program.model, key))
+        return _fresh(program, jax.tree.map(lambda x: x.astype(dtype or x.dtype), params))
 
     # Outside the mesh context: under one, Flax constrains each new parameter and refuses axes that do not divide.
     return jax.jit(build, out_shardings=program.shardings)(jax.random.key(program.config.seed))
