@@ -1,20 +1,15 @@
 """JAX's splash attention kernel for TPU, on any mesh and any length."""
 
 import jax
-import jax.numpy as jnp
 
-from lmm_jax import sharding
+from lmm_jax.models.kernels import on_every_device
 
 LANES = 128  # the kernel works on multiples of so many positions
 LONGEST_BLOCK = 640  # positions; 640 × 640 float32 scores of a block and its gradients stay within scoped VMEM
-PADDING = -1  # segment of the positions that are added
 
 
 def splash_attention(q, k, v, segment=None, causal=False, interpret=False):
     """`attention.attention`, by a kernel that never holds a row of scores: see there.
-
-    Every device runs the kernel on its rows and heads. Positions stay whole: a mesh that shards them gathers them
-    here. Where the mesh splits the query heads but not the key-value heads, these are repeated to as many.
 
     Args:
       q: `[B, T, H, d]`.
@@ -27,27 +22,14 @@ def splash_attention(q, k, v, segment=None, causal=False, interpret=False):
     Returns:
       `[B, T, H, d]` in the dtype of `q`.
     """
-    B, T, H, d = q.shape
-    room = -T % LANES
-    if room:
-        segment = jnp.zeros((B, T), jnp.int32) if segment is None else segment
-        q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q, k, v))
-        segment = jnp.pad(segment, ((0, 0), (0, room)), constant_values=PADDING)
-    q, k, v = (q * d**-0.5).swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
-    of_q = sharding.partition(q.shape, "batch", "heads", None, None)
-    if of_q != sharding.partition(k.shape, "batch", "kv_heads", None, None):
-        k, v = (jnp.repeat(x, H // x.shape[1], axis=1) for x in (k, v))
 
-    def local(q, k, v, *segment):
-        kernel = _kernel(q.shape[1], q.shape[2], causal, interpret)
-        return jax.vmap(lambda q, k, v, *s: kernel(q, k, v, *map(_both, s)))(q, k, v, *segment)
+    def kernel(q, k, v, *segment):
+        T, H, d = q.shape[1:]
+        of_row = _kernel(H, T, causal, interpret)
+        q, k, v = (q * d**-0.5).swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
+        return jax.vmap(lambda q, k, v, *s: of_row(q, k, v, *map(_both, s)))(q, k, v, *segment).swapaxes(1, 2)
 
-    arguments, specs = [q, k, v], [of_q] * 3
-    if segment is not None:
-        arguments, specs = [*arguments, segment], [*specs, of_q and jax.P(of_q[0])]
-    if of_q is not None:
-        local = jax.shard_map(local, in_specs=tuple(specs), out_specs=of_q, check_vma=False)
-    return local(*arguments).swapaxes(1, 2)[:, :T]
+    return on_every_device(kernel, q, k, v, segment, LANES)
 
 
 def _both(segment):

@@ -7,6 +7,7 @@ import jax
 from jax.extend import core
 
 from lmm_jax import sharding
+from lmm_jax.models import attention
 from lmm_jax.training.step import token_losses
 
 
@@ -24,7 +25,7 @@ def step_flops(program, batch) -> int:
     """
     params = nn.unbox(program.boxed)
     micro = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in batch.items()}
-    with sharding.use(sharding.make_mesh({}, jax.devices("cpu")[:1]), program.config.rules):
+    with sharding.use(sharding.make_mesh({}, jax.devices("cpu")[:1]), program.config.rules), attention.counting():
         traced = jax.make_jaxpr(lambda params, micro: token_losses(program.model, params, micro))(params, micro)
     paths = (jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(params))
     differentiated = [program.rates[path] > 0 for path in paths] + [False] * len(micro)
