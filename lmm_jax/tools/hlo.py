@@ -1,8 +1,10 @@
-"""Sums over the text of a compiled XLA program: cycles and collectives, loops counted as often as they run."""
+"""Sums over the text of a compiled XLA program: cycles, collectives, arrays; a loop counts as often as it runs."""
 
 import dataclasses
 import functools
 import re
+
+import numpy as np
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4}  # of the types whose name does not say it, or whose bits are not it
@@ -10,8 +12,33 @@ BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4}  # of the types whose name does
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d\w*)?\[([\d,]*)\]")
+_ARRAY_WITH_LAYOUT = re.compile(r"\b[a-z]+\d+(?:e\d\w*)?\[[\d,]*\](?:\{[^}]*\})?")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|branch_computations|true_computation|false_computation)=\{?([^,}{]+)")
 _ASYNC_PARTS = re.compile(r'custom_call_target="AsyncCollectiveDone"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective operation of a program.
+
+    Attributes:
+      kind: one of `COLLECTIVES`.
+      size: bytes of a device: the larger of what goes in and what comes out.
+      times: how often it runs.
+      groups: positions, in the order of the mesh's devices, of those that take part together; () if all do.
+      source: the operation of the model that it belongs to, as JAX named it; "" if XLA lost it.
+    """
+
+    kind: str
+    size: int
+    times: int
+    groups: tuple[tuple[int, ...], ...]
+    source: str
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that a device receives and passes on: an all-reduce is a reduce-scatter and an all-gather."""
+        return self.size * self.times * (2 if self.kind == "all-reduce" else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +54,12 @@ class Instruction:
     def operands(self) -> list[str]:
         """Names of the operands."""
         return re.findall(r"%([\w.\-]+)", self.rest.partition(")")[0])
+
+    @property
+    def source(self) -> str:
+        """What JAX named the operation that it comes from; "" if XLA lost it."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found[1] if found else ""
 
     @property
     def called(self) -> list[str]:
@@ -81,17 +114,11 @@ class Module:
                 )
         return total
 
-    def collective_bytes(self) -> dict[str, int]:
-        """Bytes of a device that pass through each kind of collective: the larger of what goes in and comes out.
+    def collectives(self) -> list[Collective]:
+        """Every collective; of an asynchronous one only the start counts."""
+        return list(self._collectives(self.entry, 1))
 
-        Of an asynchronous collective only the start counts.
-        """
-        total = dict.fromkeys(COLLECTIVES, 0)
-        for kind, size in self._collectives(self.entry):
-            total[kind] += size
-        return {kind: size for kind, size in total.items() if size}
-
-    def _collectives(self, name):
+    def _collectives(self, name, times):
         types = {i.name: i.type for i in self.computations[name]}
         for instruction in self.computations[name]:
             kind = instruction.opcode.removesuffix("-start")
@@ -100,11 +127,37 @@ class Module:
                 given = sum(array_bytes(types[operand]) for operand in instruction.operands if operand in types)
                 if instruction.opcode == "all-gather-start" or instruction.opcode == "collective-permute-start":
                     result -= given  # the start of these returns its operands too
-                yield kind, max(result, given)
+                groups = replica_groups(instruction.rest)
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # a fusion that keeps its part
+                    kind = "reduce-scatter"
+                yield Collective(kind, max(result, given), times, groups, instruction.source)
             elif not self._continues(instruction):
                 for called in instruction.called:
-                    for kind, size in self._collectives(called):
-                        yield kind, size * self.trip_count(instruction)
+                    yield from self._collectives(called, times * self.trip_count(instruction))
+
+    def arrays(self) -> list[tuple[int, str, str]]:
+        """Bytes, type and source of each array that an instruction outside fusions leaves in HBM, largest first.
+
+        They are not all there at a time, and those that lie in another's memory are named too.
+        """
+        found = {}
+        for name in self._scheduled(self.entry):
+            for instruction in self.computations[name]:
+                if instruction.opcode in ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "constant"):
+                    continue
+                for kind in _ARRAY_WITH_LAYOUT.findall(instruction.type):
+                    if "S(" not in kind:  # a memory space other than HBM
+                        key = (array_bytes(kind), kind.partition("{")[0])
+                        found.setdefault(key, instruction.source)
+        return sorted(((*key, source) for key, source in found.items()), reverse=True)
+
+    def _scheduled(self, name):
+        """The computation and those that run as its loops and branches."""
+        yield name
+        for instruction in self.computations[name]:
+            if instruction.opcode in ("while", "conditional", "call"):
+                for called in instruction.called:
+                    yield from self._scheduled(called)
 
     def _continues(self, instruction):
         """Whether a fusion only carries on, or ends, a collective that another one started."""
@@ -132,6 +185,56 @@ class Module:
         if root.opcode != "compare" or "direction=LT" not in root.rest or len(limits) != 1:
             raise ValueError(f"loop {instruction.name}: its condition is not a counter below a constant")
         return limits[0]
+
+
+def replica_groups(text) -> tuple[tuple[int, ...], ...]:
+    """Groups of a collective, by its attributes; () if all devices are one group. Pairs of a permutation likewise.
+
+    Raises:
+      ValueError: they are written in a way not known here.
+    """
+    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}", text):
+        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", found[1]))
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", text):
+        return _as_groups(_iota(found[2]).reshape(_integers(found[1])))
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\[[^)]*\)?)\))? ?\{([^}]*)\}", text):
+        axes, order, grouped = found.groups()
+        sizes = dict(re.findall(r"'([^']*)'=(\d+)", axes))
+        ids = np.arange(np.prod([int(size) for size in sizes.values()])) if order is None else _iota(order)
+        shape, moved = [], {}
+        for axis, size in sizes.items():  # an axis may be grouped in part: 'axis':(size before)size
+            cuts = sorted(
+                (int(before or 1), int(part or size))
+                for name, before, part in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", grouped)
+                if name == axis
+            )
+            done = 1
+            for before, part in cuts:
+                shape += [before // done, part]
+                moved[len(shape) - 1] = True
+                done = before * part
+            shape.append(int(size) // done)
+        last = [d for d in range(len(shape)) if d not in moved] + list(moved)
+        size = int(np.prod([shape[d] for d in moved]))
+        return _as_groups(ids.reshape(shape).transpose(last).reshape(-1, size))
+    if "replica_groups={}" in text or "replica_groups" not in text:
+        return ()
+    raise ValueError(f"unknown replica groups: {text[text.index('replica_groups') :][:80]}")
+
+
+def _iota(text):
+    """Flat device numbers of `[4,2]T(1,0)`: so many counted up, transposed."""
+    shape, _, order = text.partition("T")
+    ids = np.arange(np.prod(_integers(shape))).reshape(_integers(shape))
+    return (ids.transpose(_integers(order)) if order else ids).reshape(-1)
+
+
+def _integers(text):
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _as_groups(ids):
+    return tuple(tuple(group) for group in ids.tolist())
 
 
 def array_bytes(text) -> int:

@@ -32,6 +32,13 @@ def step_flops(program, batch) -> int:
     return flops * batch["id"].shape[0]
 
 
+def inference_flops(step, *args) -> int:
+    """Operations of all matrix products of `step(*args)`, a forward pass, counted as those of `step_flops`."""
+    with sharding.use(sharding.make_mesh({}, jax.devices("cpu")[:1]), {}):
+        traced = jax.make_jaxpr(step)(*jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args))
+    return _count(traced.jaxpr, [False] * len(traced.jaxpr.invars))[0]
+
+
 def _count(jaxpr, differentiated):
     """Operations of a jaxpr and its gradient; which of its outputs depend on what is differentiated.
 
