@@ -56,9 +56,8 @@ def _kernel_gradient(x, dy, inputs, outputs):
     shape = (*x.shape[leading:], *dy.shape[leading:])
     batch = range(leading)
     spec = partition(shape, *inputs, *outputs)
-    lies = spec and [
-        partition(array.shape, "batch", *[None] * (leading - 1), *names) for array, names in ((x, inputs), (dy, outputs))
-    ]
+    ends = ((x, inputs), (dy, outputs))
+    lies = spec and [partition(a.shape, "batch", *[None] * (leading - 1), *names) for a, names in ends]
     tokens = _names(lies and lies[0][0])
     scattered = [axis for axis in (0, n) if spec and set(_names(spec[axis])) & set(tokens)]
     if len(scattered) != 1 or not set(_names(spec[scattered[0]])) <= set(tokens):

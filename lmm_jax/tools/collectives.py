@@ -9,10 +9,7 @@ import numpy as np
 
 
 def traffic(module, mesh) -> dict[str, dict[str, dict[str, int]]]:
-    """Bytes that a device receives and passes on in a step, by link, mesh axes and kind.
-
-    A collective counts the larger of what goes into it and what comes out, whole; over n devices (n - 1) / n of that
-    move. An all-reduce counts twice, as it is a reduce-scatter and an all-gather.
+    """Bytes that a device receives in a step, by link, mesh axes and kind; see `hlo.Collective.traffic`.
 
     Args:
       module: `hlo.Module`, compiled for `mesh`.
@@ -25,8 +22,8 @@ def traffic(module, mesh) -> dict[str, dict[str, dict[str, int]]]:
     total = {"ici": {}, "dcn": {}}
     slice_of = np.array([getattr(device, "slice_index", 0) for device in mesh.devices.flat])
     places = np.stack(np.unravel_index(np.arange(mesh.size), mesh.devices.shape), axis=1)
-    for collective in module.collectives():
-        groups = collective.groups or (tuple(range(mesh.size)),)
+    for collective in module.collectives(mesh.size):
+        groups = collective.groups
         crosses = any(len(set(slice_of[list(group)])) > 1 for group in groups)
         along = np.any([(places[list(group)] != places[group[0]]).any(axis=0) for group in groups], axis=0)
         axes = "+".join(np.array(mesh.axis_names)[along])
@@ -54,8 +51,7 @@ def minimum(program) -> int:
         gathered = 2 * x.size // math.prod(sizes[axis] for axis in used - tokens)
         over = math.prod(sizes[axis] for axis in used & tokens)
         trained = program.rates[jax.tree_util.keystr(path, simple=True, separator="/")] > 0
-        if over > 1:
-            total += gathered * (3 if trained else 1)
-        if trained and math.prod(sizes[axis] for axis in tokens - used) > 1:
-            total += 2 * gathered // over
+        copies = math.prod(sizes[axis] for axis in tokens - used)
+        total += gathered * (over - 1) // over * (3 if trained else 1)
+        total += 2 * gathered // over * (copies - 1) // copies * trained
     return total

@@ -66,7 +66,7 @@ def compile(config, topology, step="train", prompts=None) -> dict:
     """
     target = slices.find_slice(topology)
     lower = choose("step", step, {"train": _train, "prefill": _prefill, "decode": _decode})
-    mesh = sharding.make_mesh(_over_slices(config.mesh, target), slices.devices(target))
+    mesh = slice_mesh(config, target)
     program = make_program(config, mesh)
     lowered, arguments, flops = lower(program, prompts)
     parts = {name: device_bytes(tree) for name, tree in arguments.items()}
@@ -108,12 +108,12 @@ def compile(config, topology, step="train", prompts=None) -> dict:
     }
 
 
-def _over_slices(mesh, target):
-    """The mesh's sizes; over several slices its data axis is theirs, if it was left at 1."""
-    sizes = dict(mesh)
+def slice_mesh(config, target):
+    """The config's mesh over a `topology.Slice`; over several its data axis is theirs, if it was left at 1."""
+    sizes = dict(config.mesh)
     if target.slices > 1 and sizes.get("data", 1) == 1:
         sizes["data"] = target.slices
-    return sizes
+    return sharding.make_mesh(sizes, slices.devices(target))
 
 
 def _train(program, _):
@@ -130,13 +130,14 @@ def _train(program, _):
 
 def _prefill(program, prompts):
     params, batch, size, scale = _inference(program, prompts)
+    _, placed = _cache(program, len(batch["id"]), size)
 
     def prefill(params, batch):
         return program.model.apply({"params": params}, batch, size, (scale,), method="prefill")
 
     def lowered():
         with program.use():
-            return jax.jit(prefill, out_shardings=(None, _cache(program, len(batch["id"]), size)[1])).lower(params, batch)
+            return jax.jit(prefill, out_shardings=(None, placed)).lower(params, batch)
 
     return lowered, {"parameters": params, "batch": batch}, inference_flops(prefill, params, batch)
 

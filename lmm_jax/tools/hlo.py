@@ -25,7 +25,7 @@ class Collective:
       kind: one of `COLLECTIVES`.
       size: bytes of a device: the larger of what goes in and what comes out.
       times: how often it runs.
-      groups: positions, in the order of the mesh's devices, of those that take part together; () if all do.
+      groups: positions, in the order of the mesh's devices, of those that take part together.
       source: the operation of the model that it belongs to, as JAX named it; "" if XLA lost it.
     """
 
@@ -37,8 +37,14 @@ class Collective:
 
     @property
     def traffic(self) -> int:
-        """Bytes that a device receives and passes on: an all-reduce is a reduce-scatter and an all-gather."""
-        return self.size * self.times * (2 if self.kind == "all-reduce" else 1)
+        """Bytes that a device receives: of n devices n - 1 have what it lacks.
+
+        An all-reduce counts twice, as it is a reduce-scatter and an all-gather.
+        """
+        if self.kind == "collective-permute":
+            return self.size * self.times
+        n = len(self.groups[0])
+        return self.size * self.times * (n - 1) // n * (2 if self.kind == "all-reduce" else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +120,11 @@ class Module:
                 )
         return total
 
-    def collectives(self) -> list[Collective]:
-        """Every collective; of an asynchronous one only the start counts."""
-        return list(self._collectives(self.entry, 1))
+    def collectives(self, devices) -> list[Collective]:
+        """Every collective of a program for so many `devices`; of an asynchronous one only the start counts."""
+        whole = (tuple(range(devices)),)
+        found = self._collectives(self.entry, 1)
+        return [dataclasses.replace(c, groups=c.groups or whole) for c in found]
 
     def _collectives(self, name, times):
         types = {i.name: i.type for i in self.computations[name]}

@@ -62,7 +62,7 @@ def _roofline(result):
         f"{result['flops'] / 1e12:,.4g} TFLOP a step",
         f"roofline: at least {found['step_seconds']:.4g} s a step, limited by {found['limits']}; MFU at most "
         f"{found['mfu']:.0%} ({parts}; each at its published rate, all beside each other, nothing computed twice)",
-        f"{result['estimated_cycles'] / 1e6:,.1f} million cycles by the compiler, without collectives and own kernels",
+        f"{result['estimated_cycles'] / 1e6:,.1f} million cycles by the compiler, without collectives and kernels",
     ]
 
 
