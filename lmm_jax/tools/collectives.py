@@ -16,19 +16,19 @@ def traffic(module, mesh) -> dict[str, dict[str, dict[str, int]]]:
       mesh: the mesh; devices of several slices have a `slice_index`.
 
     Returns:
-      {"ici" or "dcn": {axes that its groups run along, such as "fsdp" or "data+fsdp": {kind: bytes}}}. What has
-      groups in which several slices meet is counted as of the data-center network, "dcn".
+      {"ici" or "dcn": {axes that its groups run along, such as "fsdp" or "fsdp+tensor": {kind: bytes}}}; "dcn" is
+      the data-center network between slices, which stand behind each other in "data".
     """
+    slices = max(getattr(device, "slice_index", 0) for device in mesh.devices.flat) + 1
     total = {"ici": {}, "dcn": {}}
-    slice_of = np.array([getattr(device, "slice_index", 0) for device in mesh.devices.flat])
     places = np.stack(np.unravel_index(np.arange(mesh.size), mesh.devices.shape), axis=1)
-    for collective in module.collectives(mesh.size):
-        groups = collective.groups
-        crosses = any(len(set(slice_of[list(group)])) > 1 for group in groups)
-        along = np.any([(places[list(group)] != places[group[0]]).any(axis=0) for group in groups], axis=0)
-        axes = "+".join(np.array(mesh.axis_names)[along])
+    for collective in module.collectives(mesh.size // slices, slices):
+        along = np.zeros(len(mesh.axis_names), bool)
+        for group in collective.groups:
+            along |= (places[list(group)] != places[group[0]]).any(axis=0)
+        axes = "data" if collective.slices else "+".join(np.array(mesh.axis_names)[along])
         if axes:
-            kinds = total["dcn" if crosses else "ici"].setdefault(axes, collections.Counter())
+            kinds = total["dcn" if collective.slices else "ici"].setdefault(axes, collections.Counter())
             kinds[collective.kind] += collective.traffic
     return {link: {axes: dict(kinds) for axes, kinds in by_axes.items()} for link, by_axes in total.items()}
 

@@ -46,8 +46,7 @@ def compile(config, topology, step="train", prompts=None) -> dict:
       hbm_bytes: what there is to use.
       state_bytes: parameters and optimizer.
       memory: arguments by name, `temporaries` (the rest of the peak), and `largest`: arrays of the program that are
-        not arguments, as `(bytes, type, source)`, not all there at a time; if it does not fit, those that are
-        there when most is needed.
+        not arguments, as `(bytes, type, source)`, not all there at a time; none if it does not fit.
       flops: on all devices, see `flops.step_flops`.
       collective_bytes: what a device receives and passes on, an all-reduce counting twice; see `collectives.traffic`.
       collectives: the same by link ("ici" or "dcn"), mesh axes and kind.
@@ -57,8 +56,8 @@ def compile(config, topology, step="train", prompts=None) -> dict:
       estimated_cycles: see `hlo.Module.estimated_cycles`.
       compile_seconds: time that compilation took here.
       devices, mesh, accelerator: of the slice; the last is the cloud's name of it.
-      reason: the compiler's words if it does not fit, else "".
-      Where it does not fit, sums over the program are None.
+      reason: the compiler's words if it does not fit, or why its program cannot be read; else "".
+      In both cases sums over the program are None.
 
     Raises:
       ConfigError: no such slice or step, or a mesh or batch that does not divide over it.
@@ -81,21 +80,24 @@ def compile(config, topology, step="train", prompts=None) -> dict:
         "flops": flops,
         "minimum_bytes": collectives.minimum(program) if step == "train" else None,
     }
-    begin = time.monotonic()
+    fits, begin = True, time.monotonic()
     try:
-        compiled = lowered().compile()
+        try:
+            compiled = lowered().compile()
+        finally:
+            seconds = time.monotonic() - begin
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        peak, module, reason = needed_bytes(str(error)), None, str(error).splitlines()[0]
-        largest, moved, cycles = allocations(str(error)), None, None
+        fits, peak, reason = False, needed_bytes(str(error)), str(error).splitlines()[0]
+        largest, moved, cycles = [], None, None
     else:
-        peak, module, reason = compiled.memory_analysis().peak_memory_in_bytes, Module(compiled.as_text()), ""
-        largest, cycles = module.arrays()[:8], module.estimated_cycles()
-        moved = collectives.traffic(module, mesh)
+        peak, (module, reason) = compiled.memory_analysis().peak_memory_in_bytes, _read(compiled)
+        largest, cycles = (module.arrays()[:8], module.estimated_cycles()) if module else ([], None)
+        moved = module and collectives.traffic(module, mesh)
     total = moved and sum(size for *_, size in _rows(moved))
     return result | {
-        "fits": module is not None,
+        "fits": fits,
         "peak_hbm_bytes": peak,
         "memory": parts | {"temporaries": peak and max(peak - sum(parts.values()), 0), "largest": largest},
         "collective_bytes": total,
@@ -103,9 +105,17 @@ def compile(config, topology, step="train", prompts=None) -> dict:
         "parameter_bytes": moved and sum(size for _, axes, _, size in _rows(moved) if axes != "tensor"),
         "roofline": moved and roofline(target, flops, sum(parts.values()), moved),
         "estimated_cycles": cycles,
-        "compile_seconds": time.monotonic() - begin,
+        "compile_seconds": seconds,
         "reason": reason,
     }
+
+
+def _read(compiled):
+    """The program and "", or None and why jaxlib cannot read it, as those for tpu7x with libtpu 0.0.51."""
+    try:
+        return Module(compiled.as_text()), ""
+    except jax.errors.JaxRuntimeError as error:
+        return None, f"it was compiled, but jaxlib cannot read the program: {str(error).splitlines()[0]}"
 
 
 def slice_mesh(config, target):
@@ -234,23 +244,7 @@ def roofline(target, flops, argument_bytes, moved) -> dict:
 def needed_bytes(message) -> int | None:
     """Bytes that a RESOURCE_EXHAUSTED message says a program would need; None if it does not say."""
     found = re.search(r"(?:Used|required for[^(]*\() ?([\d.]+)([KMG])", message)
-    return found and _bytes(*found.groups())
-
-
-def allocations(message) -> list[tuple[int, str, str]]:
-    """The largest allocations that a RESOURCE_EXHAUSTED message lists, as `hlo.Module.arrays` gives them."""
-    found = []
-    for block in re.split(r"\n\s*\d+\. ", message)[1:]:
-        size = re.search(r"Size: ([\d.]+)([KMG])", block)
-        shape = re.search(r"Shape: (\w+\[[\d,]*\])", block)
-        name = re.search(r'op_name="([^"]*)"', block)
-        if size and shape:
-            found.append((_bytes(*size.groups()), shape[1], name[1] if name else ""))
-    return found
-
-
-def _bytes(number, unit):
-    return int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30}[unit])
+    return found and int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])
 
 
 def device_bytes(tree) -> int:

@@ -25,8 +25,9 @@ class Collective:
       kind: one of `COLLECTIVES`.
       size: bytes of a device: the larger of what goes in and what comes out.
       times: how often it runs.
-      groups: positions, in the order of the mesh's devices, of those that take part together.
+      groups: positions, in the order of the devices of a slice, of those that take part together.
       source: the operation of the model that it belongs to, as JAX named it; "" if XLA lost it.
+      slices: that exchange it over the data-center network, device by device; 0 if it stays inside slices.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Collective:
     times: int
     groups: tuple[tuple[int, ...], ...]
     source: str
+    slices: int = 0
 
     @property
     def traffic(self) -> int:
@@ -43,7 +45,7 @@ class Collective:
         """
         if self.kind == "collective-permute":
             return self.size * self.times
-        n = len(self.groups[0])
+        n = self.slices or len(self.groups[0])
         return self.size * self.times * (n - 1) // n * (2 if self.kind == "all-reduce" else 1)
 
 
@@ -120,11 +122,14 @@ class Module:
                 )
         return total
 
-    def collectives(self, devices) -> list[Collective]:
-        """Every collective of a program for so many `devices`; of an asynchronous one only the start counts."""
+    def collectives(self, devices, slices=1) -> list[Collective]:
+        """Every collective of a program for so many `devices` a slice; of an asynchronous one the start counts."""
         whole = (tuple(range(devices)),)
         found = self._collectives(self.entry, 1)
-        return [dataclasses.replace(c, groups=c.groups or whole) for c in found]
+        return [
+            dataclasses.replace(c, slices=slices) if c.slices else dataclasses.replace(c, groups=c.groups or whole)
+            for c in found
+        ]
 
     def _collectives(self, name, times):
         types = {i.name: i.type for i in self.computations[name]}
@@ -142,6 +147,22 @@ class Module:
             elif not self._continues(instruction):
                 for called in instruction.called:
                     yield from self._collectives(called, times * self.trip_count(instruction))
+        yield from self._between_slices(name, times)
+
+    def _between_slices(self, name, times):
+        """Collectives over the data-center network, each a pair of transfers to and from the host."""
+        types = {i.name: i.type for i in self.computations[name]}
+        found = {}
+        for instruction in self.computations[name]:
+            kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+            if kind and instruction.opcode in ("send", "recv"):
+                key = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.rest)[1]
+                sent = types[instruction.operands[0]] if instruction.opcode == "send" else instruction.type
+                size = array_bytes(sent) - (4 if instruction.opcode == "recv" else 0)  # a u32 comes with it
+                kind = "collective-permute" if kind[1] == "ONE_TO_ONE" else kind[1].lower().replace("_", "-")
+                found[key] = (kind, max(size, found.get(key, ("", 0))[1]), instruction.source)
+        for kind, size, source in found.values():
+            yield Collective(kind, size, times, (), source, 2)
 
     def arrays(self) -> list[tuple[int, str, str]]:
         """Bytes, type and source of each array that an instruction outside fusions leaves in HBM, largest first.
@@ -249,6 +270,8 @@ def array_bytes(text) -> int:
     """Bytes of all arrays of a type as XLA prints it, e.g. `(f32[2,3]{1,0}, pred[])`; layouts are left out."""
     total = 0
     for kind, shape in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", text)):
+        if kind == "token":
+            continue
         bits = BITS.get(kind) or int(re.search(r"\d+", kind)[0])
         for size in filter(None, shape.split(",")):
             bits *= int(size)

@@ -12,10 +12,10 @@ def report(result) -> str:
         _verdict(result),
         *_memory(result),
     ]
-    if result["fits"]:
+    if result["collectives"]:
         lines += [*_traffic(result), *_roofline(result)]
     else:
-        lines += _advice(result)
+        lines += [result["reason"]] if result["fits"] else _advice(result)
     return "\n".join([*lines, f"compiled in {result['compile_seconds']:.0f} s"])
 
 
