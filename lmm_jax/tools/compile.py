@@ -17,7 +17,7 @@ from lmm_jax.tools import collectives
 from lmm_jax.tools import topology as slices
 from lmm_jax.tools.hlo import Module
 from lmm_jax.training import optimizer
-from lmm_jax.training.flops import inference_flops, step_flops
+from lmm_jax.training.flops import executed_flops, inference_flops, step_flops
 from lmm_jax.training.state import abstract_params, abstract_state, make_program
 from lmm_jax.training.step import jit_train_step
 
@@ -47,7 +47,7 @@ def compile(config, topology, step="train", prompts=None) -> dict:
       state_bytes: parameters and optimizer.
       memory: arguments by name, `temporaries` (the rest of the peak), and `largest`: arrays of the program that are
         not arguments, as `(bytes, type, source)`, not all there at a time; none if it does not fit.
-      flops: on all devices, see `flops.step_flops`.
+      flops, executed_flops: on all devices, see `flops.step_flops` and `flops.executed_flops`.
       collective_bytes: what a device receives and passes on, an all-reduce counting twice; see `collectives.traffic`.
       collectives: the same by link ("ici" or "dcn"), mesh axes and kind.
       minimum_bytes: of what moves parameters and gradients, see `collectives.minimum`; None if not training.
@@ -67,7 +67,7 @@ def compile(config, topology, step="train", prompts=None) -> dict:
     lower = choose("step", step, {"train": _train, "prefill": _prefill, "decode": _decode})
     mesh = slice_mesh(config, target)
     program = make_program(config, mesh)
-    lowered, arguments, flops = lower(program, prompts)
+    lowered, arguments, (flops, executed) = lower(program, prompts)
     parts = {name: device_bytes(tree) for name, tree in arguments.items()}
     result = {
         "topology": topology,
@@ -78,6 +78,7 @@ def compile(config, topology, step="train", prompts=None) -> dict:
         "hbm_bytes": target.hbm_bytes,
         "state_bytes": sum(size for name, size in parts.items() if name not in ("batch", "cache")),
         "flops": flops,
+        "executed_flops": executed,
         "minimum_bytes": collectives.minimum(program) if step == "train" else None,
     }
     fits, begin = True, time.monotonic()
@@ -103,7 +104,7 @@ def compile(config, topology, step="train", prompts=None) -> dict:
         "collective_bytes": total,
         "collectives": moved,
         "parameter_bytes": moved and sum(size for _, axes, _, size in _rows(moved) if axes != "tensor"),
-        "roofline": moved and roofline(target, flops, sum(parts.values()), moved),
+        "roofline": moved and roofline(target, flops, executed, sum(parts.values()), moved),
         "estimated_cycles": cycles,
         "compile_seconds": seconds,
         "reason": reason,
@@ -135,7 +136,7 @@ def _train(program, _):
         with program.use():
             return jit_train_step(program).lower(state, batch)
 
-    return lowered, parts, step_flops(program, batch)
+    return lowered, parts, (step_flops(program, batch), executed_flops(program, batch))
 
 
 def _prefill(program, prompts):
@@ -149,7 +150,8 @@ def _prefill(program, prompts):
         with program.use():
             return jax.jit(prefill, out_shardings=(None, placed)).lower(params, batch)
 
-    return lowered, {"parameters": params, "batch": batch}, inference_flops(prefill, params, batch)
+    flops = inference_flops(prefill, params, batch)
+    return lowered, {"parameters": params, "batch": batch}, (flops, flops)
 
 
 def _decode(program, prompts):
@@ -164,7 +166,8 @@ def _decode(program, prompts):
         with program.use():
             return jax.jit(decode, donate_argnums=2, out_shardings=(None, placed)).lower(params, tokens, cache)
 
-    return lowered, {"parameters": params, "cache": cache}, inference_flops(decode, params, tokens, cache)
+    flops = inference_flops(decode, params, tokens, cache)
+    return lowered, {"parameters": params, "cache": cache}, (flops, flops)
 
 
 def _inference(program, prompts):
@@ -206,16 +209,16 @@ def abstract_batch(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype, sharding=placed) for name, x in pack.items()}
 
 
-def roofline(target, flops, argument_bytes, moved) -> dict:
+def roofline(target, flops, executed, argument_bytes, moved) -> dict:
     """The least time that a step can take on `target`, by the rates of `topology.CHIPS`.
 
     Arithmetic, memory and both networks are taken to run beside each other, each at its published rate: matrix
-    products at the peak, without what is computed again to save memory; memory that reads each argument once; links
-    that all receive at a time, in a whole torus. A real step takes longer.
+    products at the peak, with those that are computed again to save memory; memory that reads each argument once;
+    links that all receive at a time, in a whole torus. A real step takes longer.
 
     Args:
       target: a `topology.Slice`.
-      flops: of the step on all devices.
+      flops, executed: of the step on all devices, without and with what is computed again.
       argument_bytes: of a device.
       moved: what `collectives.traffic` returned.
 
@@ -227,7 +230,7 @@ def roofline(target, flops, argument_bytes, moved) -> dict:
     chips = target.devices // chip.devices
     links = {link: sum(size for by_link, *_, size in _rows(moved) if by_link == link) for link in ("ici", "dcn")}
     seconds = {
-        "compute": flops / chips / chip.flops,
+        "compute": executed / chips / chip.flops,
         "memory": argument_bytes * chip.devices / chip.hbm_rate,
         "ici": links["ici"] * chip.devices / chip.ici_rate,
         "dcn": links["dcn"] * chip.devices / chip.dcn_rate,
@@ -237,7 +240,7 @@ def roofline(target, flops, argument_bytes, moved) -> dict:
         "seconds": seconds,
         "step_seconds": seconds[limits],
         "limits": limits,
-        "mfu": seconds["compute"] / seconds[limits],
+        "mfu": flops / chips / chip.flops / seconds[limits],
     }
 
 

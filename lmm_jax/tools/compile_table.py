@@ -26,7 +26,10 @@ RECIPES = {
     "LLaVA-1.5": ("llava.py", "data.views=2"),
     "M3": ("m3.py", "data.views=5"),
     "DeepStack-L": ("deepstack.py", "data.views=10"),  # a picture and its tiles, at most four
-    "DeepStack-L-HD": ("deepstack.py:recipe=hd", "data.views=25"),  # the same, and each at twice its resolution in four
+    "DeepStack-L-HD": (
+        "deepstack.py:recipe=hd",
+        "data.views=25",
+    ),  # each also in four of twice the size
     "ConvLLaVA 1536": ("convllava.py", "data.views=2"),
 }
 SIZES, SLICES = ("7b", "13b"), ("v5e-64", "v5e-256", "v5p-64", "v6e-64")

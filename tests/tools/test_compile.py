@@ -18,7 +18,7 @@ from lmm_jax.tools import collectives, topology
 from lmm_jax.tools import compile as tool
 from lmm_jax.tools.fit import fit
 from lmm_jax.tools.report import report
-from lmm_jax.training.flops import step_flops
+from lmm_jax.training.flops import executed_flops, step_flops
 from lmm_jax.training.state import make_program
 
 
@@ -84,6 +84,19 @@ def test_flops_are_those_of_the_formula(tiny):
     )  # no gradient flows into what comes before the projector
 
 
+def test_what_is_computed_again_is_counted_as_it_runs(tiny):
+    """A layer that keeps its input alone runs forward once more, but for its last product, which nothing needs."""
+    one_scale = ("model.scales=(36,)", "train.scales_per_step=1", 'optimizer.groups=(("vision", 0.0),)')
+    programs = {remat: make_program(tiny(*one_scale, f"model.decoder.remat={remat}")) for remat in ("none", "full")}
+    batch = tool.abstract_batch(programs["full"].config, programs["full"].mesh)
+    executed = {remat: executed_flops(program, batch) for remat, program in programs.items()}
+    packs, T, width, depth, mlp, K = 8, 120, 32, 3, 64, 40
+    head = 2 * packs * K * width * 128  # always runs once more
+    assert executed["none"] == step_flops(programs["none"], batch) + head
+    layer = T * (width * width * 3 + 2 * width * mlp) + 2 * T * T * width
+    assert executed["full"] == executed["none"] + 2 * packs * depth * layer
+
+
 @pytest.mark.parametrize(
     ("message", "size"),
     [
@@ -119,10 +132,10 @@ def test_the_least_traffic_of_a_program(tiny):
 def test_the_roofline_takes_the_slowest_part():
     target = topology.find_slice("v5e-4")
     moved = {"ici": {"fsdp": {"all-gather": 100e9}, "tensor": {"all-reduce": 100e9}}, "dcn": {}}
-    found = tool.roofline(target, 4 * 197e12 / 2, 819e9 / 4, moved)
+    found = tool.roofline(target, 4 * 197e12 / 4, 4 * 197e12 / 2, 819e9 / 4, moved)
     assert found["seconds"] == {"compute": 0.5, "memory": 0.25, "ici": 1.0, "dcn": 0.0}
-    assert (found["step_seconds"], found["limits"], found["mfu"]) == (1.0, "ici", 0.5)
-    chips = tool.roofline(topology.find_slice("tpu7x-4"), 4 * 2307e12, 0, {"ici": {}, "dcn": {}})
+    assert (found["step_seconds"], found["limits"], found["mfu"]) == (1.0, "ici", 0.25)
+    chips = tool.roofline(topology.find_slice("tpu7x-4"), 0, 4 * 2307e12, 0, {"ici": {}, "dcn": {}})
     assert chips["seconds"]["compute"] == 1.0  # of chips, which are two devices each
 
 
