@@ -201,19 +201,37 @@ class Module:
         """How often a loop's body runs; 1 of any other instruction.
 
         Raises:
-          ValueError: the loop does not count from 0 to a constant.
+          ValueError: the loop does not count from 0 to a constant by a constant.
         """
         if instruction.opcode != "while":
             return 1
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest):
             return int(known[1])
         condition = self.computations[re.search(r"condition=%?([\w.\-]+)", instruction.rest)[1]]
-        constants = {i.name: int(i.rest.partition(")")[0]) for i in condition if _is_integer(i)}
-        root = condition[-1]
-        limits = [constants[name] for name in root.operands if name in constants]
-        if root.opcode != "compare" or "direction=LT" not in root.rest or len(limits) != 1:
+        compared = condition[-1]
+        limits = [c for c in (_constant(condition, name) for name in compared.operands) if c is not None]
+        counters = [i for i in condition if i.name in compared.operands and i.opcode == "get-tuple-element"]
+        if (
+            compared.opcode != "compare"
+            or "direction=LT" not in compared.rest
+            or (len(limits), len(counters)) != (1, 1)
+        ):
             raise ValueError(f"loop {instruction.name}: its condition is not a counter below a constant")
-        return limits[0]
+        place = int(re.search(r"index=(\d+)", counters[0].rest)[1])
+        return -(-limits[0] // self._step(instruction, place))
+
+    def _step(self, instruction, place):
+        """What a loop's body adds to number `place` of its tuple: 2 where XLA runs a body twice a turn."""
+        body = self.computations[re.search(r"body=%?([\w.\-]+)", instruction.rest)[1]]
+        by_name = {i.name: i for i in body}
+        counted = by_name[body[-1].operands[place]]
+        if counted.opcode == "fusion":
+            body = self.computations[counted.called[0]]
+            counted = body[-1]
+        steps = [c for c in (_constant(body, name) for name in counted.operands) if c is not None]
+        if counted.opcode != "add" or len(steps) != 1:
+            raise ValueError(f"loop {instruction.name}: its counter does not grow by a constant")
+        return steps[0]
 
 
 def replica_groups(text) -> tuple[tuple[int, ...], ...]:
@@ -283,5 +301,9 @@ def _ends_async(instruction):
     return bool(_ASYNC_PARTS.search(instruction.rest))
 
 
-def _is_integer(instruction):
-    return instruction.opcode == "constant" and re.match(r"[su]\d+\[\]", instruction.type) is not None
+def _constant(computation, name):
+    """Value of the integer constant of that name, or None."""
+    for i in computation:
+        if i.name == name and i.opcode == "constant" and re.match(r"[su]\d+\[\]", i.type):
+            return int(i.rest.partition(")")[0])
+    return None

@@ -50,7 +50,10 @@ TPU_TEXT = """HloModule jit_step, is_scheduled=true
 }, metadata={op_name="splash"}
   %scatter = bf16[1,128]{1,0} reduce-scatter(%x), channel_id=2, dimensions={0}, to_apply=%add
   %copy.1 = bf16[64,128]{0,1} copy(%x), backend_config={"window_config":{"estimated_cycles":"20"}}
-  ROOT %out = (s32[], bf16[64,128]{1,0}) tuple(%x, %copy.1)
+  %i.1 = s32[] get-tuple-element(%t.1), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%i.1, %one)
+  ROOT %out = (s32[], bf16[64,128]{1,0}) tuple(%next, %copy.1)
 }
 
 %condition (t.2: (s32[], bf16[64,128])) -> pred[] {
@@ -81,9 +84,16 @@ def test_loops_count_as_often_as_they_run_and_a_collective_once():
     ]
 
 
+def test_a_loop_that_counts_by_two_runs_half_as_often():
+    twice = Module(TPU_TEXT.replace("%one = s32[] constant(1)", "%one = s32[] constant(2)"))
+    assert twice.estimated_cycles() == 16 * (100 + 20) + 7
+
+
 def test_a_loop_that_does_not_count_is_an_error():
     with pytest.raises(ValueError, match=r"loop while.1: its condition is not a counter"):
         Module(TPU_TEXT.replace("direction=LT", "direction=GT")).estimated_cycles()
+    with pytest.raises(ValueError, match=r"loop while.1: its counter does not grow by a constant"):
+        Module(TPU_TEXT.replace("add(%i.1, %one)", "add(%i.1, %i.1)")).estimated_cycles()
     with pytest.raises(ValueError, match="no ENTRY"):
         Module("HloModule empty")
 
