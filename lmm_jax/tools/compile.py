@@ -1,8 +1,11 @@
 """Compiles the real training, prefill or decode step for TPU slices on a machine without one: fit, traffic, cost."""
 
+import contextlib
 import dataclasses
 import math
+import pathlib
 import re
+import tempfile
 import time
 
 import jax
@@ -45,19 +48,19 @@ def compile(config, topology, step="train", prompts=None) -> dict:
       peak_hbm_bytes: the most that is in use at a time, arguments included; None if the compiler does not say.
       hbm_bytes: what there is to use.
       state_bytes: parameters and optimizer.
-      memory: arguments by name, `temporaries` (the rest of the peak), and `largest`: arrays of the program that are
-        not arguments, as `(bytes, type, source)`, not all there at a time; none if it does not fit.
+      memory: arguments by name, `temporaries` (the rest of the peak), and `largest`, what is largest of them then,
+        as `(bytes, number and type of arrays, source)`.
       flops, executed_flops: on all devices, see `flops.step_flops` and `flops.executed_flops`.
       collective_bytes: what a device receives and passes on, an all-reduce counting twice; see `collectives.traffic`.
       collectives: the same by link ("ici" or "dcn"), mesh axes and kind.
       minimum_bytes: of what moves parameters and gradients, see `collectives.minimum`; None if not training.
       parameter_bytes: the part of collective_bytes to compare with it: all but what stays on the tensor axis.
       roofline: see `roofline`.
-      estimated_cycles: see `hlo.Module.estimated_cycles`.
+      estimated_cycles: see `hlo.Module.estimated_cycles`; None if the compiler does not say.
       compile_seconds: time that compilation took here.
       devices, mesh, accelerator: of the slice; the last is the cloud's name of it.
-      reason: the compiler's words if it does not fit, or why its program cannot be read; else "".
-      In both cases sums over the program are None.
+      reason: the compiler's words if it does not fit, else "".
+      Sums over the program are None if it did not get as far as to have one.
 
     Raises:
       ConfigError: no such slice or step, or a mesh or batch that does not divide over it.
@@ -81,42 +84,53 @@ def compile(config, topology, step="train", prompts=None) -> dict:
         "executed_flops": executed,
         "minimum_bytes": collectives.minimum(program) if step == "train" else None,
     }
-    fits, begin = True, time.monotonic()
-    try:
-        try:
-            compiled = lowered().compile()
-        finally:
-            seconds = time.monotonic() - begin
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        fits, peak, reason = False, needed_bytes(str(error)), str(error).splitlines()[0]
-        largest, moved, cycles = [], None, None
-    else:
-        peak, (module, reason) = compiled.memory_analysis().peak_memory_in_bytes, _read(compiled)
-        largest, cycles = (module.arrays()[:8], module.estimated_cycles()) if module else ([], None)
-        moved = module and collectives.traffic(module, mesh)
+    peak, seconds, reason, module, live = _compile(lowered)
+    moved = module and collectives.traffic(module, mesh)
     total = moved and sum(size for *_, size in _rows(moved))
     return result | {
-        "fits": fits,
+        "fits": not reason,
         "peak_hbm_bytes": peak,
-        "memory": parts | {"temporaries": peak and max(peak - sum(parts.values()), 0), "largest": largest},
+        "memory": parts | {"temporaries": peak and max(peak - sum(parts.values()), 0), "largest": live[:8]},
         "collective_bytes": total,
         "collectives": moved,
         "parameter_bytes": moved and sum(size for _, axes, _, size in _rows(moved) if axes != "tensor"),
         "roofline": moved and roofline(target, flops, executed, sum(parts.values()), moved),
-        "estimated_cycles": cycles,
+        "estimated_cycles": module and (module.estimated_cycles() or None),
         "compile_seconds": seconds,
         "reason": reason,
     }
 
 
-def _read(compiled):
-    """The program and "", or None and why jaxlib cannot read it, as those for tpu7x with libtpu 0.0.51."""
-    try:
-        return Module(compiled.as_text()), ""
-    except jax.errors.JaxRuntimeError as error:
-        return None, f"it was compiled, but jaxlib cannot read the program: {str(error).splitlines()[0]}"
+def _compile(lowered):
+    """Compiles what `lowered()` returns.
+
+    What lies in memory is in libtpu's own dump alone. So is the program if it needs too much memory, or if jaxlib
+    cannot read it, as those for tpu7x; but the dump does not hold the expected cycles.
+
+    Returns:
+      Bytes needed at the peak, seconds, the compiler's words if that is too much (else ""), the `hlo.Module`, and
+      what lies in memory at the peak, see `hlo.Module.live_at_peak`.
+    """
+    text = None
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.monotonic()
+        try:
+            compiled = lowered().compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            peak, reason = needed_bytes(str(error)), str(error).splitlines()[0]
+        else:
+            peak, reason = compiled.memory_analysis().peak_memory_in_bytes, ""
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                text = compiled.as_text()
+        seconds = time.monotonic() - begin
+        dumped = {path.name.rpartition(".after_optimizations")[2]: path for path in pathlib.Path(folder).iterdir()}
+        if ".txt" not in dumped:
+            return peak, seconds, reason, text and Module(text), []
+        module = Module(dumped[".txt"].read_text())
+        live = module.live_at_peak(dumped["-live-range.txt"].read_text())
+        return peak, seconds, reason, Module(text) if text else module, live
 
 
 def slice_mesh(config, target):

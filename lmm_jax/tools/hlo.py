@@ -164,29 +164,26 @@ class Module:
         for kind, size, source in found.values():
             yield Collective(kind, size, times, (), source, 2)
 
-    def arrays(self) -> list[tuple[int, str, str]]:
-        """Bytes, type and source of each array that an instruction outside fusions leaves in HBM, largest first.
+    def live_at_peak(self, live_ranges) -> list[tuple[int, str, str]]:
+        """What lies in HBM when most is in use, arguments left out, largest first: bytes, type and source.
 
-        They are not all there at a time, and those that lie in another's memory are named too.
+        Args:
+          live_ranges: text of XLA's dump `…after_optimizations-live-range.txt`.
         """
+        where = {i.name: (i, computation) for computation in self.computations.values() for i in computation}
+        arguments = {i.name for i in self.computations[self.entry] if i.opcode == "parameter"}
         found = {}
-        for name in self._scheduled(self.entry):
-            for instruction in self.computations[name]:
-                if instruction.opcode in ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "constant"):
-                    continue
-                for kind in _ARRAY_WITH_LAYOUT.findall(instruction.type):
-                    if "S(" not in kind:  # a memory space other than HBM
-                        key = (array_bytes(kind), kind.partition("{")[0])
-                        found.setdefault(key, instruction.source)
-        return sorted(((*key, source) for key, source in found.items()), reverse=True)
-
-    def _scheduled(self, name):
-        """The computation and those that run as its loops and branches."""
-        yield name
-        for instruction in self.computations[name]:
-            if instruction.opcode in ("while", "conditional", "call"):
-                for called in instruction.called:
-                    yield from self._scheduled(called)
+        for line in live_ranges.partition("(peak):")[2].splitlines()[1:]:
+            live = re.match(r"\s+([\w.\-]+)\{([\d,]*)\}: (\d+) bytes", line)
+            if live is None:
+                break
+            name, index, size = live.groups()
+            if name in where and name not in arguments:
+                kind, source = _element(*where[name], int(index.partition(",")[0] or 0))
+                if "S(" not in kind:  # a memory space other than HBM
+                    found.setdefault((kind.partition("{")[0], source), []).append(int(size))
+        rows = ((sum(sizes), f"{len(sizes)} × {kind}", source) for (kind, source), sizes in found.items())
+        return sorted(rows, reverse=True)
 
     def _continues(self, instruction):
         """Whether a fusion only carries on, or ends, a collective that another one started."""
@@ -295,6 +292,18 @@ def array_bytes(text) -> int:
             bits *= int(size)
         total += bits // 8
     return total
+
+
+def _element(instruction, computation, index):
+    """Type and source of an instruction's array, or of that number of its tuple; a loop's is what it started with."""
+    kinds = _ARRAY_WITH_LAYOUT.findall(instruction.type)
+    kind = kinds[index] if index < len(kinds) else instruction.type
+    if instruction.opcode == "while" and not instruction.source:
+        by_name = {i.name: i for i in computation}
+        start = by_name.get(instruction.operands[0])
+        if start is not None and start.opcode == "tuple" and start.operands[index] in by_name:
+            return kind, by_name[start.operands[index]].source
+    return kind, instruction.source
 
 
 def _ends_async(instruction):

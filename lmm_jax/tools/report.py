@@ -12,10 +12,10 @@ def report(result) -> str:
         _verdict(result),
         *_memory(result),
     ]
+    if not result["fits"]:
+        lines += _advice(result)
     if result["collectives"]:
         lines += [*_traffic(result), *_roofline(result)]
-    else:
-        lines += [result["reason"]] if result["fits"] else _advice(result)
     return "\n".join([*lines, f"compiled in {result['compile_seconds']:.0f} s"])
 
 
@@ -58,12 +58,14 @@ def _traffic(result):
 def _roofline(result):
     found = result["roofline"]
     parts = ", ".join(f"{name} {seconds:.4g} s" for name, seconds in found["seconds"].items() if seconds)
-    return [
+    lines = [
         f"{result['flops'] / 1e12:,.4g} TFLOP a step, {result['executed_flops'] / 1e12:,.4g} with what runs twice",
         f"roofline: at least {found['step_seconds']:.4g} s a step, limited by {found['limits']}; MFU at most "
         f"{found['mfu']:.0%} ({parts}; each at its published rate, all beside each other)",
-        f"{result['estimated_cycles'] / 1e6:,.1f} million cycles by the compiler, without collectives and kernels",
     ]
+    if cycles := result["estimated_cycles"]:
+        lines.append(f"{cycles / 1e6:,.1f} million cycles by the compiler, without collectives and kernels")
+    return lines
 
 
 def _advice(result):

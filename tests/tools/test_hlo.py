@@ -9,7 +9,7 @@ import pytest
 
 from lmm_jax import sharding
 from lmm_jax.tools import collectives
-from lmm_jax.tools.hlo import Module, array_bytes, replica_groups
+from lmm_jax.tools.hlo import Module, replica_groups
 
 # As libtpu prints it, shortened: a loop with its limit in the condition, a gather that starts in one fusion, goes on
 # beside a product in the next and ends in a third, and a kernel's attributes with a brace at the start of a line.
@@ -177,16 +177,20 @@ def test_traffic_by_link_and_mesh_axes():
     }
 
 
-def test_arrays_are_those_in_hbm_largest_first():
-    assert Module(SLICES_TEXT).arrays()[:2] == [
-        (512 * 128 * 4, "f32[512,128]", "jit(f)/convert"),
-        (128 * 128 * 2, "bf16[128,128]", ""),
+LIVE = """HloLiveRange (max 5):
+  Live ranges at 3 (peak):
+    p{}: 131072 bytes (cumulative: 131072 bytes)
+    big{}: 262144 bytes (cumulative: 393216 bytes)
+    fast{}: 524288 bytes (cumulative: 917504 bytes)
+    send{0}: 32768 bytes (cumulative: 950272 bytes)
+    fusion{}: 32768 bytes (cumulative: 983040 bytes)
+  Stack trace breakdown for peak usage: 983 040 bytes
+    p{}: 7 bytes
+"""
+
+
+def test_what_is_live_at_the_peak_without_arguments_and_fast_memory():
+    assert Module(SLICES_TEXT).live_at_peak(LIVE) == [
+        (512 * 128 * 4, "1 × f32[512,128]", "jit(f)/convert"),
+        (2 * 128 * 128 * 2, "2 × bf16[128,128]", ""),
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("f32[2,3]{1,0:T(8,128)S(1)}", 24), ("(bf16[4]{0}, pred[3], s32[])", 15), ("f8e4m3fn[5]", 5), ("u4[6]", 3)],
-)
-def test_bytes_of_types(text, size):
-    assert array_bytes(text) == size
