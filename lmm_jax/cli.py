@@ -101,9 +101,14 @@ def _parser():
     sub.add_argument("--layout", default="hf", choices=["hf", "llava"], help="transformers', or LLaVA's original")
     sub.add_argument("--verify", action="store_true", help="run it in transformers beside ours: extra 'hf'")
 
-    sub = verb(_compile, "compile the training step for a TPU slice that is not there: does it fit?")
+    sub = verb(_compile, "compile a step for a TPU slice that is not there: does it fit, and what does it cost?")
     _config_argument(sub, required=True)
-    sub.add_argument("--topology", required=True, metavar="NAME", help="slice, by chips: v5e-64, v6e-256, v5p-128 …")
+    sub.add_argument(
+        "--topology", required=True, metavar="NAME", help="slice, by chips: v5e-64, v6e-256, v5p-128, 2xv5e-64 …"
+    )
+    sub.add_argument("--step", choices=["train", "prefill", "decode"], default="train", help="(default: train)")
+    sub.add_argument("--prompts", type=int, metavar="N", help="prompts at a time, of all devices (prefill, decode)")
+    sub.add_argument("--fit", action="store_true", help="find the largest batch that fits and its remat policy")
 
     sub = verb(_show, "look at parameters, sharding, or a batch as the model sees it")
     sub.add_argument("what", choices=["params", "sharding", "batch"])
@@ -234,13 +239,29 @@ def _export(args):
 
 
 def _compile(args):
-    """Compiles the real training step for a TPU slice, here, and says what it takes of each device. Needs libtpu."""
+    """Compiles the real step for a TPU slice, here: memory, traffic, and the least time it takes. Needs libtpu."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, JAX would look for a TPU first
-    from lmm_jax.config import load_config
+    from lmm_jax.config import ConfigError, load_config
     from lmm_jax.tools import compile as tool
+    from lmm_jax.tools.fit import fit_config
+    from lmm_jax.tools.report import report
 
-    result = tool.compile(load_config(args.config, *args.overrides), args.topology)
-    print(tool.report(result))
+    config = load_config(args.config, *args.overrides)
+    if args.step == "train" and args.prompts:
+        raise ConfigError("--prompts goes with --step prefill and decode; a training step has train.batch_size")
+    if not args.fit:
+        result = tool.compile(config, args.topology, args.step, args.prompts)
+        print(report(result))
+        return result
+    if args.step != "train":
+        raise ConfigError("--fit goes with --step train")
+    result = fit_config(config, args.topology)
+    print(report(result))
+    if result["packs"]:
+        print(
+            f"largest batch: {result['packs']} packs a device: --config.train.batch_size={result['batch_size']} "
+            f"--config.model.decoder.remat={result['remat']}"
+        )
     return result
 
 

@@ -54,7 +54,7 @@ def base() -> ml_collections.ConfigDict:
     m.decoder.rope_theta = 10000.0
     m.decoder.norm_eps = 1e-5
     m.decoder.inject_layers = ()  # stack s is added before layer inject_layers[s]
-    m.decoder.remat = "full"  # what a layer keeps for the backward pass: full (nothing), dots, none (everything)
+    m.decoder.remat = "full"  # a layer recomputes: none, dots (all but matmuls), full, offload (and inputs on hosts)
 
     c.init = i = ml_collections.ConfigDict()
     i["from"] = placeholder(str)  # workdir whose newest parameters a run starts with; optimizer and step start anew

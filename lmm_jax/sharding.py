@@ -12,6 +12,7 @@ import math
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
@@ -39,7 +40,7 @@ LOGICAL_AXES = {
 # Below this many elements a parameter that does not divide over its mesh axis is replicated instead.
 SMALL = 1 << 16
 
-_platform = contextvars.ContextVar("platform", default=None)
+_mesh = contextvars.ContextVar("mesh", default=None)
 
 
 def make_mesh(shape, devices=None) -> Mesh:
@@ -69,7 +70,20 @@ def make_mesh(shape, devices=None) -> Mesh:
             f"config.mesh: {dict(zip(MESH_AXES, sizes, strict=True))} needs {math.prod(sizes)} devices, "
             f"there are {len(devices)}"
         )
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=np.asarray(devices))
+    return Mesh(_arrange(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _arrange(sizes, devices):
+    """Devices as an array of `sizes`, neighbours along axes; several TPU slices stand behind each other in "data"."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
+    if slices < 2:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    data, *others = sizes
+    if data % slices:
+        raise ValueError(f"config.mesh.data={data} does not divide over the {slices} slices that there are")
+    inside = (data // slices, *others)
+    outside = (slices, *(1 for _ in others))
+    return mesh_utils.create_hybrid_device_mesh(inside, outside, devices, allow_split_physical_axes=True)
 
 
 @contextlib.contextmanager
@@ -80,17 +94,37 @@ def use(mesh, rules):
       ValueError: the table names an axis that no module uses, or a mesh axis that does not exist.
     """
     check_rules(rules)
-    token = _platform.set(mesh.devices.flat[0].platform)
+    token = _mesh.set(mesh)
     try:
         with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
             yield mesh
     finally:
-        _platform.reset(token)
+        _mesh.reset(token)
 
 
 def platform() -> str:
     """`"cpu"`, `"gpu"` or `"tpu"`: what the current mesh is made of, so that kernels follow the compile target."""
-    return _platform.get() or jax.default_backend()
+    mesh = _mesh.get()
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def rings(axis) -> tuple[int, ...]:
+    """Sizes, outer first, into which a mesh axis of the current mesh falls along the axes of a TPU slice.
+
+    64 devices along all of an 8 × 8 slice are (8, 8). Other devices have no such axes: (size,).
+    """
+    mesh = _mesh.get()
+    line = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)[:, 0]
+    sizes = []
+    while len(line) > 1:
+        places = np.array([(*getattr(device, "coords", ()), getattr(device, "core_on_chip", 0)) for device in line])
+        moved = places != places[0]
+        size = next((i for i in range(2, len(line)) if (moved[i] != moved[1]).any()), len(line))
+        if len(line) % size:
+            return (mesh.shape[axis],)
+        sizes.append(size)
+        line = line[::size]
+    return tuple(reversed(sizes)) or (1,)
 
 
 def check_rules(rules):
@@ -120,6 +154,12 @@ def partition(shape, *names) -> PartitionSpec | None:
     if mesh.empty or not rules:
         return None
     return PartitionSpec(*_divisible(shape, names, mesh.shape, rules))
+
+
+def devices(axes) -> int:
+    """Devices that share out a dimension with the `axes` of a `PartitionSpec`: None, one name or several."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[axis] for axis in _as_tuple(axes))
 
 
 def param_shardings(boxed, mesh, rules):

@@ -13,7 +13,7 @@ import time
 import pytest
 import yaml
 
-from lmm_jax.tools import compile as slices
+from lmm_jax.tools import topology as slices
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN = ("lmm", "train", "--config", "configs/m3.py:size=7b,name='a b'", "--workdir", "gs://bucket/run")

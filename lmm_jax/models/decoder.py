@@ -7,15 +7,24 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from lmm_jax.models.attention import attention, cached_attention
 from lmm_jax.models.layers import Dense, RMSNorm, rope
 from lmm_jax.models.visual_tokens import take
 from lmm_jax.sharding import constrain
 
+# What a layer keeps for the backward pass beside its input, the most first: what is not kept is computed again.
 REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=("layer_input",),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -93,6 +102,7 @@ class Block(nn.Module):
     def transform(self, h, cache, context):
         """The layer without injection; arguments and result are those of `__call__`."""
         G, R, T, D = h.shape
+        h = checkpoint_name(h, "layer_input")
         y = RMSNorm(self.norm_eps, name="attention_norm")(h)
         q = self._dense("q", (self.heads, self.head_dim), ("embed",), ("heads", "head_dim"))(y)
         k = self._dense("k", (self.kv_heads, self.head_dim), ("embed",), ("kv_heads", "head_dim"))(y)
@@ -130,7 +140,8 @@ class Decoder(nn.Module):
       inject_layers: stack s is added before layer `inject_layers[s]`; a layer past the last one drops its stack.
       vocab_multiple: so that the table divides over meshes; padded ids are never predicted.
       dtype: of the computation.
-      remat: what a layer keeps for the backward pass: "full" nothing, "dots" its matmuls, "none" everything.
+      remat: what a layer keeps for the backward pass: "none" everything, "dots" what its matmuls gave, "full" its
+        input alone, and "offload" that in the host's memory.
     """
 
     vocab_size: int = 32000

@@ -10,6 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmm_jax.models.linear import linear
+from lmm_jax.sharding import constrain
+
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
@@ -61,8 +64,9 @@ class Dense(nn.Module):
         kernel_init, bias_init = starts[self.start]
         init = nn.with_logical_partitioning(kernel_init, (*self.inputs, *self.outputs))
         kernel = self.param("kernel", init, shape, jnp.float32)
-        contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
+        # Constrained in the dtype of the computation, so that it is gathered in that.
+        kernel = constrain(kernel.astype(self.dtype), *self.inputs, *self.outputs)
+        y = linear(x.astype(self.dtype), kernel, self.inputs, self.outputs)
         if self.use_bias:
             init = nn.with_logical_partitioning(bias_init, self.outputs)
             y += self.param("bias", init, self.features, jnp.float32).astype(self.dtype)

@@ -5,10 +5,12 @@ import math
 import flax.linen as nn
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval as pe
 
 from lmm_jax import sharding
-from lmm_jax.models import attention
-from lmm_jax.training.step import token_losses
+from lmm_jax.models.attention import counting
+from lmm_jax.training import optimizer
+from lmm_jax.training.step import loss_and_grads, token_losses
 
 
 def step_flops(program, batch) -> int:
@@ -25,12 +27,36 @@ def step_flops(program, batch) -> int:
     """
     params = nn.unbox(program.boxed)
     micro = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in batch.items()}
-    with sharding.use(sharding.make_mesh({}, jax.devices("cpu")[:1]), program.config.rules), attention.counting():
+    with sharding.use(sharding.make_mesh({}, jax.devices("cpu")[:1]), program.config.rules), counting():
         traced = jax.make_jaxpr(lambda params, micro: token_losses(program.model, params, micro))(params, micro)
     paths = (jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(params))
     differentiated = [program.rates[path] > 0 for path in paths] + [False] * len(micro)
     flops, _ = _count(traced.jaxpr, differentiated)
     return flops * batch["id"].shape[0]
+
+
+def executed_flops(program, batch) -> int:
+    """Operations of all matrix products of one update as it runs: with what is computed again to save memory.
+
+    Counted in the traced gradient, what nothing needs left out, otherwise as `step_flops`.
+    """
+    micro = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    trainable, frozen = optimizer.split(nn.unbox(program.boxed), program.rates)
+
+    def grads(trainable, frozen, micro):
+        return loss_and_grads(program.model, trainable, frozen, micro)[1]
+
+    with sharding.use(sharding.make_mesh({}, jax.devices("cpu")[:1]), program.config.rules), counting():
+        traced = jax.make_jaxpr(grads)(trainable, frozen, micro).jaxpr
+    needed, _ = pe.dce_jaxpr(traced, [True] * len(traced.outvars))
+    return _count(needed, [False] * len(needed.invars))[0] * batch["id"].shape[0]
+
+
+def inference_flops(step, *args) -> int:
+    """Operations of all matrix products of `step(*args)`, a forward pass, counted as those of `step_flops`."""
+    with sharding.use(sharding.make_mesh({}, jax.devices("cpu")[:1]), {}), counting():
+        traced = jax.make_jaxpr(step)(*jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args))
+    return _count(traced.jaxpr, [False] * len(traced.jaxpr.invars))[0]
 
 
 def _count(jaxpr, differentiated):

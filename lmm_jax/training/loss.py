@@ -3,35 +3,47 @@
 import jax
 import jax.numpy as jnp
 
-CHUNK = 512  # supervised positions of a pack whose logits exist at a time
+from lmm_jax.models.linear import linear
+from lmm_jax.sharding import constrain, devices, partition
+
+POSITIONS = 512  # supervised positions of a pack whose logits of all the vocabulary would take the room there is
 
 
-def cross_entropy(logits_fn, h, targets):
-    """Per-token cross-entropy, with logits of `CHUNK` positions a pack in memory at a time.
+def cross_entropy(h, kernel, targets, vocab_size, dtype):
+    """Per-token cross-entropy of the logits `h @ kernel`, by parts of the vocabulary: no more exist at a time.
+
+    Each part's weights are gathered once for all positions, and once more in the backward pass, and their gradient
+    is reduced once. By parts of the positions, each would gather the whole head and reduce its whole gradient.
 
     Args:
-      logits_fn: hidden states `[..., D]` to float32 logits `[..., vocabulary]`.
       h: `[G, K, D]` hidden states at supervised positions.
+      kernel: `[D, V]` float32, the head.
       targets: `[G, K]` int ids.
+      vocab_size: ids from here to V are padding and get no probability.
+      dtype: of the matrix product; what follows is float32.
 
     Returns:
       `[G, K]` float32.
     """
+    (D, V), K = kernel.shape, h.shape[1]
+    spec = partition((V,), "vocab")
+    shards = devices(spec[0]) if spec else 1
+    parts = next(n for n in range(-(-K // POSITIONS), V + 1) if V // shards % n == 0)
+    # A part takes as much of each shard of the vocabulary, so that none has to move.
+    kernel = kernel.reshape(D, shards, parts, -1).transpose(2, 0, 1, 3)
+    ids = jnp.arange(V).reshape(shards, parts, -1).swapaxes(0, 1)
+    h = h.astype(jnp.float32)  # so that its gradient is summed over the parts in float32
 
-    def one(h, targets):
-        logits = logits_fn(h)
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - picked
+    def part(_, xs):
+        kernel, ids = xs
+        kernel = constrain(kernel.astype(dtype), "embed", "vocab", None)
+        logits = linear(h.astype(dtype), kernel, ("embed",), ("vocab", None)).astype(jnp.float32)
+        logits = jnp.where(ids < vocab_size, logits, jnp.finfo(jnp.float32).min)
+        picked = jnp.where(ids == targets[..., None, None], logits, 0).sum((-2, -1))
+        return None, (jax.nn.logsumexp(logits, axis=(-2, -1)), picked)
 
-    G, K, D = h.shape
-    if K <= CHUNK:
-        return one(h, targets)
-    chunks = -(-K // CHUNK)
-    room = chunks * CHUNK - K
-    h = jnp.pad(h, ((0, 0), (0, room), (0, 0))).reshape(G, chunks, CHUNK, D).swapaxes(0, 1)
-    targets = jnp.pad(targets, ((0, 0), (0, room))).reshape(G, chunks, CHUNK).swapaxes(0, 1)
-    _, ce = jax.lax.scan(lambda _, x: (None, jax.checkpoint(one)(*x)), None, (h, targets))
-    return ce.swapaxes(0, 1).reshape(G, -1)[:, :K]
+    _, (total, picked) = jax.lax.scan(jax.checkpoint(part, prevent_cse=False), None, (kernel, ids))
+    return jax.nn.logsumexp(total, axis=0) - picked.sum(axis=0)
 
 
 def group_bits(group, groups):

@@ -15,11 +15,8 @@ def token_losses(model, params, batch):
     h = model.apply({"params": params}, batch)
     G, R, T, D = h.shape
     h = jnp.take_along_axis(h.reshape(G, R * T, D), batch["target_at"][..., None], axis=1)
-
-    def logits(x):
-        return model.apply({"params": params}, x, method="logits")
-
-    return cross_entropy(logits, h, batch["target"])
+    decoder = model.decoder
+    return cross_entropy(h, params["decoder"]["head"]["kernel"], batch["target"], decoder.vocab_size, decoder.dtype)
 
 
 def loss_and_grads(model, trainable, frozen, batch):

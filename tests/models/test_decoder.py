@@ -125,11 +125,22 @@ def test_sharded_injection_has_the_gradients_of_one_device(mesh, remat):
     assert (np.abs(want[2]).max(axis=(1, 2, 3)) > 1e-3).all()  # of each stack
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.parametrize("remat", ["none", "dots", "offload"])
 def test_remat_changes_nothing(case, remat):
     decoder, variables, h, context = case
     other = Decoder(**SMALL, inject_layers=(1, 3), remat=remat)
-    np.testing.assert_array_equal(decoder.apply(variables, h, context)[0], other.apply(variables, h, context)[0])
+    found, want = (
+        jax.jit(jax.value_and_grad(lambda v, d=d: (d.apply(v, h, context)[0] ** 2).sum()))(variables)
+        for d in (other, decoder)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, want)
+
+
+def test_offloading_moves_the_inputs_of_layers_to_the_host(case):
+    _, variables, h, context = case
+    decoder = Decoder(**SMALL, inject_layers=(1, 3), remat="offload")
+    grad = jax.grad(lambda v: decoder.apply(v, h, context)[0].sum())
+    assert "<host>" in str(jax.make_jaxpr(grad)(variables))
 
 
 def test_injection_adds_only_at_visual_positions(case):

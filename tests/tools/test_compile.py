@@ -1,126 +1,25 @@
-"""Compiling ahead of time: sums over XLA's text, names of slices, shapes of a batch, one program for a TPU."""
+"""Compiling ahead of time: names of slices, shapes, least traffic and time, the search for a fit, real programs."""
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from lmm_jax import cli, sharding
 from lmm_jax.config import ConfigError
 from lmm_jax.data.pipeline import HOST_ONLY, Packs
+from lmm_jax.tools import collectives, topology
 from lmm_jax.tools import compile as tool
-from lmm_jax.tools.hlo import Module, array_bytes
-from lmm_jax.training.flops import step_flops
+from lmm_jax.tools.fit import fit
+from lmm_jax.tools.report import report
+from lmm_jax.training.flops import executed_flops, step_flops
 from lmm_jax.training.state import make_program
-
-# As libtpu prints it, shortened: a loop with its limit in the condition, a gather that starts in one fusion, goes on
-# beside a product in the next and ends in a third, and a kernel's attributes with a brace at the start of a line.
-TPU_TEXT = """HloModule jit_step, is_scheduled=true
-
-%add (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[] parameter(0)
-  %b = f32[] parameter(1)
-  ROOT %sum = f32[] add(%a, %b)
-}
-
-%fused_start (p.0: bf16[64,128]) -> (bf16[64,128], bf16[4096,128]) {
-  %p.0 = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
-  %all-gather.1 = bf16[4096,128]{1,0:T(8,128)(2,1)} all-gather(%p.0), channel_id=1, dimensions={0}
-  ROOT %custom-call.1 = (bf16[64,128]{1,0}, bf16[4096,128]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
-}
-
-%async_collective_fusion.2 (p.1: bf16[64,128]) -> f32[8,8] {
-  %p.1 = bf16[64,128]{1,0} parameter(0)
-  %all-gather.2 = bf16[4096,128]{1,0} all-gather(%p.1), channel_id=1, dimensions={0}
-  ROOT %dot.1 = f32[8,8]{1,0} constant(0)
-}
-
-%fused_done (p.2: bf16[64,128]) -> bf16[4096,128] {
-  %p.2 = bf16[64,128]{1,0} parameter(0)
-  %all-gather.3 = bf16[4096,128]{1,0} all-gather(%p.2), channel_id=1, dimensions={0}
-  ROOT %custom-call.2 = bf16[4096,128]{1,0} custom-call(%all-gather.3), custom_call_target="AsyncCollectiveDone"
-}
-
-%body (t.1: (s32[], bf16[64,128])) -> (s32[], bf16[64,128]) {
-  %t.1 = (s32[], bf16[64,128]{1,0}) parameter(0)
-  %x = bf16[64,128]{1,0} get-tuple-element(%t.1), index=1
-  %start = (bf16[64,128]{1,0}, bf16[4096,128]{1,0}) fusion(%x), kind=kLoop, calls=%fused_start
-  %middle = f32[8,8]{1,0} fusion(%x), kind=kOutput, calls=%async_collective_fusion.2, backend_config={"window_config":{"estimated_cycles":"100"}}
-  %done = bf16[4096,128]{1,0} fusion(%x), kind=kLoop, calls=%fused_done
-  %kernel = bf16[64,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", kernel_metadata={
-"xprof_metadata":"{}"
-}, metadata={op_name="splash"}
-  %scatter = bf16[1,128]{1,0} reduce-scatter(%x), channel_id=2, dimensions={0}, to_apply=%add
-  %copy.1 = bf16[64,128]{0,1} copy(%x), backend_config={"window_config":{"estimated_cycles":"20"}}
-  ROOT %out = (s32[], bf16[64,128]{1,0}) tuple(%x, %copy.1)
-}
-
-%condition (t.2: (s32[], bf16[64,128])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(32)
-  %t.2 = (s32[], bf16[64,128]{1,0}) parameter(0)
-  %i = s32[]{:T(128)} get-tuple-element(%t.2), index=0
-  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
-}
-
-ENTRY %main (p: bf16[64,128]) -> bf16[64,128] {
-  %p = bf16[64,128]{1,0} parameter(0)
-  %zero = s32[] constant(0)
-  %t = (s32[], bf16[64,128]{1,0}) tuple(%zero, %p)
-  %while.1 = (s32[], bf16[64,128]{1,0}) while(%t), condition=%condition, body=%body
-  %reduce = (f32[4]{0}, /*index=1*/f32[2,2]{1,0}) all-reduce(%a, %b), channel_id=3, to_apply=%add
-  ROOT %r = bf16[64,128]{1,0} get-tuple-element(%while.1), index=1, backend_config={"window_config":{"estimated_cycles":"7"}}
-}
-"""  # noqa: E501
-
-
-def test_loops_count_as_often_as_they_run_and_a_collective_once():
-    module = Module(TPU_TEXT)
-    assert module.estimated_cycles() == 32 * (100 + 20) + 7
-    assert module.collective_bytes() == {
-        "all-gather": 32 * 4096 * 128 * 2,
-        "reduce-scatter": 32 * 64 * 128 * 2,
-        "all-reduce": 4 * 4 + 4 * 4,
-    }
-
-
-def test_a_loop_that_does_not_count_is_an_error():
-    with pytest.raises(ValueError, match=r"loop while.1: its condition is not a counter"):
-        Module(TPU_TEXT.replace("direction=LT", "direction=GT")).estimated_cycles()
-    with pytest.raises(ValueError, match="no ENTRY"):
-        Module("HloModule empty")
-
-
-def test_collectives_of_a_program_compiled_here():
-    mesh = sharding.make_mesh({"fsdp": 8})
-    split = jax.NamedSharding(mesh, jax.P("fsdp"))
-    whole = jax.NamedSharding(mesh, jax.P())
-
-    def f(x, w):
-        def body(x, w):
-            return jnp.tanh(x @ w), None
-
-        return jax.lax.scan(body, x, w)[0]
-
-    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=split)
-    w = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(None, "fsdp")))
-    text = jax.jit(f, out_shardings=whole).lower(x, w).compile().as_text()
-    # Each layer's weights are gathered in the loop, the result once; or x moves instead, which is 32 times less.
-    found = sum(Module(text).collective_bytes().values())
-    assert "while(" in text and found >= 5 * 8 * 64 * 4 and found % (8 * 64 * 4) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("f32[2,3]{1,0:T(8,128)S(1)}", 24), ("(bf16[4]{0}, pred[3], s32[])", 15), ("f8e4m3fn[5]", 5), ("u4[6]", 3)],
-)
-def test_bytes_of_types(text, size):
-    assert array_bytes(text) == size
 
 
 @pytest.mark.parametrize(
@@ -132,17 +31,21 @@ def test_bytes_of_types(text, size):
         ("v5p-64", "v5p:4x4x4", "v5p-128"),  # the cloud counts cores
         ("v5p-128", "v5p:4x4x8", "v5p-256"),
         ("tpu7x-64", "tpu7x:4x4x4", "tpu7x-128"),
+        ("2xv5e-64", "v5e:8x8", "v5litepod-64"),  # each of two
+        ("4xtpu7x-64", "tpu7x:4x4x4", "tpu7x-128"),
     ],
 )
 def test_slices_are_named_by_chips(name, grid, accelerator):
-    found = tool.find_slice(name)
-    assert (found.grid, found.accelerator) == (grid, accelerator)
-    assert np.prod([int(side) for side in grid.split(":")[1].split("x")]) == int(name.split("-")[1])
+    found = topology.find_slice(name)
+    assert (found.name, found.grid, found.accelerator) == (name, grid, accelerator)
+    chips = math.prod(int(side) for side in grid.split(":")[1].split("x"))
+    times = int(name[0]) if name[1] == "x" else 1
+    assert chips == int(name.split("-")[1]) and found.devices == times * chips * (2 if "tpu7x" in name else 1)
 
 
 def test_an_unknown_slice_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match=r"'v5e-17' does not exist; choose from v5e-4, v5e-8, v5e-16"):
-        tool.find_slice("v5e-17")
+        topology.find_slice("v5e-17")
 
 
 @pytest.mark.parametrize("recipe", ["m3", "deepstack"])
@@ -181,6 +84,19 @@ def test_flops_are_those_of_the_formula(tiny):
     )  # no gradient flows into what comes before the projector
 
 
+def test_what_is_computed_again_is_counted_as_it_runs(tiny):
+    """A layer that keeps its input alone runs forward once more, but for its last product, which nothing needs."""
+    one_scale = ("model.scales=(36,)", "train.scales_per_step=1", 'optimizer.groups=(("vision", 0.0),)')
+    programs = {remat: make_program(tiny(*one_scale, f"model.decoder.remat={remat}")) for remat in ("none", "full")}
+    batch = tool.abstract_batch(programs["full"].config, programs["full"].mesh)
+    executed = {remat: executed_flops(program, batch) for remat, program in programs.items()}
+    packs, T, width, depth, mlp, K = 8, 120, 32, 3, 64, 40
+    head = 2 * packs * K * width * 128  # always runs once more
+    assert executed["none"] == step_flops(programs["none"], batch) + head
+    layer = T * (width * width * 3 + 2 * width * mlp) + 2 * T * T * width
+    assert executed["full"] == executed["none"] + 2 * packs * depth * layer
+
+
 @pytest.mark.parametrize(
     ("message", "size"),
     [
@@ -191,6 +107,87 @@ def test_flops_are_those_of_the_formula(tiny):
 )
 def test_needed_bytes_of_the_compilers_words(message, size):
     assert tool.needed_bytes(message) == (size and int(size))
+
+
+def test_the_least_traffic_of_a_program(tiny):
+    """Two gathers and a scatter of what trains, one gather of what is frozen; norms are whole on every device."""
+    frozen = 'optimizer.groups=(("vision", 0.0),)'
+    program = make_program(tiny("mesh.data=1", "mesh.fsdp=8", frozen))
+    shardings = jax.tree.leaves(program.shardings.params)
+    params = jax.tree.leaves_with_path(nn.unbox(program.boxed))
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in params]
+    sizes = [x.size for _, x in params]
+    want = 0
+    for size, placed, rate in zip(sizes, shardings, map(program.rates.__getitem__, paths), strict=True):
+        if "fsdp" in placed.spec:
+            want += 2 * size * 7 // 8 * (3 if rate else 1)
+        elif rate:
+            want += 2 * 2 * size * 7 // 8  # all-reduced
+    assert collectives.minimum(program) == want > 0
+    whole = make_program(tiny("mesh.data=8", frozen))
+    trained = sum(size for size, path in zip(sizes, paths, strict=True) if program.rates[path])
+    assert abs(collectives.minimum(whole) - 2 * 2 * trained * 7 / 8) < len(sizes)
+
+
+def test_the_roofline_takes_the_slowest_part():
+    target = topology.find_slice("v5e-4")
+    moved = {"ici": {"fsdp": {"all-gather": 100e9}, "tensor": {"all-reduce": 100e9}}, "dcn": {}}
+    found = tool.roofline(target, 4 * 197e12 / 4, 4 * 197e12 / 2, 819e9 / 4, moved)
+    assert found["seconds"] == {"compute": 0.5, "memory": 0.25, "ici": 1.0, "dcn": 0.0}
+    assert (found["step_seconds"], found["limits"], found["mfu"]) == (1.0, "ici", 0.25)
+    chips = tool.roofline(topology.find_slice("tpu7x-4"), 0, 4 * 2307e12, 0, {"ici": {}, "dcn": {}})
+    assert chips["seconds"]["compute"] == 1.0  # of chips, which are two devices each
+
+
+@pytest.mark.parametrize(
+    ("base", "each", "want", "tries"),
+    [
+        ({"none": 5, "dots": 3, "full": 2}, {"none": 4, "dots": 2, "full": 1}, (14, "full"), 6),
+        ({"none": 5, "dots": 3, "full": 2}, {"none": 0.5, "dots": 0.3, "full": 0.2}, (70, "full"), 6),
+        ({"none": 2, "dots": 2, "full": 2}, {"none": 1, "dots": 1, "full": 1}, (14, "none"), 5),
+        (
+            {"none": 90, "dots": 80, "full": 20, "offload": 14},
+            dict.fromkeys(("full", "offload"), 1),
+            (2, "offload"),
+            4,
+        ),
+        ({"full": 40, "offload": 30}, {"full": 1, "offload": 1}, (0, "offload"), 2),
+    ],
+)
+def test_fit_finds_the_largest_batch_in_few_tries(base, each, want, tries):
+    lines = []
+
+    def compile(packs, policy):
+        peak = base[policy] + each[policy] * packs
+        return {"fits": peak <= 16, "peak_hbm_bytes": peak, "hbm_bytes": 16}
+
+    packs, policy, result = fit(compile, lines.append)
+    assert (packs, policy) == want and len(lines) <= tries
+    assert result["fits"] == (packs > 0)
+    assert lines[0].startswith("1 packs a device, remat full: ")
+
+
+def test_what_does_not_fit_is_said_in_words():
+    words = report(
+        {
+            "topology": "v5e-16",
+            "step": "train",
+            "accelerator": "v5litepod-16",
+            "devices": 16,
+            "mesh": {"fsdp": 16},
+            "fits": False,
+            "peak_hbm_bytes": 20 * 2**30,
+            "hbm_bytes": 15 * 2**30,
+            "state_bytes": 6 * 2**30,
+            "memory": {"optimizer": 4 * 2**30, "batch": 2**20, "temporaries": 16 * 2**30, "largest": []},
+            "collectives": None,
+            "compile_seconds": 3.0,
+            "reason": "RESOURCE_EXHAUSTED",
+        }
+    )
+    assert "does NOT fit: needs 20.00 GiB a device, 5.00 GiB more than the 15.00 GiB there are" in words
+    assert "optimizer 4.00 GiB, batch 1.00 MiB, temporaries 16.00 GiB" in words
+    assert "model.decoder.remat=full, then offload; more train.micro_batches" in words
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -208,17 +205,35 @@ def test_without_libtpu_it_says_what_to_install(capsys, tiny_args):
 @pytest.mark.parametrize(("width", "fits"), [(32, True), (2**19, False)])
 def test_a_real_program_for_a_slice(tiny_args, width, fits):
     """In a process of its own: libtpu stays with the one that loads it."""
+    mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"]
     overrides = ["--config.train.batch_size=16", f"--config.model.decoder.mlp_dim={width * 16}"]
-    command = [sys.executable, "-m", "lmm_jax", "compile", *tiny_args, *overrides, "--topology", "v5e-16", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["fits"], found["devices"], found["accelerator"]) == (fits, 16, "v5litepod-16")
+    found = compiled(*tiny_args, *overrides, *mesh, "--topology", "2xv5e-8")
+    assert (found["fits"], found["devices"], found["accelerator"]) == (fits, 16, "v5litepod-8")
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 2}
     assert found["flops"] > 0 and found["compile_seconds"] > 0
     if fits:
         assert 0 < found["state_bytes"] < found["peak_hbm_bytes"] < found["hbm_bytes"]
-        assert found["estimated_cycles"] > 0
-        # Every gradient is summed over the slice once: a float32 for each parameter.
-        assert found["collectives"]["all-reduce"] > found["state_bytes"] / 3
+        assert found["estimated_cycles"] > 0 and found["memory"]["largest"]
+        assert found["collectives"]["ici"]["fsdp"]["reduce-scatter"] > 0
+        assert found["collectives"]["dcn"]["data"]["all-reduce"] > 0
+        assert found["collective_bytes"] > found["parameter_bytes"] > found["minimum_bytes"] > 0
+        assert found["roofline"]["limits"] == "dcn"
     else:
         assert found["peak_hbm_bytes"] > found["hbm_bytes"] and "RESOURCE_EXHAUSTED" in found["reason"]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("step", ["prefill", "decode"])
+def test_generation_for_a_slice(tiny_args, step):
+    found = compiled(*tiny_args, "--topology", "v5e-4", "--step", step, "--prompts", "8")
+    assert found["fits"] and found["minimum_bytes"] is None
+    assert found["memory"]["cache" if step == "decode" else "batch"] > 0
+    assert found["roofline"]["limits"] == "memory"
+
+
+def compiled(*args):
+    """What `lmm compile --json` says, in a process of its own."""
+    command = [sys.executable, "-m", "lmm_jax", "compile", *args, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks, and the mean over loss groups."""
+"""Cross-entropy in parts, and the mean over loss groups."""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +7,27 @@ import numpy as np
 from lmm_jax.training import loss as loss_lib
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_parts_of_the_vocabulary_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
-    h, w = jnp.asarray(rng.normal(size=(2, 37, 8)), jnp.float32), jnp.asarray(rng.normal(size=(8, 11)), jnp.float32)
+    h, w = jnp.asarray(rng.normal(size=(2, 37, 8)), jnp.float32), jnp.asarray(rng.normal(size=(8, 15)), jnp.float32)
     targets = jnp.asarray(rng.integers(0, 11, (2, 37)))
 
+    def losses(h, w):
+        return loss_lib.cross_entropy(h, w, targets, 11, "float32")
+
     def total(h, w):
-        return (loss_lib.cross_entropy(lambda x: x @ w, h, targets) * jnp.arange(37)).sum()
+        return (losses(h, w) * jnp.arange(37)).sum()
 
     whole, grads = jax.value_and_grad(total, argnums=(0, 1))(h, w)
-    monkeypatch.setattr(loss_lib, "CHUNK", 8)
+    monkeypatch.setattr(loss_lib, "POSITIONS", 8)  # five parts
     chunked, chunked_grads = jax.value_and_grad(total, argnums=(0, 1))(h, w)
     np.testing.assert_allclose(whole, chunked, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), grads, chunked_grads)
-    logits = np.asarray(h) @ np.asarray(w)
+    logits = np.asarray(h) @ np.asarray(w)[:, :11]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     want = -np.take_along_axis(log_p, np.asarray(targets)[..., None], -1)[..., 0]
-    np.testing.assert_allclose(loss_lib.cross_entropy(lambda x: x @ w, h, targets), want, atol=1e-5)
+    np.testing.assert_allclose(losses(h, w), want, atol=1e-5)
+    assert (np.asarray(grads[1])[:, 11:] == 0).all()  # padding is no candidate
 
 
 def grouped(ce, group, groups):

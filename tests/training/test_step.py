@@ -1,11 +1,16 @@
 """The step on real meshes: sharding, accumulation and precision change nothing but rounding."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from lmm_jax import sharding
+from lmm_jax.tools.compile import abstract_batch
+from lmm_jax.training import optimizer
+from lmm_jax.training.state import make_program
+from lmm_jax.training.step import token_losses
 
 SHARDED = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
 FOUR_MICRO_BATCHES = ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4", "train.micro_batches=4")
@@ -107,3 +112,24 @@ def test_bfloat16_compute_stays_near_float32(setup, one_device):
     losses, state = losses_over(setup(8, *SHARDED, "model.dtype=bfloat16"), 20)
     np.testing.assert_allclose(losses, one_device[0], atol=0.1)
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_frozen_tower_keeps_nothing_for_the_backward_pass(tiny, trained):
+    """Of the encoder only what enters the projector is kept; if it trains, each block's input at least."""
+    rate = 1e-4 if trained else 0.0
+    program = make_program(tiny(f'optimizer.groups=(("vision", {rate}),)', "train.scales_per_step=1"))
+    batch = {name: x.update(shape=x.shape[1:]) for name, x in abstract_batch(program.config, program.mesh).items()}
+    trainable, frozen = optimizer.split(nn.unbox(program.boxed), program.rates)
+
+    def kept(trainable, frozen, batch):
+        def losses(trainable):
+            return token_losses(program.model, optimizer.merge(trainable, frozen), batch)
+
+        return jax.vjp(losses, trainable)[1]
+
+    with program.use():
+        shapes = [x.shape for x in jax.tree.leaves(jax.eval_shape(kept, trainable, frozen, batch)) if x.ndim > 2]
+    G, width = 8, 16
+    of_tower = [shape for shape in shapes if shape[-1] == width and G in shape]
+    assert len(of_tower) == 1 if not trained else len(of_tower) > 2

@@ -1,0 +1,91 @@
+"""A linear map whose weight gradient is reduced and scattered in one, which XLA does not do by itself."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+
+from lmm_jax.sharding import partition, rings
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def linear(x, kernel, inputs, outputs):
+    """Contracts the last `len(inputs)` axes of `x` with the first of `kernel`.
+
+    The gradient of the kernel lies as the kernel does. Where that is over devices that share out the batch, each
+    device sums what its part of the batch contributes, and the sums are reduced and scattered; by itself XLA would
+    reduce the whole gradient to every device, twice the bytes, and cut it then. On a slice of several axes that
+    takes one scatter an axis, as libtpu (0.0.51) turns one over all of them into an all-reduce again.
+
+    Args:
+      x: `[B, …, inputs]`.
+      kernel: `[inputs, outputs]` in the dtype of `x`.
+      inputs, outputs: logical axes of the kernel.
+
+    Returns:
+      `[B, …, outputs]`.
+    """
+    return _contract(x, kernel, range(x.ndim - len(inputs), x.ndim), range(len(inputs)))
+
+
+def _forward(x, kernel, inputs, outputs):
+    # A frozen kernel needs no x in the backward pass, and where no gradient flows to x it needs no kernel.
+    saved = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+    return linear(x.value, kernel.value, inputs, outputs), saved
+
+
+def _backward(inputs, outputs, saved, dy):
+    x, kernel = saved
+    if isinstance(dy, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    n, m = len(inputs), len(outputs)
+    dx = None if kernel is None else _contract(dy, kernel, range(dy.ndim - m, dy.ndim), range(n, n + m))
+    return dx, None if x is None else _kernel_gradient(x, dy, inputs, outputs)
+
+
+linear.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _contract(a, b, axes_a, axes_b):
+    return jax.lax.dot_general(a, b, ((tuple(axes_a), tuple(axes_b)), ((), ())))
+
+
+def _kernel_gradient(x, dy, inputs, outputs):
+    n, leading = len(inputs), x.ndim - len(inputs)
+    shape = (*x.shape[leading:], *dy.shape[leading:])
+    batch = range(leading)
+    spec = partition(shape, *inputs, *outputs)
+    ends = ((x, inputs), (dy, outputs))
+    lies = spec and [partition(a.shape, "batch", *[None] * (leading - 1), *names) for a, names in ends]
+    tokens = _names(lies and lies[0][0])
+    scattered = [axis for axis in (0, n) if spec and set(_names(spec[axis])) & set(tokens)]
+    if len(scattered) != 1 or not set(_names(spec[scattered[0]])) <= set(tokens):
+        return _contract(x, dy, batch, batch)
+    (axis,) = scattered
+
+    def local(x, dy):
+        # With the scattered axis first: as the last one its parts could be narrower than a vector register.
+        kernel = _contract(x, dy, batch, batch) if axis == 0 else _contract(dy, x, batch, batch)
+        over = _names(spec[axis])
+        for name in over:
+            for groups in _groups(rings(name)):
+                kernel = jax.lax.psum_scatter(kernel, name, axis_index_groups=groups, tiled=True)
+        others = tuple(name for name in tokens if name not in over)
+        kernel = jax.lax.psum(kernel, others) if others else kernel
+        return kernel if axis == 0 else kernel.transpose(*range(len(outputs), len(shape)), *range(len(outputs)))
+
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = {name for name, size in mesh.shape.items() if name != "context" or size == 1}
+    return jax.shard_map(local, in_specs=tuple(lies), out_specs=spec, axis_names=manual, check_vma=False)(x, dy)
+
+
+def _groups(sizes):
+    """For each of the rings that a mesh axis falls into, its groups of positions along the axis, outer ring first."""
+    positions = np.arange(math.prod(sizes)).reshape(sizes)
+    for ring, size in enumerate(sizes):
+        yield np.moveaxis(positions, ring, -1).reshape(-1, size).tolist() if len(sizes) > 1 else None
+
+
+def _names(axes):
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)

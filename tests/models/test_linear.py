@@ -1,0 +1,92 @@
+"""The linear map's own gradient: that of XLA, reduced and scattered where the batch is shared out."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmm_jax import config, sharding
+from lmm_jax.models.linear import linear
+from lmm_jax.tools.hlo import Module
+
+
+def loss(x, kernel):
+    return (jnp.sin(linear(x, kernel, ("embed",), ("heads", "head_dim"))) ** 2).sum()
+
+
+def back(x, kernel):
+    return (jnp.sin(linear(x, kernel, ("heads", "head_dim"), ("embed",))) ** 2).sum()
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "context": 2}])
+@pytest.mark.parametrize("fn", [loss, back])
+def test_gradients_equal_those_of_one_device_and_are_scattered(mesh, fn, monkeypatch):
+    rng = np.random.default_rng(0)
+    inside, outside = ((16,), (4, 6)) if fn is loss else ((4, 6), (16,))
+    x = jnp.asarray(rng.normal(size=(8, 3, *inside)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(*inside, *outside)), jnp.float32)
+    want = jax.grad(fn, argnums=(0, 1))(x, kernel)
+    lead = jnp.einsum("btd,dhk->bthk" if fn is loss else "bthk,hkd->btd", x, kernel)
+    plain = jnp.einsum("btd,bt...->d..." if fn is loss else "bthk,btd->hkd", x, jnp.sin(2 * lead))
+    np.testing.assert_allclose(want[1], plain, atol=1e-4)
+
+    rules, mesh = dict(config.base().rules), sharding.make_mesh(mesh)
+    # As on a slice of two axes: several scatters, one after the other.
+    monkeypatch.setattr("lmm_jax.models.linear.rings", lambda axis: (2, mesh.shape[axis] // 2))
+    names = ("embed", "heads", "head_dim") if fn is loss else ("heads", "head_dim", "embed")
+    with sharding.use(mesh, rules):
+        placed = jax.NamedSharding(mesh, sharding.partition(kernel.shape, *names))
+        batch = jax.NamedSharding(mesh, sharding.partition(x.shape, "batch", *[None] * (x.ndim - 1)))
+        step = jax.jit(jax.grad(fn, argnums=(0, 1)), out_shardings=(batch, placed))
+        compiled = step.lower(jax.device_put(x, batch), jax.device_put(kernel, placed)).compile()
+        found = compiled(jax.device_put(x, batch), jax.device_put(kernel, placed))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, want)
+    kinds = [c.kind for c in Module(compiled.as_text()).collectives(8)]
+    assert kinds.count("reduce-scatter") == 2
+
+
+def saved(*differentiated):
+    """Shapes that the backward pass of `loss` is given."""
+    shapes = (jnp.ones((8, 3, 16)), jnp.ones((16, 4, 6)))
+
+    def pull(*args):
+        return jax.vjp(
+            lambda *a: loss(
+                *(a[differentiated.index(i)] if i in differentiated else x for i, x in enumerate(shapes))
+            ),
+            *args,
+        )[1]
+
+    return {x.shape for x in jax.tree.leaves(jax.eval_shape(pull, *(shapes[i] for i in differentiated)))}
+
+
+def test_a_frozen_kernel_saves_no_input_and_a_first_layer_no_kernel():
+    assert (8, 3, 16) in saved(0, 1) and (16, 4, 6) in saved(0, 1)
+    assert (8, 3, 16) not in saved(0) and (16, 4, 6) in saved(0)
+    assert (8, 3, 16) in saved(1) and (16, 4, 6) not in saved(1)
+
+
+@pytest.mark.parametrize(
+    ("grid", "sizes"), [((8, 8), (8, 8)), ((4, 4, 4), (4, 4, 4)), ((1, 16), (16,)), ((2, 16), (2, 16))]
+)
+def test_an_axis_over_a_torus_falls_into_its_rings(grid, sizes):
+    places = np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), axis=1)
+    line = [types.SimpleNamespace(coords=tuple(place), core_on_chip=0, platform="tpu") for place in places.tolist()]
+    devices = np.empty(len(line), object)
+    devices[:] = line
+    mesh = types.SimpleNamespace(
+        devices=devices.reshape(1, -1, 1, 1), axis_names=sharding.MESH_AXES, shape={"fsdp": len(line)}
+    )
+    token = sharding._mesh.set(mesh)
+    try:
+        assert sharding.rings("fsdp") == sizes
+    finally:
+        sharding._mesh.reset(token)
+
+
+def test_other_devices_have_no_rings():
+    with sharding.use(sharding.make_mesh({"fsdp": 8}), {}):
+        assert sharding.rings("fsdp") == (8,)
+        assert sharding.rings("tensor") == (1,)
