@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmm_jax.models.attention import attention, cached_attention
+from lmm_jax.models.context import bring_back, context_attention, share_out, ways
 from lmm_jax.models.layers import Dense, RMSNorm, rope
 from lmm_jax.models.visual_tokens import take
 from lmm_jax.sharding import constrain
@@ -49,7 +50,7 @@ def inject(h, stacks, slot, number):
     stack = jax.lax.dynamic_index_in_dim(stacks, jnp.maximum(number, 0), keepdims=False)
     slot = jnp.where(number >= 0, slot, -1)  # here, and not over h, whose gradient then passes untouched
     # Checkpointed, or the one-hot matrices of all layers would be kept for the backward pass; they follow from slot.
-    return h + jax.checkpoint(take, prevent_cse=False)(stack, slot.reshape(slot.shape[0], -1)).reshape(h.shape)
+    return h + jax.checkpoint(take, prevent_cse=False)(stack, slot)
 
 
 class Block(nn.Module):
@@ -101,7 +102,9 @@ class Block(nn.Module):
         k = rope(k, context["position"], self.rope_theta)
         q, k, v = (x.reshape(G * R, T, *x.shape[3:]) for x in (q, k, v))
         q = constrain(q, "batch", "length", "heads", None)
-        if cache is None:
+        if cache is None and ways(T) > 1:
+            y = context_attention(q, k, v, context["segment"].reshape(G * R, T))
+        elif cache is None:
             y = attention(q, k, v, context["segment"].reshape(G * R, T), causal=True)
         else:
             rows, at = jnp.arange(G * R), context["length"]
@@ -190,8 +193,15 @@ class Decoder(nn.Module):
           Normalised `[G, R, T, D]`, and keys and values `[L, G·R, T or size, N, d]`.
         """
         layers = (jnp.asarray(self.stack_numbers()), None if cache is None else (cache.k, cache.v))
-        h, keys_values = self.layers(h, layers, context)
-        return self.norm(h), keys_values
+        if cache is not None or ways(h.shape[2]) == 1:
+            h, keys_values = self.layers(h, layers, context)
+            return self.norm(h), keys_values
+        of_h = ("batch", None, "length", "act_embed")
+        positions = {name: context[name] for name in ("position", "segment", "slot") if name in context}
+        positions = {name: share_out(x, *of_h[:3]) for name, x in positions.items()}
+        h, keys_values = self.layers(share_out(h, *of_h), layers, context | positions)
+        keys_values = [bring_back(x, None, "batch", "length", "kv_heads", None) for x in keys_values]
+        return self.norm(bring_back(h, *of_h)), keys_values
 
     def logits(self, h):
         """Float32 logits `[..., padded vocabulary]`; padded ids get the lowest float."""

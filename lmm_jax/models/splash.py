@@ -10,7 +10,7 @@ LONGEST_BLOCK = 640  # positions; 640 × 640 float32 scores of a block and its g
 PADDING = -1  # segment of the positions that are added
 
 
-def splash_attention(q, k, v, segment=None, causal=False, interpret=False):
+def splash_attention(q, k, v, segment=None, causal=False, rows="batch", interpret=False):
     """`attention.attention`, by a kernel that never holds a row of scores: see there.
 
     Every device runs the kernel on its rows and heads. Positions stay whole: a mesh that shards them gathers them
@@ -22,25 +22,26 @@ def splash_attention(q, k, v, segment=None, causal=False, interpret=False):
       v: like `k`.
       segment: `[B, T]` int, at least 0, or None.
       causal: a position sees itself and what stands before it.
+      rows: logical axis of B.
       interpret: runs the kernel's program without a TPU, for tests.
 
     Returns:
       `[B, T, H, d]` in the dtype of `q`.
     """
     B, T, H, d = q.shape
-    room = -T % LANES
+    room = whole_lanes(T) - T
     if room:
         segment = jnp.zeros((B, T), jnp.int32) if segment is None else segment
         q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q, k, v))
         segment = jnp.pad(segment, ((0, 0), (0, room)), constant_values=PADDING)
     q, k, v = (q * d**-0.5).swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
-    of_q = sharding.partition(q.shape, "batch", "heads", None, None)
-    if of_q != sharding.partition(k.shape, "batch", "kv_heads", None, None):
+    of_q = sharding.partition(q.shape, rows, "heads", None, None)
+    if of_q != sharding.partition(k.shape, rows, "kv_heads", None, None):
         k, v = (jnp.repeat(x, H // x.shape[1], axis=1) for x in (k, v))
 
     def local(q, k, v, *segment):
         kernel = _kernel(q.shape[1], q.shape[2], causal, interpret)
-        return jax.vmap(lambda q, k, v, *s: kernel(q, k, v, *map(_both, s)))(q, k, v, *segment)
+        return jax.vmap(lambda q, k, v, *s: kernel(q, k, v, *(segment_ids(x, x) for x in s)))(q, k, v, *segment)
 
     arguments, specs = [q, k, v], [of_q] * 3
     if segment is not None:
@@ -50,17 +51,45 @@ def splash_attention(q, k, v, segment=None, causal=False, interpret=False):
     return local(*arguments).swapaxes(1, 2)[:, :T]
 
 
-def _both(segment):
+def whole_lanes(length) -> int:
+    """The next multiple of `LANES`."""
+    return -(-length // LANES) * LANES
+
+
+def segment_ids(q, kv):
+    """The kernel's argument for segments `[T]` of queries and of keys."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-    return SegmentIds(q=segment, kv=segment)
+    return SegmentIds(q=q, kv=kv)
+
+
+def causal_kernel(heads, order, shards, interpret):
+    """The kernel of one of `shards` devices that share out the queries of a row, and hold all its keys.
+
+    Args:
+      heads: query heads of a device.
+      order: `[T]` int, place in the row of each query; keys are in the order of the row.
+      shards: devices. The kernel's arrays hold what all of them do: `manual_sharding_spec` shares them out.
+      interpret: see `splash_attention`.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    mask = splash.CausalMask((len(order), len(order)))
+    mask.q_sequence = order
+    return _make(mask, heads, len(order) // (2 * shards), interpret, shards)
 
 
 def _kernel(heads, length, causal, interpret):
     # Pallas takes a fifth of a second to import, which only programs for a TPU pay.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    mask = (splash.CausalMask if causal else splash.FullMask)((length, length))
+    return _make((splash.CausalMask if causal else splash.FullMask)((length, length)), heads, length, interpret, 1)
+
+
+def _make(mask, heads, length, interpret, shards):
+    """`length`: positions that blocks must divide."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     block = max(b for b in range(LANES, min(length, LONGEST_BLOCK) + 1, LANES) if length % b == 0)
     sizes = splash.BlockSizes(
         block_q=block,
@@ -72,5 +101,10 @@ def _kernel(heads, length, causal, interpret):
         block_q_dq=block,
         block_kv_dq=block,
     )
-    masks = splash.MultiHeadMask([mask] * heads)
-    return splash.make_splash_mha_single_device(masks, block_sizes=sizes, interpret=interpret)
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=shards,
+        interpret=interpret,
+    )

@@ -28,10 +28,11 @@ def cross_entropy(logits_fn, h, targets):
         return one(h, targets)
     chunks = -(-K // CHUNK)
     room = chunks * CHUNK - K
-    h = jnp.pad(h, ((0, 0), (0, room), (0, 0))).reshape(G, chunks, CHUNK, D).swapaxes(0, 1)
-    targets = jnp.pad(targets, ((0, 0), (0, room))).reshape(G, chunks, CHUNK).swapaxes(0, 1)
+    # Every chunk-th position makes a chunk, so that a mesh that shares out positions shares out each chunk.
+    h = jnp.pad(h, ((0, 0), (0, room), (0, 0))).reshape(G, CHUNK, chunks, D).transpose(2, 0, 1, 3)
+    targets = jnp.pad(targets, ((0, 0), (0, room))).reshape(G, CHUNK, chunks).transpose(2, 0, 1)
     _, ce = jax.lax.scan(lambda _, x: (None, jax.checkpoint(one)(*x)), None, (h, targets))
-    return ce.swapaxes(0, 1).reshape(G, -1)[:, :K]
+    return ce.transpose(1, 2, 0).reshape(G, -1)[:, :K]
 
 
 def group_bits(group, groups):
