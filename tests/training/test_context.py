@@ -19,23 +19,27 @@ HD = (  # overview and tiles in the sequence with their doubles added, as config
     "model.decoder.inject_layers=(0,1,2,3)",
 )
 TWO = ("data.views=10", "data.length=112", "data.targets=80")  # pictures in most rows
+ROW_BY_FOUR = ("mesh.data=1", "mesh.context=4")
 TWO_BY_FOUR = ("mesh.data=1", "mesh.fsdp=2", "mesh.context=4")
 
 
-def loss_and_gradients(setup, devices, *overrides, recipe):
-    """Of the first batch of a recipe, on so many devices."""
+def compiled(setup, devices, *overrides, recipe):
+    """Loss and gradients of a recipe on so many devices, its first batch, and the arguments for that."""
     s = setup(devices, *overrides, recipe=recipe)
-    parts = split(s.state.params, s.program.rates)
     batch = s.host_batch(0)
+    arguments = (*split(s.state.params, s.program.rates), s.place(batch))
     with s.program.use():
-        run = jax.jit(loss_and_grads, static_argnums=0)
-        return batch, run(s.program.model, *parts, s.place(batch))
+        return (
+            jax.jit(loss_and_grads, static_argnums=0).lower(s.program.model, *arguments).compile(),
+            batch,
+            arguments,
+        )
 
 
 @pytest.mark.parametrize(
     ("recipe", "overrides", "mesh"),
     [
-        ("m3", (), (4, "mesh.data=1", "mesh.context=4")),  # copies of a conversation in a row
+        ("m3", (), (4, *ROW_BY_FOUR)),  # copies of a conversation in a row
         ("deepstack", HD, (8, *TWO_BY_FOUR)),
         pytest.param("m3", (), (4, "mesh.data=1", "mesh.fsdp=2", "mesh.context=2"), marks=pytest.mark.long),
         pytest.param("deepstack", TWO, (8, *TWO_BY_FOUR), marks=pytest.mark.long),
@@ -45,13 +49,23 @@ def loss_and_gradients(setup, devices, *overrides, recipe):
 )
 def test_devices_that_share_a_row_give_the_loss_and_gradients_of_one(setup, recipe, overrides, mesh):
     devices, *mesh = mesh
-    batch, want = loss_and_gradients(setup, 1, *overrides, recipe=recipe)
+    one, batch, arguments = compiled(setup, 1, *overrides, recipe=recipe)
+    want = one(*arguments)
     if overrides in (HD, TWO):
         assert (batch["segment"].max(axis=(1, 2)) > 1).any()
     assert (batch["segment"][..., -1] == 0).any()  # a row with padding
-    _, found = loss_and_gradients(setup, devices, *overrides, *mesh, recipe=recipe)
+    many, _, arguments = compiled(setup, devices, *overrides, *mesh, recipe=recipe)
+    found = many(*arguments)
     assert 1 < float(want[0]) < 8
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, want)
+
+
+def test_what_layers_keep_for_the_backward_pass_is_shared_out(setup):
+    """Their inputs `[L, G, R, T, D]`, by the text of the program; the same text names them whole on one device."""
+    one, many = (compiled(setup, n, *mesh, recipe="m3")[0] for n, *mesh in ((1,), (4, *ROW_BY_FOUR)))
+    whole, quarter = "f32[3,8,1,120,32]", "f32[3,8,1,30,32]"
+    assert whole in one.as_text() and quarter not in one.as_text()
+    assert whole not in many.as_text() and quarter in many.as_text()
 
 
 def test_a_row_that_does_not_divide_is_refused(tiny):
