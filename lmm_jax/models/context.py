@@ -2,8 +2,8 @@
 
 A row of T positions is cut into 2·C chunks for C devices, and device i holds chunks i and 2·C − 1 − i: an early one,
 whose positions see little, and a late one, whose positions see much. All devices so have the same work to the pair.
-Everything but attention acts on each position alone; attention gathers keys and values, which are small beside what
-a layer keeps, and each device computes what its own positions see.
+Everything but attention acts on each position alone. Attention gathers the keys and values of a layer while it lasts,
+and each device computes what its own positions see of them, a block of scores at a time.
 """
 
 import functools

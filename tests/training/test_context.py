@@ -68,6 +68,18 @@ def test_what_layers_keep_for_the_backward_pass_is_shared_out(setup):
     assert whole not in many.as_text() and quarter in many.as_text()
 
 
+@pytest.mark.long
+def test_a_prompt_that_is_read_together_gives_the_logits_and_the_cache_of_one_device(setup):
+    def prefill(s):
+        batch = s.host_batch(0)
+        run = jax.jit(lambda params: s.program.model.apply({"params": params}, batch, 128, (1, 4), method="prefill"))
+        with s.program.use():
+            return run(s.state.params)
+
+    one, many = (prefill(setup(n, *mesh, recipe="m3")) for n, *mesh in ((1,), (4, *ROW_BY_FOUR)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, many)
+
+
 def test_a_row_that_does_not_divide_is_refused(tiny):
     with pytest.raises(ValueError, match=r"data.length=121 does not divide into 16 chunks.*mesh.context"):
         make_program(tiny("data.length=121", "mesh.data=1", "mesh.context=8"))
