@@ -116,8 +116,9 @@ def base() -> ml_collections.ConfigDict:
     c.rules = ml_collections.ConfigDict(  # logical axis -> mesh axes; what is not named is replicated
         {
             "batch": ("data", "fsdp"),
+            "views": ("data", "fsdp", "context"),
             "length": "context",
-            "embed": "fsdp",
+            "embed": ("fsdp", "context"),
             "vocab": "tensor",
             "heads": "tensor",
             "kv_heads": "tensor",

@@ -21,7 +21,7 @@ MESH_AXES = ("data", "fsdp", "tensor", "context")
 LOGICAL_AXES = {
     "batch": "packs of a batch",
     "length": "text positions",
-    "views": "pictures of a pack",
+    "views": "pictures of all packs, flat",
     "layers": "stacked layers of a scan",
     "vocab": "vocabulary rows",
     "embed": "model width, of parameters",
@@ -156,6 +156,11 @@ def partition(shape, *names) -> PartitionSpec | None:
     return PartitionSpec(*_divisible(shape, names, mesh.shape, rules))
 
 
+def ways(name) -> int:
+    """Devices over which the current mesh shares out what divides of logical axis `name`; 1 outside `use`."""
+    return devices(_mesh_axes(name, dict(nn.get_logical_axis_rules())))
+
+
 def devices(axes) -> int:
     """Devices that share out a dimension with the `axes` of a `PartitionSpec`: None, one name or several."""
     sizes = jax.sharding.get_abstract_mesh().shape
@@ -210,6 +215,20 @@ def check_packs(mesh, rules, packs):
     size = math.prod(mesh.shape[a] for a in axes)
     if packs % size:
         raise ValueError(f"{packs} packs a micro-batch do not divide over {axes} = {size} devices")
+
+
+def check_length(mesh, rules, length):
+    """Raises ValueError if rows of `length` positions do not divide over their axes of the mesh."""
+    axes = _mesh_axes("length", rules)
+    shared = sorted({a for name in ("batch", "heads", "kv_heads") for a in _mesh_axes(name, rules) if a in axes})
+    if shared:
+        raise ValueError(f"config.rules.length={axes}: {shared} also share out packs or heads; name others")
+    size = math.prod(mesh.shape[a] for a in axes)
+    if size > 1 and length % (2 * size):
+        raise ValueError(
+            f"data.length={length} does not divide into {2 * size} chunks, two for each of the {size} devices of "
+            f"mesh.{'·'.join(axes)}; set a multiple of {2 * size}"
+        )
 
 
 def local_packs(mesh, rules, shape) -> np.ndarray:

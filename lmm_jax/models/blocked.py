@@ -12,7 +12,7 @@ BLOCK = 96  # positions, about: the scores of 32 heads of a pair of blocks are 1
 MASKED = -1e30  # added to a score; its weight is 0 in float32, and a row of such scores gives no NaN
 
 
-def blocked_attention(q, k, v, segment=None, causal=False):
+def blocked_attention(q, k, v, segment=None, causal=False, rows="batch"):
     """`attention.attention` that keeps no scores: the softmax is taken as its blocks come, and again for gradients.
 
     The loops run from the first to the last block of keys that shares a segment with a block of queries, as the
@@ -30,6 +30,7 @@ def blocked_attention(q, k, v, segment=None, causal=False):
       v: like `k`.
       segment: `[B, T]` int, at least 0, or None.
       causal: a position sees itself and what stands before it.
+      rows: logical axis of B.
 
     Returns:
       `[B, T, H, d]` in the dtype of `v`.
@@ -49,7 +50,7 @@ def blocked_attention(q, k, v, segment=None, causal=False):
         out = _blocked(cut(q * d**-0.5), cut(k), cut(v), segment, causal)
         return out.reshape(n, B, N, H // N, block, d).transpose(1, 0, 4, 2, 3, 5).reshape(B, T, H, d)
 
-    return on_every_device(kernel, q, k, v, segment, block)
+    return on_every_device(kernel, q, k, v, segment, block, rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -120,7 +120,7 @@ class ConvNeXtBlock(nn.Module):
         y = Dense((C,), ("mlp",), ("embed",), True, self.dtype, "uniform", name="down")(nn.gelu(y, approximate=False))
         small = nn.with_logical_partitioning(nn.initializers.constant(1e-6), ("norm",))
         x += self.param("scale", small, (C,), jnp.float32).astype(x.dtype) * y
-        return constrain(x, "batch", None, None, "act_embed"), None
+        return constrain(x, "views", None, None, "act_embed"), None
 
 
 class Depthwise(nn.Module):
@@ -238,6 +238,6 @@ class ConvNeXt(nn.Module):
         for number, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
             stride *= 2 if number > 1 else 1
             stage = Stage(depth, width, number > 1, self.norm_eps, self.dtype, self.remat, name=f"stage_{number}")
-            x = constrain(stage(x, extent, stride), "batch", None, None, "act_embed")
+            x = constrain(stage(x, extent, stride), "views", None, None, "act_embed")
             maps[number] = x
         return x, *(maps[level] for level in self.stack_levels)

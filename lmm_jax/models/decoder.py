@@ -10,6 +10,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from lmm_jax.models.attention import attention, cached_attention
+from lmm_jax.models.context import bring_back, context_attention, share_out, ways
 from lmm_jax.models.layers import Dense, RMSNorm, rope
 from lmm_jax.models.visual_tokens import take
 from lmm_jax.sharding import constrain
@@ -43,22 +44,29 @@ class KVCache:
     length: jax.Array
 
 
-def inject(h, stacks, slot, number):
-    """Adds stack `number` to the residual stream at the positions of its slots (DeepStack, section 3).
+def inject(h, added, number):
+    """Adds stack `number` to the residual stream (DeepStack, section 3).
 
     Args:
       h: `[G, R, T, D]`.
-      stacks: `[S, G, P, D]`.
-      slot: `[G, R, T]`, bank slot of each position, -1 for text.
+      added: `[S, G, R, T, D]`, what each stack adds at each position, see `at_positions`.
       number: int scalar; nothing is added below 0, so that one scan body serves every layer.
 
     Returns:
       `[G, R, T, D]`.
     """
-    stack = jax.lax.dynamic_index_in_dim(stacks, jnp.maximum(number, 0), keepdims=False)
-    slot = jnp.where(number >= 0, slot, -1)  # here, and not over h, whose gradient then passes untouched
-    # Checkpointed, or the one-hot matrices of all layers would be kept for the backward pass; they follow from slot.
-    return h + jax.checkpoint(take, prevent_cse=False)(stack, slot.reshape(slot.shape[0], -1)).reshape(h.shape)
+    one = jax.lax.dynamic_index_in_dim(added, jnp.maximum(number, 0), keepdims=False)
+    return h + jnp.where(number >= 0, one, 0)
+
+
+def at_positions(stacks, slot):
+    """What stacks `[S, G, P, D]` add at the positions of slots `[G, R, T]`: `[S, G, R, T, D]`, zeros at text.
+
+    Looked up here once: inside the scan every layer would, on a TPU by a product with all P slots, which at eight
+    pictures of DeepStack-L-HD is half as much as the layer's own. Where positions are shared out so are these.
+    """
+    added = jax.vmap(take, in_axes=(0, None))(stacks, slot)
+    return constrain(added, None, "batch", None, "length", "act_embed")
 
 
 class Block(nn.Module):
@@ -83,15 +91,15 @@ class Block(nn.Module):
         Args:
           h: `[G, R, T, D]`.
           layer: `(stack number, (k, v) of the cache [B, size, N, d] or None)`.
-          context: dict of `position` and either `segment` `[G, R, T]`, with `slot` and `stacks` if any are
-            injected, or `length` `[B]` when decoding one position over a cache.
+          context: dict of `position` and either `segment` `[G, R, T]`, with `stacks` as `inject` takes
+            them if there are any, or `length` `[B]` when decoding one position over a cache.
 
         Returns:
           `h` and the layer's `(k, v)`: of all positions, or of the updated cache.
         """
         number, cache = layer
         if "stacks" in context:
-            h = inject(h, context["stacks"], context["slot"], number)
+            h = inject(h, context["stacks"], number)
             context = {name: x for name, x in context.items() if name != "stacks"}
         transform = Block.transform
         if self.remat != "none":
@@ -111,7 +119,9 @@ class Block(nn.Module):
         k = rope(k, context["position"], self.rope_theta)
         q, k, v = (x.reshape(G * R, T, *x.shape[3:]) for x in (q, k, v))
         q = constrain(q, "batch", "length", "heads", None)
-        if cache is None:
+        if cache is None and ways(T) > 1:
+            y = context_attention(q, k, v, context["segment"].reshape(G * R, T))
+        elif cache is None:
             y = attention(q, k, v, context["segment"].reshape(G * R, T), causal=True)
         else:
             rows, at = jnp.arange(G * R), context["length"]
@@ -194,14 +204,25 @@ class Decoder(nn.Module):
 
         Args:
           h: `[G, R, T, D]`.
-          context: see `Block`.
+          context: see `Block`, but `stacks` as they lie over the bank, `[S, G, P, D]`, with `slot` `[G, R, T]`.
           cache: `KVCache` when decoding.
 
         Returns:
           Normalised `[G, R, T, D]`, and keys and values `[L, G·R, T or size, N, d]`.
         """
         layers = (jnp.asarray(self.stack_numbers()), None if cache is None else (cache.k, cache.v))
+        shared = cache is None and ways(h.shape[2]) > 1
+        of_h = ("batch", None, "length", "act_embed")
+        context = dict(context)
+        if shared:
+            h = share_out(h, *of_h)
+            context |= {n: share_out(context[n], *of_h[:3]) for n in ("position", "segment", "slot") if n in context}
+        if "stacks" in context:
+            context["stacks"] = at_positions(context["stacks"], context.pop("slot"))
         h, keys_values = self.layers(h, layers, context)
+        if shared:
+            h = bring_back(h, *of_h)
+            keys_values = tuple(bring_back(x, None, "batch", "length", "kv_heads", None) for x in keys_values)
         return self.norm(h), keys_values
 
     def logits(self, h):

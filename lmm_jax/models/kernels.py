@@ -8,7 +8,7 @@ from lmm_jax import sharding
 PADDING = -1  # segment of the positions that are added
 
 
-def on_every_device(kernel, q, k, v, segment, multiple):
+def on_every_device(kernel, q, k, v, segment, multiple, rows):
     """Runs an attention kernel on every device, on the rows and heads that the mesh gives it.
 
     Positions stay whole: a mesh that shards them gathers them here. Where the mesh splits the query heads but not
@@ -21,6 +21,7 @@ def on_every_device(kernel, q, k, v, segment, multiple):
       v: like `k`.
       segment: `[B, T]` int, at least 0, or None.
       multiple: of positions, to which the kernel's arguments are padded.
+      rows: logical axis of B.
 
     Returns:
       `[B, T, H, d]`.
@@ -31,8 +32,8 @@ def on_every_device(kernel, q, k, v, segment, multiple):
         segment = jnp.zeros((B, T), jnp.int32) if segment is None else segment
         q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q, k, v))
         segment = jnp.pad(segment, ((0, 0), (0, room)), constant_values=PADDING)
-    of_q = sharding.partition(q.shape, "batch", None, "heads", None)
-    if of_q != sharding.partition(k.shape, "batch", None, "kv_heads", None):
+    of_q = sharding.partition(q.shape, rows, None, "heads", None)
+    if of_q != sharding.partition(k.shape, rows, None, "kv_heads", None):
         k, v = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k, v))
     arguments, specs = [q, k, v], [of_q] * 3
     if segment is not None:

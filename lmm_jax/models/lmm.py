@@ -1,8 +1,11 @@
 """The large multimodal model: encoder, projector, bank and stacks, decoder. Everything static-shaped and pure."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lmm_jax import sharding
 from lmm_jax.models.convnext import ConvNeXt
 from lmm_jax.models.decoder import Decoder, KVCache
 from lmm_jax.models.visual_tokens import Projector, bank, sample_strided, splice, take
@@ -50,18 +53,27 @@ class LMM(nn.Module):
           bank `[G, P, D]` and stacks `[S, G, P, D]`, those from tiles before those from the encoder's levels, or
           None without stacks.
         """
-        G, V, H, W = pixels.shape[:4]
-        extent = None if extent is None else extent.reshape(G * V, 2)
-        features, *levels = self.vision(pixels.reshape(G * V, H, W, 3), extent)
-        h, w = features.shape[1:3]
-        grids = [*self._grids(self.projector, features.reshape(G, -1, h, w, features.shape[-1]), source)]
+        features, *levels = self._encode(pixels, extent)
+        h, w = features.shape[2:4]
+        grids = [*self._grids(self.projector, features, source)]
         whole = None if source is None else source[:, :1]
         for project, level, n in zip(self.level_projectors, levels, self.vision.level_strides, strict=True):
-            for under in sample_strided(level[:, : n * h, : n * w], n):
-                grids += [*self._grids(project, under.reshape(G, -1, h, w, level.shape[-1]), whole)]
+            for under in sample_strided(level[:, :, : n * h, : n * w], n):
+                grids += [*self._grids(project, under, whole)]
         scales = self.scales if scales is None else scales
         banks = [self._bank(x, scales, self.newline_in_stacks or not i) for i, x in enumerate(grids)]
         return banks[0], jnp.stack(banks[1:]) if len(banks) > 1 else None
+
+    def _encode(self, pixels, extent):
+        """Features `[G, V', h, w, C]` of the views, and of the encoder's levels; V' leaves out those regrouped."""
+        G, V, H, W = pixels.shape[:4]
+        picture = 1 + self.vision.tiles
+        devices = sharding.ways("views")  # over which blank views make those of all packs divide
+        room = ((0, 0), (0, -V % (picture * devices // math.gcd(devices, G))))
+        pixels = jnp.pad(pixels, (*room, (0, 0), (0, 0), (0, 0))).reshape(-1, H, W, 3)
+        extent = None if extent is None else jnp.pad(extent, (*room, (0, 0))).reshape(-1, 2)
+        maps = self.vision(pixels, extent)
+        return [x.reshape(G, -1, *x.shape[1:])[:, : V // picture] for x in maps]
 
     def _grids(self, project, features, source):
         """Projected grids `[K, G, U, h, w, D]` of features `[G, V, h, w, C]`, by `[G, K, U, h, w]` or as is."""
@@ -69,6 +81,7 @@ class LMM(nn.Module):
             return project(features)[None]
         G, *_, C = features.shape
         rows = take(features.reshape(G, -1, C), source.reshape(G, -1))
+        rows = constrain(rows, "batch", "length", None)  # the projector's work is shared out like the decoder's
         grids = project(rows.reshape(*source.shape, C))
         return jnp.where((source >= 0)[..., None], grids, 0).swapaxes(0, 1)
 
@@ -123,10 +136,9 @@ class LMM(nn.Module):
 
     def _decode(self, batch, visual, stacks):
         slot = batch["slot"]
-        G = slot.shape[0]
         h = self.decoder.embed(batch["id"])
         if visual is not None:
-            h = splice(h.reshape(G, -1, h.shape[-1]), visual, slot.reshape(G, -1)).reshape(h.shape)
+            h = splice(h, visual, slot)
         h = constrain(h, "batch", None, "length", "act_embed")
         context = {"position": batch["position"], "segment": batch["segment"], "slot": slot}
         if stacks is not None:

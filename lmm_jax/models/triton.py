@@ -12,7 +12,7 @@ def fits(q) -> bool:
     return q.dtype in (jnp.bfloat16, jnp.float16) and 16 <= q.shape[-1] <= 128
 
 
-def triton_attention(q, k, v, segment=None, causal=False, interpret=False):
+def triton_attention(q, k, v, segment=None, causal=False, rows="batch", interpret=False):
     """`attention.attention`, by a kernel that never holds a row of scores: see there.
 
     cuDNN's takes segments as a mask of all scores, or as offsets on Hopper alone, and must find a GPU when it is
@@ -25,6 +25,7 @@ def triton_attention(q, k, v, segment=None, causal=False, interpret=False):
       v: like `k`.
       segment: `[B, T]` int, at least 0, or None.
       causal: a position sees itself and what stands before it.
+      rows: logical axis of B.
       interpret: runs the kernel's program without a GPU, for tests.
 
     Returns:
@@ -37,4 +38,4 @@ def triton_attention(q, k, v, segment=None, causal=False, interpret=False):
         k, v = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k, v))
         return mha(q, k, v, segment, sm_scale=d**-0.5, causal=causal, interpret=interpret)
 
-    return on_every_device(kernel, q, k, v, segment, BLOCK)
+    return on_every_device(kernel, q, k, v, segment, BLOCK, rows)

@@ -5,6 +5,7 @@ The bank `[G, P, D]` holds every visual vector of a pack at every requested scal
 Which slot stands at which position is index arithmetic of `lmm_jax.data.plan`, in numpy.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -94,17 +95,18 @@ def take(table, index):
     4096 unit gradients ends at 256.
 
     Args:
-      table: `[..., P, D]`.
-      index: `[..., I]` int, below P; the leading axes are those of `table`.
+      table: `[G, P, D]`.
+      index: `[G, ...]` int, below P.
 
     Returns:
-      `[..., I, D]` in the dtype of `table`.
+      `[G, ..., D]` in the dtype of `table`.
     """
     if platform() == "tpu":
         hot = jax.nn.one_hot(index, table.shape[-2], dtype=table.dtype)
-        rows = jnp.einsum("...ip,...pd->...id", hot, table, preferred_element_type=jnp.float32)
+        rows = jnp.einsum("g...p,gpd->g...d", hot, table, preferred_element_type=jnp.float32)
     else:
-        rows = jnp.take_along_axis(table.astype(jnp.float32), jnp.maximum(index, 0)[..., None], axis=-2)
+        read = jax.vmap(functools.partial(jnp.take, axis=0))
+        rows = read(table.astype(jnp.float32), jnp.maximum(index, 0))
         rows = jnp.where((index >= 0)[..., None], rows, 0)
     return rows.astype(table.dtype)
 
@@ -126,5 +128,5 @@ def bank(grids, scales, side=None):
 
 
 def splice(tokens, visual, slot):
-    """Puts visual vectors where `slot` names one: `[..., T, D]`, visual `[..., P, D]`, slot `[..., T]`."""
+    """Puts visual vectors where `slot` names one: `[G, ..., D]`, visual `[G, P, D]`, slot `[G, ...]`."""
     return jnp.where((slot >= 0)[..., None], take(visual, slot), tokens)

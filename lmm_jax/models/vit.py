@@ -38,12 +38,12 @@ class ViTBlock(nn.Module):
         head = (self.heads, C // self.heads)
         y = LayerNorm(self.norm_eps, name="norm_1")(x)
         q, k, v = (Dense(head, ("embed",), ("heads", "head_dim"), True, self.dtype, name=name)(y) for name in "qkv")
-        y = attention(q, k, v)
+        y = attention(q, k, v, rows="views")
         x += Dense((C,), ("heads", "head_dim"), ("embed",), True, self.dtype, name="o")(y)
         y = LayerNorm(self.norm_eps, name="norm_2")(x)
         y = quick_gelu(Dense((self.mlp_dim,), ("embed",), ("mlp",), True, self.dtype, name="up")(y))
         x += Dense((C,), ("mlp",), ("embed",), True, self.dtype, name="down")(y)
-        return constrain(x, "batch", None, "act_embed"), None
+        return constrain(x, "views", None, "act_embed"), None
 
 
 class ViT(nn.Module):
@@ -151,7 +151,7 @@ class ViT(nn.Module):
         )
         cls = jnp.broadcast_to(cls.astype(x.dtype), (N, 1, self.width))
         x = jnp.concatenate([cls, x], axis=1) + position.astype(x.dtype)
-        x = constrain(LayerNorm(self.norm_eps, name="norm_pre")(x), "batch", None, "act_embed")
+        x = constrain(LayerNorm(self.norm_eps, name="norm_pre")(x), "views", None, "act_embed")
         states, stacks = {}, None
         for start, end in self.runs():
             if self.regroup and start == self.regroup[0]:

@@ -77,9 +77,10 @@ def make_program(config, mesh=None) -> Program:
     """Plans model, optimizer and shardings.
 
     Raises:
-      ValueError: see `sharding.param_shardings` and `optimizer.rates`.
+      ValueError: see `sharding.check_length`, `sharding.param_shardings` and `optimizer.rates`.
     """
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
+    sharding.check_length(mesh, config.rules, config.data.length)
     model = build(config.model)
     boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     params = nn.unbox(boxed)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lmm_jax.sharding import constrain
 from lmm_jax.training import optimizer
 from lmm_jax.training.loss import cross_entropy, group_bits, group_weights
 
@@ -13,8 +14,9 @@ from lmm_jax.training.loss import cross_entropy, group_bits, group_weights
 def token_losses(model, params, batch):
     """Cross-entropy `[G, K]` float32 at the supervised positions of a batch without a micro-batch axis."""
     h = model.apply({"params": params}, batch)
-    G, R, T, D = h.shape
-    h = jnp.take_along_axis(h.reshape(G, R * T, D), batch["target_at"][..., None], axis=1)
+    # By row and position: a flat index would not be shared out where the positions of a row are.
+    read = jax.vmap(lambda h, at: h.at[at // h.shape[1], at % h.shape[1]].get(mode="fill", fill_value=jnp.nan))
+    h = constrain(read(h, batch["target_at"]), "batch", "length", "act_embed")
     decoder = model.decoder
     return cross_entropy(h, params["decoder"]["head"]["kernel"], batch["target"], decoder.vocab_size, decoder.dtype)
 

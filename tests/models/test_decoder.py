@@ -8,7 +8,7 @@ import pytest
 
 from lmm_jax import config, sharding
 from lmm_jax.models import visual_tokens
-from lmm_jax.models.decoder import Block, Decoder, inject
+from lmm_jax.models.decoder import Block, Decoder, at_positions, inject
 from lmm_jax.models.layers import RMSNorm, rope
 
 SMALL = dict(vocab_size=40, width=16, depth=4, heads=4, kv_heads=2, mlp_dim=24, vocab_multiple=8)
@@ -145,11 +145,12 @@ def test_offloading_moves_the_inputs_of_layers_to_the_host(case):
 
 def test_injection_adds_only_at_visual_positions(case):
     _, _, h, context = case
-    out = inject(h, context["stacks"], context["slot"], jnp.int32(1))
+    added = at_positions(context["stacks"], context["slot"])
+    out = inject(h, added, jnp.int32(1))
     text = context["slot"] < 0
     np.testing.assert_array_equal(out[text], h[text])
     assert (np.asarray(out[~text]) != np.asarray(h[~text])).any(axis=-1).all()
-    np.testing.assert_array_equal(inject(h, context["stacks"], context["slot"], jnp.int32(-1)), h)
+    np.testing.assert_array_equal(inject(h, added, jnp.int32(-1)), h)
 
 
 def test_stack_numbers_drop_layers_past_the_last():

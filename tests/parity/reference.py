@@ -16,7 +16,7 @@ from lmm_jax.data.packing import pack
 from lmm_jax.data.plan import NO_TARGET, bank_slots, blank, lay_out
 from lmm_jax.hf import configs, load
 from lmm_jax.hf.names import tensors
-from lmm_jax.models.decoder import Block, inject
+from lmm_jax.models.decoder import Block, at_positions, inject
 from lmm_jax.models.greedy import generate_tokens
 from lmm_jax.models.visual_tokens import splice
 from lmm_jax.training.optimizer import split
@@ -100,7 +100,7 @@ class Reference:
         block = Block(**decoder.block_fields())
         for layer, number in enumerate(decoder.stack_numbers()):
             if number >= 0:
-                h = inject(h, jnp.asarray(out.stacks), context["slot"], number)
+                h = inject(h, at_positions(jnp.asarray(out.stacks), context["slot"]), number)
             inputs.append(h)
             params = jax.tree.map(lambda x: x[layer], self.params["decoder"]["layers"])  # noqa: B023
             h, _ = block.apply({"params": params}, h, (-1, None), context)
