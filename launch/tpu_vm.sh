@@ -3,7 +3,7 @@
 # Environment: NAME, ZONE, and PROJECT unless gcloud knows it.
 #   create [FLAG…]          asks for TOPOLOGY, by chips (v5e-64, v6e-256, v5p-64), SLICES (1) times, spot if SPOT=1,
 #                           and looks every POLL (30) seconds, for WAIT (86400), if it is there; FLAG… go to gcloud
-#   setup                   installs this clone at COMMIT (HEAD) with EXTRAS (tpu) on every worker
+#   setup                   installs this clone at COMMIT (HEAD) with EXTRAS (tpu,gcs) on every worker
 #   run COMMAND…            starts the command on every worker, detached, in the clone's folder; passes on W&B's and
 #                           XLA's variables (PASS) that are set. 75: preempted after a save, run it again
 #   status                  "state …", then a line for each worker: running, exited CODE, lost, idle
@@ -70,7 +70,7 @@ case $verb in
     done
     [ -z "$dry" ] || state ;;
   setup)
-    EXTRAS=${EXTRAS:-tpu}
+    EXTRAS=${EXTRAS:-tpu,gcs}
     check EXTRAS '[-a-z,]+' "not extras of lmm_jax, such as tpu,wandb"
     file=$tmp/lmm_jax.tar.gz
     call git archive --output="$file" "${COMMIT:-HEAD}"

@@ -33,10 +33,10 @@ def main(argv=None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         result = args.run(args)
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        return _leave(130, error)
     except Exception as error:
-        return _report(error)
+        return _leave(_report(error), error)
     if args.json:
         print(json.dumps(result))
     return 0
@@ -190,17 +190,27 @@ def _prepare(args):
 
 def _train(args):
     """Trains. The same command continues where the last checkpoint stands, on any number of devices."""
+    from lmm_jax import hosts
     from lmm_jax.config import load_config
+
+    config = load_config(args.config, *args.overrides)
+    hosts.start()  # before all that takes a while to import
+    import jax
+
     from lmm_jax.tools import plots
     from lmm_jax.training.loop import train
 
-    result = train(load_config(args.config, *args.overrides), args.workdir, profile=args.profile)
-    _draw(lambda: plots.draw_loss(args.workdir))
+    result = train(config, args.workdir, profile=args.profile)
+    if jax.process_index() == 0:
+        _draw(lambda: plots.draw_loss(args.workdir))
     return result
 
 
 def _evaluate(args):
     """Asks every question of the tasks at every token budget, and draws accuracy against tokens."""
+    from lmm_jax import hosts
+
+    hosts.refuse("lmm evaluate")
     from lmm_jax import evaluation
     from lmm_jax.generation import load
     from lmm_jax.tools import plots
@@ -219,6 +229,9 @@ def _evaluate(args):
 
 def _generate(args):
     """Answers one question, greedily. A picture's budget is any scale that tiles the encoder's grid."""
+    from lmm_jax import hosts
+
+    hosts.refuse("lmm generate")
     from lmm_jax.generation import load
 
     model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
@@ -231,6 +244,9 @@ def _generate(args):
 
 def _export(args):
     """Writes the newest sound checkpoint as a folder that others load. One that is interrupted leaves none."""
+    from lmm_jax import hosts
+
+    hosts.refuse("lmm export")
     from lmm_jax.hf.export import export
 
     result = export(args.workdir, args.out, args.layout, args.verify)
@@ -374,12 +390,30 @@ def _take_overrides(rest):
     return overrides, others
 
 
+def _leave(code, error) -> int:
+    """The exit code; where other hosts wait for this one they end too, unless all were preempted together."""
+    from lmm_jax import hosts
+
+    if code != PREEMPTED:
+        hosts.leave(code, f"{type(error).__name__}: {error}")
+    return code
+
+
 def _report(error) -> int:
     """Prints an error; ours are sentences for the user, others come with their traceback."""
+    from lmm_jax import hosts, wire
+
+    if isinstance(error, wire.MissingHost):
+        print(f"lmm: {error}", file=sys.stderr)
+        return 1
+    hosts.settle()
     loop = sys.modules.get("lmm_jax.training.loop")  # which a verb that does not train may not need
     if loop and isinstance(error, loop.Preempted):
         print(f"lmm: {error}", file=sys.stderr)
         return PREEMPTED
+    if isinstance(error, ImportError) and "gcsfs" in str(error):
+        print("lmm: error: gs:// needs gcsfs: pip install 'lmm_jax[gcs]'", file=sys.stderr)
+        return 2
     *_, last = traceback.walk_tb(error.__traceback__)
     ours = last[0].f_code.co_filename.startswith(os.path.dirname(__file__))
     if ours and isinstance(error, ValueError | OSError | ImportError):

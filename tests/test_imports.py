@@ -16,10 +16,13 @@ PACKAGE = ROOT / "lmm_jax"
 # What each part may import of ours (DESIGN: cli, tools -> training.loop -> … -> models -> sharding; data alone).
 ALLOWED = {
     "sharding": set(),
+    "hosts": {"wire"},
+    "wire": set(),
+    "storage": set(),
     "config": {"data.arrangement"},
     "models": {"models", "sharding"},
-    "data": {"data"},
-    "training": {"training", "hf", "models", "sharding", "config", "data"},
+    "data": {"data", "storage"},
+    "training": {"training", "hf", "models", "sharding", "config", "data", "hosts", "storage"},
     "hf": {"hf", "models", "data", "config"},
     "hf.export": {"hf", "models", "data", "config", "sharding", "training.state", "training.checkpoint"},
     "hf.verify": {"generation", "training.state"},

@@ -535,7 +535,7 @@ def test_the_image_has_what_it_copies_and_does_not_run_as_root():
         if line[0] == "FROM":
             assert "/" not in line[1]  # a plain name, from whatever registry docker is set to
     assert verbs.index("RUN") < verbs.index("USER") and lines[verbs.index("USER")][1] != "root"
-    assert any(line[:2] == ["ARG", "EXTRAS=tpu"] for line in lines)
+    assert any(line[:2] == ["ARG", "EXTRAS=tpu,gcs"] for line in lines)
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "babysit.sh", "gke.sh", "worker.sh"])

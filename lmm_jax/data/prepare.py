@@ -22,6 +22,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from lmm_jax import storage
 from lmm_jax.data.check import check_rows, measure
 from lmm_jax.data.conversation import IMAGE_TAG, TEMPLATES
 from lmm_jax.data.datasets import digits, pages
@@ -143,6 +144,8 @@ def _is_finished(out, source):
 
 def _begin(out):
     """Makes `out` empty but for the mark of an unfinished folder; only what a run of ours wrote is deleted."""
+    if storage.is_remote(out):
+        raise ValueError(f"{out}: records are written to a disk; prepare there, then copy the folder to the bucket")
     mark = out / "preparing.json"
     found = sorted(out.iterdir()) if out.exists() else []
     ours = [p for p in found if mark.exists() and (p.name in WRITTEN or p.match("index_*.npz"))]

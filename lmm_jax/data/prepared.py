@@ -6,12 +6,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from lmm_jax import storage
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.tokenizer import Tokenizer
 
 
 class Prepared:
     """One split of a prepared folder: random access to its rows, with the index in memory.
+
+    Of a folder in a bucket, the records are copied to this machine: see `storage.local_copy`.
 
     Attributes:
       about: contents of `prepared.json`.
@@ -33,7 +36,8 @@ class Prepared:
             raise ValueError(f"{self.folder}/tokenizer.model is not the one that prepared.json was written with")
         with (self.folder / f"index_{split}.npz").open("rb") as f:
             self.index = dict(np.load(f))
-        builder = tfds.builder_from_directory(self.folder / "records" / self.about["builder"])
+        records = storage.local_copy(self.folder / "records", f"{self.fingerprint}")
+        builder = tfds.builder_from_directory(records / self.about["builder"])
         self._source = builder.as_data_source(split)
 
     @property

@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 
-from lmm_jax.sharding import partition, rings
+from lmm_jax.sharding import constrain, partition, rings
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -57,17 +57,22 @@ def _kernel_gradient(x, dy, inputs, outputs):
     batch = range(leading)
     spec = partition(shape, *inputs, *outputs)
     ends = ((x, inputs), (dy, outputs))
-    lies = spec and [partition(a.shape, "batch", *[None] * (leading - 1), *names) for a, names in ends]
+    alone = [None] * (leading - 1)
+    lies = spec and [partition(a.shape, "batch", *alone, *map(_of_activation, names)) for a, names in ends]
     tokens = _names(lies and lies[0][0])
     scattered = [axis for axis in (0, n) if spec and set(_names(spec[axis])) & set(tokens)]
-    if len(scattered) != 1 or not set(_names(spec[scattered[0]])) <= set(tokens):
+    if len(scattered) != 1:
         return _contract(x, dy, batch, batch)
     (axis,) = scattered
+    over = tuple(name for name in _names(spec[axis]) if name in tokens)
+    if _names(spec[axis])[: len(over)] != over:
+        return _contract(x, dy, batch, batch)
+    # What shares out positions too, the last of an axis' names, is left to XLA: manual axes cannot name it.
+    of_kernel = jax.P(*(over if i == axis else names for i, names in enumerate(spec)))
 
     def local(x, dy):
         # With the scattered axis first: as the last one its parts could be narrower than a vector register.
         kernel = _contract(x, dy, batch, batch) if axis == 0 else _contract(dy, x, batch, batch)
-        over = _names(spec[axis])
         for name in over:
             for groups in _groups(rings(name)):
                 kernel = jax.lax.psum_scatter(kernel, name, axis_index_groups=groups, tiled=True)
@@ -77,7 +82,13 @@ def _kernel_gradient(x, dy, inputs, outputs):
 
     mesh = jax.sharding.get_abstract_mesh()
     manual = {name for name, size in mesh.shape.items() if name != "context" or size == 1}
-    return jax.shard_map(local, in_specs=tuple(lies), out_specs=spec, axis_names=manual, check_vma=False)(x, dy)
+    local = jax.shard_map(local, in_specs=tuple(lies), out_specs=of_kernel, axis_names=manual, check_vma=False)
+    return constrain(local(x, dy), *inputs, *outputs)
+
+
+def _of_activation(name):
+    """An activation is not shared out as the parameters of its width are."""
+    return "act_embed" if name == "embed" else name
 
 
 def _groups(sizes):

@@ -1,9 +1,9 @@
 """Pictures of a run; matplotlib is the `plots` extra."""
 
 import json
-import os
 
 import numpy as np
+from etils import epath
 
 from lmm_jax.evaluation import TASKS
 from lmm_jax.training.metrics import read_metrics
@@ -21,10 +21,11 @@ def _axes(rows=1, columns=1, **kwargs):
 def _save(figure, workdir, name):
     import matplotlib.pyplot as plt
 
-    path = os.path.join(workdir, name)
-    figure.savefig(path, dpi=150)
+    path = epath.Path(workdir) / name
+    with path.open("wb") as f:
+        figure.savefig(f, format="png", dpi=150)
     plt.close(figure)
-    return path
+    return str(path)
 
 
 def draw_loss(workdir) -> str:
@@ -100,8 +101,7 @@ def draw_effects(found, folder) -> str:
 
 def draw_growth(folder) -> str:
     """Step time against visual tokens and pixels, as `tools.bench_growth` left it in `growth.json`; with lines."""
-    with open(os.path.join(folder, "growth.json")) as f:
-        points = json.load(f)
+    points = json.loads((epath.Path(folder) / "growth.json").read_text())
     figure, axes = _axes(1, 2, figsize=(10, 4))
     for series in dict.fromkeys(p["series"] for p in points):
         x, y = np.array([(p["x"], p["seconds"]) for p in points if p["series"] == series]).T

@@ -11,9 +11,10 @@ from concurrent import futures
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
+
+from lmm_jax import hosts, storage
 
 PIECE, BLOCK = 2**25, 2**18  # numbers of an array on the host that are digested by a thread, and in one go
 CHUNK = 2**28  # bytes of an array that are read at a time, whatever part of it is wanted
@@ -24,7 +25,7 @@ class Checkpoints:
 
     def __init__(self, workdir, keep=2):
         """`keep`: newest steps to preserve."""
-        self.directory, self._keep = epath.Path(workdir).resolve() / "checkpoints", keep
+        self.directory, self._keep = storage.absolute(workdir) / "checkpoints", keep
         self._orbax = self._open()
 
     def _open(self, copied=None):
@@ -65,6 +66,14 @@ class Checkpoints:
     def close(self):
         """Waits and releases Orbax's threads."""
         self._orbax.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        """Closes, but after an error on one of several hosts: to save takes all of them, and the others go on."""
+        if error is None or jax.process_count() == 1:
+            self.close()
 
     def steps(self) -> list[int]:
         """Steps on disk, newest first."""
@@ -151,11 +160,14 @@ class Checkpoints:
     def _newest_sound(self, abstract, note):
         steps = self.steps()
         for step in steps:
+            fault = ""
             try:
                 parts = self._orbax.load_checkpointables(step, abstract)
                 about = self._orbax.checkpointables_metadata(step).custom_metadata
             except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
-                note(f"checkpoint {step} in {self.directory} cannot be read: {_reason(error)}")
+                fault = _reason(error)
+            if not hosts.everywhere(not fault):  # each reads its own part
+                note(f"checkpoint {step} in {self.directory} cannot be read: {fault or 'by another host'}")
                 continue
             bad = [
                 f"{name}/{path}"

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from lmm_jax import storage
+
 LEAST = 10_000  # records that the share is taken of at least, so that an early fault does not stop a run
 
 
@@ -23,7 +25,7 @@ class Ledger:
     def __init__(self, workdir, max_share, max_run):
         """Args: see `config.data.max_bad_share` and `max_bad_run`."""
         name = "ledger.jsonl" if jax.process_count() == 1 else f"ledger_{jax.process_index()}.jsonl"
-        self.path = epath.Path(workdir) / name
+        self._lines = storage.Lines(epath.Path(workdir) / name)
         self.seen = self.bad = self._run = 0
         self._max_share, self._max_run = max_share, max_run
 
@@ -40,8 +42,7 @@ class Ledger:
         self.seen += len(bad)
         self.bad += len(faults)
         if faults:
-            with self.path.open("a") as f:
-                f.writelines(json.dumps(fault) + "\n" for fault in faults)
+            self._lines.add(map(json.dumps, faults))
         good = np.flatnonzero(~bad)
         runs = np.diff(np.concatenate([[-1], good, [len(bad)]])) - 1  # of bad records between the good ones
         runs[0] += self._run
@@ -55,10 +56,14 @@ class Ledger:
         """Writes down the rows that `packs` (a `pipeline.Packs`) cannot use, before the first step."""
         length = packs.layout.length
         reason = f"left out: no answer ends within data.length={length}, or a picture is too thin for its canvas"
-        with self.path.open("a") as f:
-            for source, row in packs.left_out:
-                f.write(json.dumps({"file": str(packs.data[source].folder), "row": row, "reason": reason}) + "\n")
+        files = [str(d.folder) for d in packs.data]
+        self._lines.add(json.dumps({"file": files[s], "row": row, "reason": reason}) for s, row in packs.left_out)
+
+    def flush(self):
+        """Makes sure that all lines are in the file."""
+        self._lines.flush()
 
     def _last(self, faults):
+        self.flush()
         last = faults[-1]
-        return f"the last: {last['file']} row {last['row']}: {last['reason']}; all are in {self.path}"
+        return f"the last: {last['file']} row {last['row']}: {last['reason']}; all are in {self._lines.path}"

@@ -2,14 +2,17 @@
 
 import contextlib
 import functools
+import json
 import signal
+import threading
 import time
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
-from lmm_jax import sharding
+from lmm_jax import hosts, sharding
 from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
 from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
 from lmm_jax.training import metrics as metrics_lib
@@ -30,11 +33,11 @@ class Preempted(Exception):
 
 
 def train(config, workdir, profile=0):
-    """Trains, or continues the run that `workdir` holds.
+    """Trains, or continues the run that `workdir` holds; on several hosts all of them call it alike.
 
     Args:
       config: from `load_config`.
-      workdir: folder of the run: config.json, metrics.jsonl, checkpoints/, tokenizer, loss.png.
+      workdir: folder of the run: config.json, metrics.jsonl, checkpoints/, tokenizer, loss.png. All hosts see it.
       profile: writes a profiler trace of so many steps, after compilation, to `workdir/profile`.
 
     Returns:
@@ -44,11 +47,13 @@ def train(config, workdir, profile=0):
       ConfigError: the config contradicts itself, the data, or the run that is there.
       FileNotFoundError: no prepared data.
       FloatingPointError: `train.max_skipped` updates in a row were not finite.
-      Preempted: after SIGTERM, once everything is saved.
+      MissingHost: see `hosts.start`.
+      Preempted: after SIGTERM to any host, once everything is saved.
     """
     check(config)
     if not config.data.path and not config.data.mixture:
         raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
+    hosts.start()
     workdir = epath.Path(workdir)
     packs = Packs(config, config.data.train, config.train.batch_size, shuffle=True)
     _check_vocabulary(config, packs)
@@ -56,10 +61,15 @@ def train(config, workdir, profile=0):
     main = jax.process_index() == 0
     if main:
         _claim(workdir, config, packs)
+    stream = packs.state()
+    hosts.check_same(config=json.loads(config.to_json_best_effort()), data=stream)
+    if not (workdir / "config.json").exists():
+        raise ConfigError(
+            f"{workdir} is another folder here than on host 0; all hosts must see it, as they do gs://…"
+        )
 
     checkpoints = Checkpoints(workdir, config.train.keep)
     restored = checkpoints.restore(abstract_state(program))
-    stream = packs.state()
     if restored:
         state, saved = restored
         _check_stream(workdir, saved, stream)
@@ -69,11 +79,8 @@ def train(config, workdir, profile=0):
     sharding.assert_sharded(state, program.shardings, "train state")
 
     writer = metrics_lib.MetricWriter(workdir, config, main)
-    try:
+    with contextlib.closing(writer), checkpoints:
         return _run(program, state, packs, checkpoints, stream, writer, workdir, profile, main)
-    finally:
-        writer.close()
-        checkpoints.close()
 
 
 def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, main):
@@ -90,7 +97,7 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
     shape = (t.micro_batches, t.batch_size // t.micro_batches)
     local = sharding.local_packs(program.mesh, config.rules, shape)
     stream_of = functools.partial(batches, local=local, threads=config.data.threads, workers=config.data.workers)
-    validation = _validation_packs(config, packs) if t.eval_every else None
+    validation = _validation_packs(config, packs, main) if t.eval_every else None
     to_global = functools.partial(sharding.to_global, packs=local, mesh=program.mesh, rules=config.rules, shape=shape)
     train_step, eval_step = jit_train_step(program), jit_eval_step(program)
     progress = metrics_lib.Progress(start, t.steps, main)
@@ -102,7 +109,7 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
     with program.use(), _stop_signal() as stop, contextlib.ExitStack() as trace:
         iterator = stream_of(packs, start=start, stop=t.steps)
         for step in range(start + 1, t.steps + 1):
-            if profile and step == start + 3:
+            if profile and main and step == start + 3:
                 trace.enter_context(jax.profiler.trace(str(workdir / "profile")))
             with meter.waiting():
                 batch = next(iterator)
@@ -112,14 +119,14 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
             meter.count(batch)
             state, metrics = train_step(state, to_global(batch))
             progress.advance()
-            if profile and step == start + 2 + profile:
+            if profile and main and step == start + 2 + profile:
                 jax.block_until_ready(state)
                 trace.close()
-            stopping = stop.is_set  # read once: what is set from here on waits for the next step
+            stopping = stop(step)  # asked once: what comes from here on waits for the next step
             ends = step == t.steps or stopping
             if step % t.log_every == 0 or ends:
                 last = _summarise(jax.device_get(metrics), state, program) | meter.rates()
-                last["bad_records"] = ledger.bad
+                last["bad_records"] = _sum_over_hosts(ledger.bad)
                 _check_finite(state, recent, t.max_skipped, checkpoints, progress)
                 recent = []
                 writer.write(step, last)
@@ -135,6 +142,8 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
             if step % t.save_every == 0 or ends:
                 with meter.paused():
                     checkpoints.save(state, stream)
+                    writer.flush()
+                    ledger.flush()
             if stopping:
                 checkpoints.wait()
                 progress.close()
@@ -191,27 +200,29 @@ class _Meter:
         return rates
 
 
-class _StopFlag:
-    is_set = False
-
-
 @contextlib.contextmanager
 def _stop_signal():
-    """Turns SIGTERM into a flag, so that the step ends and is saved first; only the main thread can."""
-    flag = _StopFlag()
+    """Turns SIGTERM into an answer to `stop(step)`, asked after each step: whether this is the last, to be saved.
 
-    def handler(*_):
-        flag.is_set = True
-
+    Several hosts, of which any may get it, agree on the step. On one, only the main thread can have a handler.
+    """
+    if jax.process_count() > 1:
+        yield hosts.is_last
+        return
+    asked = threading.Event()
     try:
-        old = signal.signal(signal.SIGTERM, handler)
+        old = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     except ValueError:
-        yield flag
+        yield lambda step: False
         return
     try:
-        yield flag
+        yield lambda step: asked.is_set()
     finally:
         signal.signal(signal.SIGTERM, old)
+
+
+def _sum_over_hosts(number):
+    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).sum())
 
 
 def _claim(workdir, config, packs):
@@ -280,8 +291,10 @@ def _check_finite(state, recent, limit, checkpoints, progress):
     if not in_row:
         return
     records = {int(r) for _, rows in recent[-in_row:] for r in rows.flat if r >= 0}
-    text = f"loss or gradient not finite in the last {in_row} steps, updates skipped; records {sorted(records)[:8]}"
-    progress.note(text)
+    whose = f" of host {jax.process_index()}" if jax.process_count() > 1 else ""
+    text = f"loss or gradient not finite in the last {in_row} steps, updates skipped; records{whose}"
+    text = f"{text} {sorted(records)[:8]}"
+    (print if jax.process_index() else progress.note)(text)  # each host knows its own
     if in_row >= limit:
         checkpoints.wait()
         raise FloatingPointError(f"{text}; train.max_skipped={limit} reached, the last sound step is saved")
@@ -292,12 +305,13 @@ def _for_devices(batches):
         yield {name: x for name, x in batch.items() if name not in HOST_ONLY}
 
 
-def _validation_packs(config, packs):
+def _validation_packs(config, packs, main):
     """Packs of the validation split, or None, said once, if the data has none."""
     split = config.data.validation
     if all(split in d.about["splits"] for d in packs.data):
         return Packs(config, split, config.train.batch_size, shuffle=False)
-    print(f"no split '{split}' in the data: no validation loss")
+    if main:
+        print(f"no split '{split}' in the data: no validation loss")
     return None
 
 

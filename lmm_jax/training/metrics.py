@@ -7,6 +7,8 @@ import time
 from etils import epath
 from tqdm import tqdm
 
+from lmm_jax import storage
+
 
 class MetricWriter:
     """Appends rows to `WORKDIR/metrics.jsonl`, and to TensorBoard or W&B where the config asks for them.
@@ -16,29 +18,35 @@ class MetricWriter:
 
     def __init__(self, workdir, config, active=True):
         """Raises ImportError naming the extra to install, if `config.log` asks for a missing package."""
-        self._path = epath.Path(workdir) / "metrics.jsonl" if active else None
+        self._lines = storage.Lines(epath.Path(workdir) / "metrics.jsonl") if active else None
         self._tensorboard = self._wandb = None
         if active and config.log.tensorboard:
             tensorboard = _extra("tensorboardX", "tensorboard")
             self._tensorboard = tensorboard.SummaryWriter(str(workdir))
         if active and config.log.wandb:
             wandb = _extra("wandb", "wandb")
-            self._wandb = wandb.init(dir=str(workdir), config=json.loads(config.to_json_best_effort()))
+            folder = None if storage.is_remote(workdir) else str(workdir)
+            self._wandb = wandb.init(dir=folder, config=json.loads(config.to_json_best_effort()))
 
     def write(self, step, values):
         """Writes one row; `values` is a flat dict of numbers."""
-        if self._path is None:
+        if self._lines is None:
             return
-        with self._path.open("a") as f:
-            f.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.add([json.dumps({"step": step, **values})])
         if self._tensorboard:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(values, step=step)
 
+    def flush(self):
+        """Makes sure that all rows are in the file."""
+        if self._lines:
+            self._lines.flush()
+
     def close(self):
-        """Flushes the extras."""
+        """Flushes, the extras too."""
+        self.flush()
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:

@@ -1,0 +1,104 @@
+"""Files of a run and of its data that may lie in a bucket (`gs://…`, extra "gcs"): what `etils.epath` leaves out."""
+
+import os
+import shutil
+import time
+from concurrent import futures
+
+from etils import epath
+from tqdm import tqdm
+
+CACHE = "LMM_CACHE"  # environment variable: folder of copies of data, ~/.cache/lmm_jax if it is not set
+AT_ONCE, PIECE = 8, 2**24  # files that are copied at a time, bytes of each
+PAUSE = 30.0  # seconds between two writes of a file of lines
+
+
+def is_remote(path) -> bool:
+    """Whether `path` names something in a bucket."""
+    return "://" in str(path)
+
+
+def absolute(path):
+    """`path` as an absolute `epath.Path`; its own `resolve` takes a bucket for a folder of the current one."""
+    return epath.Path(path) if is_remote(path) else epath.Path(path).resolve()
+
+
+class Lines:
+    """A text file that grows by lines.
+
+    A file in a bucket cannot grow, opened to append it is replaced: it is written whole, now and then and on `flush`.
+    """
+
+    def __init__(self, path):
+        self.path, self._all, self._written = epath.Path(path), None, time.monotonic()
+
+    def add(self, lines):
+        """Appends `lines`, without ends."""
+        text = "".join(f"{line}\n" for line in lines)
+        if not is_remote(self.path):
+            with self.path.open("a") as f:
+                f.write(text)
+            return
+        if self._all is None:
+            self._all = [self.path.read_text()] if self.path.exists() else []
+        self._all.append(text)
+        if time.monotonic() - self._written >= PAUSE:
+            self.flush()
+
+    def flush(self):
+        """Makes sure that all lines are in the file."""
+        if self._all:
+            self._all = ["".join(self._all)]
+            self.path.write_text(self._all[0])
+            self._written = time.monotonic()
+
+
+def local_copy(folder, key):
+    """A copy on this machine of a folder in a bucket; `folder` itself if it is local.
+
+    ArrayRecord reads files of this machine only. A copy that was interrupted goes on, by whole files; one that is
+    complete is used again.
+
+    Args:
+      folder: that does not change as long as `key` is the same.
+      key: name of the copy in the cache.
+
+    Raises:
+      OSError: a file that has another size here than there, or no space.
+    """
+    if not is_remote(folder):
+        return epath.Path(folder)
+    copy = epath.Path(os.environ.get(CACHE) or "~/.cache/lmm_jax").expanduser() / key
+    wanted = [(path, copy / name, path.stat().length) for name, path in _files(epath.Path(folder))]
+    missing = [(there, here, size) for there, here, size in wanted if not here.exists() or here.stat().length != size]
+    if not missing:
+        return copy
+    total = sum(size for *_, size in missing)
+    print(f"copying {folder} to {copy}: {len(missing)} files, {total / 1e9:.2f} GB", flush=True)
+    with (
+        tqdm(desc="copying", total=total, unit="B", unit_scale=True, disable=None) as bar,
+        futures.ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
+        for size in pool.map(_copy, missing):
+            bar.update(size)
+    return copy
+
+
+def _files(folder, name=""):
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _files(path, f"{name}{path.name}/")
+        else:
+            yield f"{name}{path.name}", path
+
+
+def _copy(file):
+    there, here, size = file
+    here.parent.mkdir(parents=True, exist_ok=True)
+    part = here.parent / f"{here.name}.part-{os.getpid()}"  # another process may copy the same
+    with there.open("rb") as source, part.open("wb") as target:
+        shutil.copyfileobj(source, target, PIECE)
+    if part.stat().length != size:
+        raise OSError(f"{there} has {size} bytes, its copy {part} {part.stat().length}")
+    part.replace(here)
+    return size

@@ -1,0 +1,92 @@
+"""Workdirs and data in a bucket, against an emulator of Google Cloud Storage in this process."""
+
+import json
+import os
+import pathlib
+
+import pytest
+from etils import epath
+
+import lmm_jax as lmm
+from lmm_jax import evaluation, storage
+from lmm_jax.data import prepare
+from lmm_jax.data.prepared import Prepared
+from lmm_jax.tools import plots
+from lmm_jax.training.metrics import read_metrics
+from tests.test_hosts import free_port
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """An empty bucket, which gcsfs, TensorStore and Google's library take for the real one."""
+    from gcp_storage_emulator.server import create_server
+
+    port = free_port()
+    address = f"http://localhost:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", address)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks a service that the emulator has not
+        patch.setenv(storage.CACHE, str(tmp_path_factory.mktemp("cache")))
+        with create_server("localhost", port, in_memory=True, default_bucket="bucket"):
+            yield epath.Path("gs://bucket")
+
+
+@pytest.fixture(scope="module")
+def data(bucket, digits_folder):
+    """The prepared digits, copied to the bucket."""
+    for file in pathlib.Path(digits_folder).rglob("*"):
+        if file.is_file():
+            (bucket / "data" / str(file.relative_to(digits_folder))).write_bytes(file.read_bytes())
+    return bucket / "data"
+
+
+def test_paths_in_a_bucket_stay_there():
+    assert str(storage.absolute("gs://bucket/run")) == "gs://bucket/run"
+    assert str(storage.absolute("runs")) == os.path.abspath("runs")
+
+
+def test_lines_are_added_to_what_is_there(bucket, tmp_path):
+    for path in (bucket / "lines", epath.Path(tmp_path / "lines")):
+        for words in (["a", "b"], ["c"]):
+            lines = storage.Lines(path)
+            for word in words:
+                lines.add([word])
+            lines.flush()
+        assert path.read_text() == "a\nb\nc\n"
+
+
+def test_records_are_copied_once_and_a_broken_copy_is_mended(data, digits_folder, capsys, monkeypatch):
+    prepared, local = Prepared(data, "train"), Prepared(digits_folder, "train")
+    assert "copying gs://bucket/data/records to " in capsys.readouterr().out
+    assert len(prepared) == len(local) and prepared[5]["images"] == local[5]["images"]
+    copy = pathlib.Path(os.environ[storage.CACHE]) / prepared.fingerprint
+    (file,) = copy.rglob("*train.array_record*")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert Prepared(data, "train")[5]["images"] == local[5]["images"]
+    assert ": 1 files" in capsys.readouterr().out
+    Prepared(data, "validation")
+    assert capsys.readouterr().out == ""
+    assert not list(copy.rglob("*.part-*"))
+
+
+def test_a_run_lives_in_a_bucket(data, bucket, tiny, capsys):
+    workdir = bucket / "run"
+    config = tiny(f"data.path={data}", "train.log_every=1", "train.save_every=2", "train.steps=6")
+    half = tiny(f"data.path={data}", "train.log_every=1", "train.save_every=2", "train.steps=3")
+    lmm.train(half, str(workdir))
+    result = lmm.train(config, str(workdir))
+    assert f"continuing {workdir} from step 3 of 6" in capsys.readouterr().out
+    assert [row["step"] for row in read_metrics(workdir)] == list(range(1, 7)) and result["step"] == 6
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [4, 6]
+    assert not pathlib.Path("gs:").exists()
+    found = evaluation.evaluate(str(workdir), ("digits",), (1,), limit=2)
+    evaluation.save_results(found, workdir / "evaluation.json")
+    assert json.loads((workdir / "evaluation.json").read_text()) == found
+    assert (epath.Path(plots.draw_loss(str(workdir)))).read_bytes()[1:4] == b"PNG"
+
+
+def test_preparing_into_a_bucket_is_refused(bucket):
+    with pytest.raises(ValueError, match="gs://bucket/new: records are written to a disk"):
+        prepare.prepare_dataset("digits", bucket / "new", rows=8)
