@@ -12,11 +12,11 @@ import jax
 import pytest
 
 from lmm_jax import cli, sharding
-from lmm_jax.config import ConfigError
+from lmm_jax.config import ConfigError, flatten
 from lmm_jax.data.pipeline import HOST_ONLY, Packs
 from lmm_jax.tools import collectives, topology
 from lmm_jax.tools import compile as tool
-from lmm_jax.tools.fit import fit
+from lmm_jax.tools.fit import fit, fit_config
 from lmm_jax.tools.report import report
 from lmm_jax.training.flops import executed_flops, step_flops
 from lmm_jax.training.state import make_program
@@ -167,6 +167,25 @@ def test_fit_finds_the_largest_batch_in_few_tries(base, each, want, tries):
     assert lines[0].startswith("1 packs a device, remat full: ")
 
 
+def test_fit_changes_batch_and_policy_alone(tiny, monkeypatch):
+    config, tried = tiny("mesh.data=4", "mesh.tensor=2", "train.micro_batches=2"), []
+
+    def compile(config, topology):
+        tried.append(config)
+        peak = config.train.batch_size // (4 * 2) + {"none": 9, "dots": 1, "full": 0}[config.model.decoder.remat]
+        return {"fits": peak <= 6, "peak_hbm_bytes": peak, "hbm_bytes": 6}
+
+    monkeypatch.setattr(tool, "compile", compile)
+    monkeypatch.setattr(tool, "slice_mesh", lambda config, target: sharding.make_mesh(config.mesh))
+    found = fit_config(config, "v5e-8", progress=lambda line: None)
+    assert (found["packs"], found["batch_size"], found["remat"]) == (6, 48, "full")
+    assert {c.train.micro_batches for c in tried} == {2} and config.train.batch_size == 8
+    changed = ("train.batch_size", "model.decoder.remat")
+    for other in tried:
+        flat = flatten(other)
+        assert all(flat[name] == value for name, value in flatten(config).items() if name not in changed)
+
+
 def test_what_does_not_fit_is_said_in_words():
     words = report(
         {
@@ -228,7 +247,7 @@ def test_generation_for_a_slice(tiny_args, step):
     found = compiled(*tiny_args, "--topology", "v5e-4", "--step", step, "--prompts", "8")
     assert found["fits"] and found["minimum_bytes"] is None
     assert found["memory"]["cache" if step == "decode" else "batch"] > 0
-    assert found["roofline"]["limits"] == "memory"
+    assert found["roofline"]["limits"] == ("memory" if step == "decode" else "compute")
 
 
 def compiled(*args):
