@@ -116,6 +116,7 @@ def _scores(q, k, segment, i, j, causal):
     if causal:
         seen = (i * b + jnp.arange(b))[:, None] >= j * b + jnp.arange(b)
     if segment is not None:
+        segment = jnp.asarray(segment)  # in the rule of a gradient a constant is numpy's, which knows no traced index
         seen &= (segment[i][:, :, None] == segment[j][:, None, :])[:, None, None]
     if seen is True:
         return scores
