@@ -97,7 +97,7 @@ def model_config(shape, dtype, scales, checkpoint=False):
       shape: see the module.
       dtype: of the computation.
       scales: of the bank.
-      checkpoint: recomputes layers in the backward pass, else everything is kept.
+      checkpoint: recomputes layers in the backward pass, else the decoder's matmuls are kept, the encoder whole.
     """
     vision, text = shape["vision"], shape["text"]
     return types.SimpleNamespace(
@@ -119,12 +119,13 @@ def model_config(shape, dtype, scales, checkpoint=False):
                 "vocab_size": text["vocab_size"],
                 **_sizes(text),
                 "kv_heads": text.get("kv_heads", text["heads"]),
-                "remat": "full" if checkpoint else "none",
+                "remat": "full" if checkpoint else "dots",
             },
         ),
         optimizer=types.SimpleNamespace(
             learning_rate=1e-5, groups=(), warmup=0.03, final=0.0, b1=0.9, b2=0.999, weight_decay=0.0, clip=0.0
         ),
+        data=types.SimpleNamespace(length=max(lengths(shape, scales))),
         train=types.SimpleNamespace(steps=1000),
         rules={},
     )
