@@ -2,11 +2,13 @@
 
     python -m lmm_jax.tools.compile_table
 
-compiles one cell after another, minutes each, and writes the table after each. What was compiled stays in a cache,
-so that an interrupted run continues; a change of the code, of a config, or of jax or libtpu compiles anew.
+compiles one cell after another, minutes each, and writes the table of all that are there after each. What was compiled
+stays in a cache, so that an interrupted run continues; a change of the code, of a config, or of jax or libtpu compiles
+anew. `--recipes`, `--sizes` and `--slices` compile some of the cells.
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -114,11 +116,21 @@ def versions() -> dict[str, str]:
     return {"jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu")}
 
 
-def cached(cache):
-    """A `run` for `cell`: a process of its own for each compilation, whose result stays in the folder `cache`."""
+class NotCompiled(LookupError):
+    """A result that the cache does not hold."""
+
+
+def cached(cache, compiles=True):
+    """A `run` for `cell`: a process of its own for each compilation, whose result stays in the folder `cache`.
+
+    Raises:
+      NotCompiled: by `run`, if it must not compile and the result is not there.
+    """
 
     def run(arguments, topology):
         path = cache / f"{fingerprint(arguments, topology)}.json"
+        if not path.exists() and not compiles:
+            raise NotCompiled(path)
         if not path.exists():
             print(f"compiling {' '.join(arguments)} for {topology}", flush=True)
             command = [sys.executable, "-m", "lmm_jax", "compile", "--config", f"configs/{arguments[0]}"]
@@ -138,6 +150,17 @@ def cached(cache):
     return run
 
 
+def table(run) -> str:
+    """The file: a row for each cell whose results `run` gives without compiling."""
+    rows = []
+    for topology in SLICES:
+        for model_size in SIZES:
+            for recipe in RECIPES:
+                with contextlib.suppress(NotCompiled):
+                    rows.append(row(recipe, model_size, cell(recipe, model_size, topology, run)))
+    return HEAD.format(**versions()) + "\n".join(rows) + "\n"
+
+
 def main(argv=None):
     """Compiles what is asked for and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,15 +168,13 @@ def main(argv=None):
     parser.add_argument("--cache", type=pathlib.Path, default=ROOT / "runs" / "compiled")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
-    parser.add_argument("--slices", nargs="+", default=SLICES)
+    parser.add_argument("--slices", nargs="+", choices=SLICES, default=SLICES)
     args = parser.parse_args(argv)
-    rows, run = [], cached(args.cache)
     for topology in args.slices:
         for model_size in args.sizes:
             for recipe in args.recipes:
-                rows.append(row(recipe, model_size, cell(recipe, model_size, topology, run)))
-                print(rows[-1], flush=True)
-                args.out.write_text(HEAD.format(**versions()) + "\n".join(rows) + "\n")
+                print(row(recipe, model_size, cell(recipe, model_size, topology, cached(args.cache))), flush=True)
+                args.out.write_text(table(cached(args.cache, compiles=False)))
 
 
 if __name__ == "__main__":
