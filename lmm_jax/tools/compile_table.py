@@ -2,9 +2,9 @@
 
     python -m lmm_jax.tools.compile_table
 
-compiles one cell after another, minutes each, and writes the table of all that are there after each. What was compiled
-stays in a cache, so that an interrupted run continues; a change of the code, of a config, or of jax or libtpu compiles
-anew. `--recipes`, `--sizes` and `--slices` compile some of the cells.
+compiles one cell after another, minutes each, and writes the table of all that are there after each. What was
+compiled stays in a cache, so that an interrupted run continues; a change of the code, of a config, or of jax or
+libtpu compiles anew. `--recipes`, `--sizes` and `--slices` compile some of the cells.
 """
 
 import argparse
