@@ -16,11 +16,10 @@ from lmm_jax.data.prepare import prepare_rows
 from lmm_jax.data.prepared import as_turns
 from lmm_jax.data.views import MEAN_COLOUR
 from lmm_jax.tools.bench import Measurement
+from lmm_jax.tools.topology import CHIPS
 from lmm_jax.training.flops import step_flops
 from lmm_jax.training.state import make_program
 
-# Operations per second of a chip in bfloat16, as Google Cloud's pages of each give them.
-PEAKS = {"v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
 CHIPS_OF_HOST = (4, 8)
 PHOTOGRAPH = (640, 480)  # pixels, as most of COCO's
 WORDS = 180  # of an answer
@@ -84,11 +83,13 @@ def bench_data(config, records=200, step_seconds=None, packs_per_host=None) -> l
         name = f"cores for {packs_per_host} packs in {step_seconds:g} s"
         return [*rows, Measurement(name, per_pack * packs_per_host / step_seconds, "cores/host")]
     flops = pack_flops(config, packs[0])
-    for chip, peak in PEAKS.items():
+    for name, chip in CHIPS.items():
         for chips in CHIPS_OF_HOST:
-            against = f"{flops / peak:.3g} s, a pack on a {chip} at {peak / 1e12:.0f} TFLOP/s"
-            name = f"cores for {chips} {chip}"
-            rows.append(Measurement(name, chips * per_pack * peak / flops, "cores/host", None, against))
+            seconds = flops / chip.flops
+            against = f"{seconds:.3g} s, a pack on a {name} at {chip.flops / 1e12:.0f} TFLOP/s"
+            rows.append(
+                Measurement(f"cores for {chips} {name}", chips * per_pack / seconds, "cores/host", None, against)
+            )
     return rows
 
 
