@@ -189,7 +189,7 @@ def param_shardings(boxed, mesh, rules):
         shape, names = box.value.shape, box.names
         if len(names) != len(shape):
             raise ValueError(f"parameter {where}: {len(names)} axis names {names} for shape {shape}")
-        wanted = [_mesh_axes(name, rules) for name in names]
+        wanted = [tuple(a for a in _mesh_axes(name, rules) if mesh.shape[a] > 1) for name in names]
         spec = _divisible(shape, names, mesh.shape, rules)
         if math.prod(shape) > SMALL:
             for dim, name, want, got in zip(shape, names, wanted, spec, strict=True):
