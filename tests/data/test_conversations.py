@@ -168,6 +168,7 @@ def test_pictures_that_are_too_thin_are_left_out_and_named(config, tmp_path):
     assert packs.left_out == [(0, 1), (0, 2)] and packs.members(0) == [(0, 0)]
 
 
+@pytest.mark.long
 def test_a_batch_without_pictures_has_no_pixels_and_trains(config, mixed_folder, tmp_path):
     text_rows(tmp_path / "rows.jsonl", 60)
     prepare_rows(

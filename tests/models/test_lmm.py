@@ -43,7 +43,9 @@ def test_copies_in_other_rows_of_the_pack_give_the_same(setup):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
-@pytest.mark.parametrize("recipe", ["m3", pytest.param("qwen3vl_style", marks=pytest.mark.long), "hybrid"])
+@pytest.mark.parametrize(
+    "recipe", ["m3", *(pytest.param(name, marks=pytest.mark.long) for name in ("qwen3vl_style", "hybrid"))]
+)
 def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(setup, recipe):
     alone = setup(1, recipe=recipe)
     shape = ("data.rows=2", "data.length=256", "data.views=5", "data.targets=200", "train.batch_size=2")

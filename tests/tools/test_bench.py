@@ -154,6 +154,7 @@ def _params():
     return jax.eval_shape(lambda: init_state(bench_train.program_of(TINY, "float32", (16,)))).params
 
 
+@pytest.mark.long
 def test_decoding(capsys, tmp_path):
     (tmp_path / "one.json").write_text(json.dumps(TINY | {"scales": [4]}))
     rows = run(capsys, "decode", "--shape", tmp_path / "one.json", "--steps", 1)

@@ -44,6 +44,7 @@ def test_prepare_takes_rows_and_names_what_it_refused(capsys, tmp_path):
     assert code == 2 and "template was chatml, is vicuna_v1" in err
 
 
+@pytest.mark.long
 def test_train_evaluate_generate(capsys, tiny_args, tmp_path, digits_folder):
     workdir = tmp_path / "run"
     args = [*tiny_args, "--config.train.steps", "3", "--workdir", workdir]

@@ -147,6 +147,7 @@ def test_folders_that_hold_no_run_are_named(start, before, tmp_path):
         start(workdir=tmp_path)
 
 
+@pytest.mark.long
 def test_a_run_starts_from_another_once(tiny, before, tmp_path, capsys):
     """Its first step has rate 0, so that what it saves is what it took; when it continues, it takes nothing more."""
     source = shutil.copytree(before[0], tmp_path / "before")

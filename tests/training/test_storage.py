@@ -71,6 +71,7 @@ def test_records_are_copied_once_and_a_broken_copy_is_mended(data, digits_folder
     assert not list(copy.rglob("*.part-*"))
 
 
+@pytest.mark.long
 def test_a_run_lives_in_a_bucket(data, bucket, tiny, capsys):
     workdir = bucket / "run"
     config = tiny(f"data.path={data}", "train.log_every=1", "train.save_every=2", "train.steps=6")
