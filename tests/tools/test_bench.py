@@ -142,6 +142,7 @@ def test_what_does_not_fit_is_a_row(monkeypatch, shape_file):
     assert "does not fit" in bench.table(rows)
 
 
+@pytest.mark.long
 def test_the_real_step_is_timed_and_weighed():
     program, batch = bench_train.program_of(TINY, "float32", (16,)), bench_shapes.synthetic_batch(TINY, (16,))
     timed = bench_train.time_train(program, batch, "float32", 1, "train")
