@@ -33,9 +33,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "compile": ["libtpu==0.0.51"],  # `lmm compile`; without a TPU, JAX looks for one unless JAX_PLATFORMS=cpu
         "fast-jpeg": ["simplejpeg>=1.9,<2"],  # decodes the same pixels as Pillow, a little sooner
-        "gcs": [
-            "gcsfs>=2026.9,<2027"
-        ],  # workdirs and data in gs://; brings google-cloud-storage, which Orbax asks for
+        "gcs": ["gcsfs>=2026.9,<2027"],  # workdirs and data in gs://; with what Orbax asks for there
         "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
         "hf": ["torch>=2.13,<3", "transformers>=5.23,<6"],  # `lmm export --verify` and `lmm bench --peer`
         "tensorboard": ["tensorboardX>=2.6,<3"],

@@ -50,7 +50,7 @@ store_environment() { # FILE FORMAT
 }
 
 # find_slice TOPOLOGY, by chips as in `lmm compile --topology`, sets accelerator and runtime of TPU VMs (no runtime:
-# only GKE rents it), and label, grid and hosts of GKE's pools of 4-chip machines. As in lmm_jax/tools/compile.py.
+# only GKE rents it), and label, grid and hosts of GKE's pools of 4-chip machines. As in lmm_jax/tools/topology.py.
 find_slice() {
   local flat="4:2x2 8:2x4 16:4x4 32:4x8 64:8x8 128:8x16 256:16x16"
   local cube="4:2x2x1 8:2x2x2 16:2x2x4 32:2x4x4 64:4x4x4 128:4x4x8 256:4x8x8 512:8x8x8"

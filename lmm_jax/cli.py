@@ -312,54 +312,18 @@ def _bench(args):
     import dataclasses
 
     from lmm_jax.tools.bench import table
+    from lmm_jax.tools.bench_run import run
 
     needed = "config" if args.what == "data" else "shape"
     if not getattr(args, needed):
         raise ValueError(f"lmm bench {args.what} needs --{needed}")
-    rows = _bench_data(args) if args.what == "data" else _bench_model(args)
+    rows = run(args)
     print(table(rows))
     if args.growth:
         from lmm_jax.tools.plots import draw_growth
 
         _draw(lambda: draw_growth(args.growth))
     return {"rows": [dataclasses.asdict(row) for row in rows]}
-
-
-def _bench_data(args):
-    import tempfile
-
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # operations are counted, not run
-    from lmm_jax.config import load_config
-    from lmm_jax.tools import bench_data
-
-    config = load_config(args.config, *args.overrides)
-    packs = args.packs or config.train.batch_size
-    with tempfile.TemporaryDirectory() as folder:
-        if args.photographs:
-            bench_data.use_photographs(config, folder, args.photographs)
-        return bench_data.bench_data(config, args.records, args.step_seconds, packs)
-
-
-def _bench_model(args):
-    from lmm_jax.tools.bench import peer_device
-
-    device = peer_device() if args.peer else None  # before JAX is asked for a device here
-    if args.what == "decode":
-        from lmm_jax.tools.bench_decode import bench_decode
-
-        return bench_decode(args.shape, args.dtype, steps=args.steps, device=device)
-    if args.what == "attention":
-        from lmm_jax.tools.bench_attention import bench_attention
-
-        return bench_attention(args.shape, args.dtype, args.steps, device)
-    if args.growth:
-        from lmm_jax.tools.bench_growth import bench_growth
-
-        return bench_growth(args.shape, args.dtype, args.growth, args.steps, args.checkpoint)
-    from lmm_jax.tools.bench_train import bench_train
-
-    states = dict.fromkeys([args.state] if args.state else [args.dtype, "float32"])
-    return bench_train(args.shape, args.dtype, states, args.steps, args.checkpoint, device, args.compile_peer)
 
 
 def _draw(draw):

@@ -95,7 +95,7 @@ def bench_data(config, records=200, step_seconds=None, packs_per_host=None) -> l
 
 def pack_flops(config, pack) -> int:
     """Operations of the training step for one pack, an array dict of `Packs`."""
-    program = make_program(config, sharding.make_mesh({}, jax.devices()[:1]))
+    program = make_program(config, sharding.make_mesh({}, jax.devices("cpu")[:1]))
     arrays = {name: x for name, x in pack.items() if name not in HOST_ONLY}
     return step_flops(program, {n: jax.ShapeDtypeStruct((1, 1, *x.shape), x.dtype) for n, x in arrays.items()})
 
