@@ -2,16 +2,17 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import multiprocessing
 import os
+import queue
 import signal
 import stat
-import threading
-from concurrent.futures.process import BrokenProcessPool
 
 from lmm_jax.data.conversation import IMAGE_TAG, Encoded, encode
 from lmm_jax.data.images import image_size, open_picture
@@ -148,25 +149,63 @@ def check_rows(items, folder, tokenizer, template, workers):
         for chunk in chunks:
             yield from _check_chunk(chunk, *given)
         return
-    spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, given)
     pending = collections.deque()
-    try:
+    with _workers(workers, given) as ask:
         for chunk in chunks:
-            pending.append((chunk[0][1], pool.submit(_check_in_worker, chunk)))
+            pending.append(ask(chunk))
             if len(pending) > 2 * workers:  # a pool's map would read the whole file ahead
-                yield from pending[0][1].result()
-                pending.popleft()
+                yield from pending.popleft().result()
         while pending:
-            yield from pending[0][1].result()
-            pending.popleft()
-    except BrokenProcessPool as error:
-        line = f"after line {pending[0][0]}" if pending else "at once"
-        raise ChildProcessError(
-            f"a worker process died {line}: killed, or out of memory? The same command starts again"
-        ) from error
+            yield from pending.popleft().result()
+
+
+@contextlib.contextmanager
+def _workers(count, given):
+    """`ask(chunk)`, the future of a chunk's results, by `count` processes.
+
+    Each has a pipe of its own: a process that is killed while it writes into one that is shared, as those of
+    `ProcessPoolExecutor` do, keeps the lock of it, and the others wait for ever.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    idle, pipes, processes = queue.SimpleQueue(), [], []
+    for _ in range(count):
+        ours, theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=_work, args=(theirs, *given), daemon=True))
+        processes[-1].start()
+        theirs.close()  # so that the end of the process ends the pipe
+        pipes.append(ours)
+        idle.put(ours)
+
+    def ask(chunk):
+        pipe = idle.get()
+        try:
+            pipe.send(chunk)
+            return pipe.recv()
+        except (EOFError, OSError) as error:
+            raise ChildProcessError(
+                f"a worker process died at line {chunk[0][1]} or soon after: killed, out of memory, or by the error "
+                "above? The same command starts again"
+            ) from error
+        finally:
+            idle.put(pipe)
+
+    threads = concurrent.futures.ThreadPoolExecutor(count)
+    try:
+        yield functools.partial(threads.submit, ask)
     finally:
-        pool.shutdown(cancel_futures=True)
+        threads.shutdown(cancel_futures=True)
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.join()
+
+
+def _work(pipe, *given):
+    """Checks chunks until the parent closes its end of `pipe`, or is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            pipe.send(_check_chunk(pipe.recv(), *given))
 
 
 def _check_chunk(chunk, folder, tokenizer, template):
@@ -178,23 +217,3 @@ def _check_chunk(chunk, folder, tokenizer, template):
             result = Refused(error.reason, error.detail, error.id)  # without traceback and cause
         results.append((line, result))
     return results
-
-
-_given = ()  # of the worker that this process is
-
-
-def _start_worker(*given):
-    global _given
-    _given = given
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    """Ends this process when its parent was killed, which would leave it waiting for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _check_in_worker(chunk):
-    return _check_chunk(chunk, *_given)
