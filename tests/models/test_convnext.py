@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from lmm_jax import config, sharding
 from lmm_jax.models import convnext
 from lmm_jax.models.convnext import ConvNeXt, Stage, cover, depthwise, space_to_depth
 
@@ -57,6 +58,27 @@ def test_levels_are_finer_maps_of_the_same_picture():
     shapes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), pixels)[0])
     assert [x.shape for x in shapes] == [(2, 4, 6, 16), (2, 8, 12, 12), (2, 16, 24, 8)]
     assert model.level_strides == (2, 4) and model.stride == 16 and model.grid == 4
+
+
+def test_sharded_stages_have_the_gradients_of_one_device():
+    model = ConvNeXt(**TINY | {"depths": (1, 1), "widths": (8, 12)}, stack_levels=(1,))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
+    boxed = jax.jit(model.init)(jax.random.key(0), pixels)["params"]
+    # Not as they start, with scales of 1e-6 that hide all but the stem.
+    params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), nn.unbox(boxed))
+
+    def loss(params, pixels):
+        return sum((x**2).mean() for x in model.apply({"params": params}, pixels))
+
+    want = jax.jit(jax.value_and_grad(loss))(params, pixels)
+    rules, mesh = dict(config.base().rules), sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    placed = jax.device_put(params, sharding.param_shardings(boxed, mesh, rules))
+    with sharding.use(mesh, rules):
+        got = jax.jit(jax.value_and_grad(loss))(
+            placed, jax.device_put(pixels, jax.NamedSharding(mesh, jax.P("data")))
+        )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+    assert all(np.abs(g).max() > 1e-4 for g in jax.tree.leaves(want[1]))
 
 
 def test_levels_that_are_no_earlier_stages_are_refused():

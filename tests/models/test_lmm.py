@@ -113,7 +113,7 @@ def projected(s, name, features):
     return np.asarray(s.program.model.projector.apply({"params": s.state.params[name]}, features))
 
 
-@pytest.mark.parametrize("recipe", ["qwen3vl_style", "hybrid"])
+@pytest.mark.parametrize("recipe", ["qwen3vl_style", pytest.param("hybrid", marks=pytest.mark.long)])
 def test_stacks_of_levels_lie_over_their_cells_at_every_scale(setup, recipe):
     """Stack i · n + j of a map n times as fine has in cell (r, c) its cell (rn + i, cn + j), by its own projector."""
     s = setup(1, "data.rows=2", "data.length=256", "data.views=2", "data.targets=200", recipe=recipe)

@@ -99,6 +99,7 @@ def test_projection_and_pooling_at_all_scales(m3):
             pool(grids[:1], scale)
 
 
+@pytest.mark.long
 def test_each_scale_alone(m3):
     for i, scale in enumerate(m3.scales):
         batch = one_scale(m3, scale)

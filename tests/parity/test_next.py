@@ -117,6 +117,7 @@ def test_a_picture_of_one_crop_gets_one_newline(unpad, golden):
         close(bank[0][np.where(cells < 0, -1, before + cells)], unpad.z[key], ATOL)
 
 
+@pytest.mark.long
 def test_greedy_tokens_at_every_scale(unpad):
     for scale in unpad.scales:
         want = unpad.z[f"gen_tokens_{scale}"]

@@ -72,6 +72,7 @@ def test_arithmetic_ceilings_of_the_shapes(name, ceiling):
     assert theirs / ours == pytest.approx(ceiling, abs=0.005)
 
 
+@pytest.mark.long
 def test_each_copy_in_a_pack_has_the_loss_it_has_alone():
     program = bench_train.program_of(TINY, "float32", SCALES)
     params, evaluate = init_state(program).params, jit_eval_step(program)

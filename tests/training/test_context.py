@@ -65,6 +65,7 @@ def test_devices_that_share_a_row_give_the_loss_and_gradients_of_one(setup, reci
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, want)
 
 
+@pytest.mark.long
 def test_what_layers_keep_for_the_backward_pass_is_shared_out(setup):
     """Their inputs `[L, G, R, T, D]`, by the text of the program that the test above compiles."""
     many = compiled(setup, 8, *HD, *TWO_BY_FOUR, recipe="deepstack")[0].as_text()

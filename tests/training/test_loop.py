@@ -91,11 +91,11 @@ def test_a_finished_run_says_so_and_another_config_is_refused(uninterrupted, tin
 
 def test_validation_profile_and_tensorboard(tiny, tmp_path):
     config = tiny(
-        "train.steps=6", "train.eval_every=3", "train.eval_batches=2", "train.log_every=2", "log.tensorboard=True"
+        "train.steps=8", "train.eval_every=4", "train.eval_batches=2", "train.log_every=2", "log.tensorboard=True"
     )
     result = lmm.train(config, tmp_path, profile=2)
     rows = [row for row in read_metrics(tmp_path) if "validation_loss" in row]
-    assert [row["step"] for row in rows] == [3, 6]
+    assert [row["step"] for row in rows] == [4, 8]
     scales = [rows[0][f"validation_loss/{s}"] for s in (1, 4, 9, 36)]
     np.testing.assert_allclose(rows[0]["validation_loss"], np.mean(scales), rtol=1e-6)
     assert result["validation_loss"] == rows[-1]["validation_loss"]
@@ -112,7 +112,7 @@ def test_a_run_that_stays_not_finite_stops_and_names_its_records(tiny, tmp_path,
 
     monkeypatch.setattr(loop, "init_state", broken)
     with pytest.raises(FloatingPointError, match=r"last 3 steps.*records \[\d+"):
-        lmm.train(tiny("train.steps=6", "train.log_every=3", "train.max_skipped=3"), tmp_path)
+        lmm.train(tiny("train.steps=8", "train.log_every=3", "train.max_skipped=3"), tmp_path)
 
 
 def test_data_that_does_not_match_is_refused(tiny, tmp_path):
@@ -152,4 +152,4 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(tiny, tmp_path, monke
     assert sorted(line["row"] for line in lines) == list(range(3, 64, 8))
     assert np.isfinite(result["loss"])
     with pytest.raises(BadData, match="8 of 64 records could not be read"):
-        lmm.train(tiny("train.steps=20", "data.max_bad_share=0.0007"), tmp_path / "b")
+        lmm.train(tiny("train.steps=8", "data.max_bad_share=0.0007"), tmp_path / "b")
