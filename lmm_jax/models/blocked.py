@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
-from lmm_jax.models.kernels import on_every_device
+from lmm_jax.models.kernels import SAVED, on_every_device
 
 BLOCK = 96  # positions, about: the scores of 32 heads of a pair of blocks are 1.2 MB and stay in a CPU's cache
 MASKED = -1e30  # added to a score; its weight is 0 in float32, and a row of such scores gives no NaN
@@ -79,7 +80,7 @@ def _forward(q, k, v, segment, causal):
         return jax.tree.map(lambda x, y: x.at[i].set(y), outputs, found)
 
     empty = jnp.zeros(q.shape, v.dtype), jnp.zeros((*q.shape[:-1], 1))
-    out, log_total = lax.fori_loop(0, len(q), row, empty)
+    out, log_total = (checkpoint_name(x, SAVED) for x in lax.fori_loop(0, len(q), row, empty))
     return out, (q, k, v, segment, out, log_total)
 
 

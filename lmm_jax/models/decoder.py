@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lmm_jax.models.attention import attention, cached_attention
 from lmm_jax.models.context import bring_back, context_attention, share_out, ways
+from lmm_jax.models.kernels import SAVED
 from lmm_jax.models.layers import Dense, RMSNorm, rope
 from lmm_jax.models.visual_tokens import take
 from lmm_jax.sharding import constrain
@@ -18,7 +19,10 @@ from lmm_jax.sharding import constrain
 # What a layer keeps for the backward pass beside its input, the most first: what is not kept is computed again.
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=(),
@@ -150,7 +154,7 @@ class Decoder(nn.Module):
       inject_layers: stack s is added before layer `inject_layers[s]`; a layer past the last one drops its stack.
       vocab_multiple: so that the table divides over meshes; padded ids are never predicted.
       dtype: of the computation.
-      remat: what a layer keeps for the backward pass: "none" everything, "dots" what its matmuls gave, "full" its
+      remat: what a layer keeps for the backward pass: "none" everything, "dots" what matmuls and attention gave, "full" its
         input alone, and "offload" that in the host's memory.
     """
 

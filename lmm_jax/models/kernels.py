@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from lmm_jax import sharding
 
 PADDING = -1  # segment of the positions that are added
+SAVED = "attention"  # names what a kernel's gradient needs of its result, for policies of rematerialisation
 
 
 def on_every_device(kernel, q, k, v, segment, multiple, rows):

@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 
-from lmm_jax.sharding import constrain, partition, rings
+from lmm_jax.sharding import constrain, devices, partition, rings
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -26,13 +26,18 @@ def linear(x, kernel, inputs, outputs):
     Returns:
       `[B, …, outputs]`.
     """
+    return _product(x, kernel, inputs)
+
+
+def _product(x, kernel, inputs):
     return _contract(x, kernel, range(x.ndim - len(inputs), x.ndim), range(len(inputs)))
 
 
 def _forward(x, kernel, inputs, outputs):
     # A frozen kernel needs no x in the backward pass, and where no gradient flows to x it needs no kernel.
     saved = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
-    return linear(x.value, kernel.value, inputs, outputs), saved
+    # The product itself, not `linear` again, in which a policy of rematerialisation would not find it.
+    return _product(x.value, kernel.value, inputs), saved
 
 
 def _backward(inputs, outputs, saved, dy):
@@ -54,7 +59,6 @@ def _contract(a, b, axes_a, axes_b):
 def _kernel_gradient(x, dy, inputs, outputs):
     n, leading = len(inputs), x.ndim - len(inputs)
     shape = (*x.shape[leading:], *dy.shape[leading:])
-    batch = range(leading)
     spec = partition(shape, *inputs, *outputs)
     ends = ((x, inputs), (dy, outputs))
     alone = [None] * (leading - 1)
@@ -62,28 +66,48 @@ def _kernel_gradient(x, dy, inputs, outputs):
     tokens = _names(lies and lies[0][0])
     scattered = [axis for axis in (0, n) if spec and set(_names(spec[axis])) & set(tokens)]
     if len(scattered) != 1:
-        return _contract(x, dy, batch, batch)
+        return _here(x, dy, leading)
     (axis,) = scattered
     over = tuple(name for name in _names(spec[axis]) if name in tokens)
-    if _names(spec[axis])[: len(over)] != over:
-        return _contract(x, dy, batch, batch)
+    if _names(spec[axis])[: len(over)] != over or devices(over) == 1:
+        return _here(x, dy, leading)
     # What shares out positions too, the last of an axis' names, is left to XLA: manual axes cannot name it.
     of_kernel = jax.P(*(over if i == axis else names for i, names in enumerate(spec)))
 
     def local(x, dy):
         # With the scattered axis first: as the last one its parts could be narrower than a vector register.
-        kernel = _contract(x, dy, batch, batch) if axis == 0 else _contract(dy, x, batch, batch)
+        kernel = _over_positions(x, dy, leading) if axis == 0 else _over_positions(dy, x, leading)
         for name in over:
             for groups in _groups(rings(name)):
                 kernel = jax.lax.psum_scatter(kernel, name, axis_index_groups=groups, tiled=True)
         others = tuple(name for name in tokens if name not in over)
         kernel = jax.lax.psum(kernel, others) if others else kernel
-        return kernel if axis == 0 else kernel.transpose(*range(len(outputs), len(shape)), *range(len(outputs)))
+        return kernel if axis == 0 else _swap(kernel, len(outputs))
 
     mesh = jax.sharding.get_abstract_mesh()
     manual = {name for name, size in mesh.shape.items() if name != "context" or size == 1}
     local = jax.shard_map(local, in_specs=tuple(lies), out_specs=of_kernel, axis_names=manual, check_vma=False)
     return constrain(local(x, dy), *inputs, *outputs)
+
+
+def _here(x, dy, leading):
+    """The kernel's gradient without a scatter.
+
+    A CPU transposes the first factor, together with all that gives it where that is recomputed, so it is the
+    narrower one: 100 ms less for each SwiGLU of 4 × 672 positions, 512 and 1,408 wide, on two cores (2026-11-21).
+    """
+    if x.size <= dy.size:
+        return _over_positions(x, dy, leading)
+    return _swap(_over_positions(dy, x, leading), dy.ndim - leading)
+
+
+def _over_positions(a, b, leading):
+    return _contract(a, b, range(leading), range(leading))
+
+
+def _swap(kernel, first):
+    """`kernel` with its `first` axes behind the others."""
+    return kernel.transpose(*range(first, kernel.ndim), *range(first))
 
 
 def _of_activation(name):

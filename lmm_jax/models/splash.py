@@ -2,7 +2,7 @@
 
 import jax
 
-from lmm_jax.models.kernels import on_every_device
+from lmm_jax.models.kernels import SAVED, on_every_device
 
 LANES = 128  # the kernel works on multiples of so many positions
 LONGEST_BLOCK = 640  # positions; 640 × 640 float32 scores of a block and its gradients stay within scoped VMEM
@@ -89,5 +89,6 @@ def _make(mask, heads, length, interpret, shards):
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=shards,
+        residual_checkpoint_name=SAVED,
         interpret=interpret,
     )

@@ -1,13 +1,17 @@
 """The scanned decoder against its layers one by one, injection included."""
 
+import collections
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from lmm_jax import config, sharding
 from lmm_jax.models import visual_tokens
+from lmm_jax.models.attention import SHORT
 from lmm_jax.models.decoder import Block, Decoder, at_positions, inject
 from lmm_jax.models.layers import RMSNorm, rope
 
@@ -123,6 +127,29 @@ def test_sharded_injection_has_the_gradients_of_one_device(mesh, remat):
         found = gradients(outputs, jax.device_put(params, placed), h, context)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, want)
     assert (np.abs(want[2]).max(axis=(1, 2, 3)) > 1e-3).all()  # of each stack
+
+
+def test_what_matmuls_and_attention_gave_is_not_computed_again_by_remat_of_dots():
+    T = SHORT + 1
+    h, row = jnp.zeros((1, 1, T, 16)), jnp.zeros((1, 1, T), jnp.int32)
+    context = {"position": row, "segment": row}
+    variables = nn.unbox(jax.eval_shape(Decoder(**SMALL).init, jax.random.key(0), h, context))
+
+    def counted(remat):
+        """Products with a kernel, and loops of attention whose ends the data sets: one a pass over the blocks."""
+        decoder = Decoder(**SMALL, remat=remat)
+        grad = jax.make_jaxpr(jax.grad(lambda v: decoder.apply(v, h, context)[0].sum()))(variables)
+        found = collections.Counter()
+        pending = [grad.jaxpr]
+        while pending:
+            for e in pending.pop().eqns:
+                of_kernel = e.primitive.name == "dot_general" and not any(e.params["dimension_numbers"][1])
+                found[e.primitive.name] += of_kernel or e.primitive.name == "while"
+                pending += jaxprs_in_params(e.params)
+        return found["dot_general"], found["while"]
+
+    assert counted("dots") == counted("none") == (3 * 7, 2)
+    assert counted("full") == (3 * 7 + 6, 3)  # nothing needs again what the last matmul gave
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "offload"])
