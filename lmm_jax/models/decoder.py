@@ -154,8 +154,8 @@ class Decoder(nn.Module):
       inject_layers: stack s is added before layer `inject_layers[s]`; a layer past the last one drops its stack.
       vocab_multiple: so that the table divides over meshes; padded ids are never predicted.
       dtype: of the computation.
-      remat: what a layer keeps for the backward pass: "none" everything, "dots" what matmuls and attention gave, "full" its
-        input alone, and "offload" that in the host's memory.
+      remat: what a layer keeps for the backward pass: "none" everything, "dots" what matmuls and attention gave,
+        "full" its input alone, and "offload" that in the host's memory.
     """
 
     vocab_size: int = 32000
