@@ -222,6 +222,8 @@ class Module:
         body = self.computations[re.search(r"body=%?([\w.\-]+)", instruction.rest)[1]]
         by_name = {i.name: i for i in body}
         counted = by_name[body[-1].operands[place]]
+        while counted.opcode == "copy":  # to another memory space
+            counted = by_name[counted.operands[0]]
         if counted.opcode == "fusion":
             body = self.computations[counted.called[0]]
             counted = body[-1]

@@ -89,6 +89,13 @@ def test_a_loop_that_counts_by_two_runs_half_as_often():
     assert twice.estimated_cycles() == 16 * (100 + 20) + 7
 
 
+def test_a_counter_may_be_copied_to_another_memory():
+    copied = TPU_TEXT.replace("%next = s32[] add", "%sum = s32[]{:T(128)S(6)} add").replace(
+        "  ROOT %out = ", "  %next = s32[] copy(%sum)\n  ROOT %out = "
+    )
+    assert Module(copied).estimated_cycles() == Module(TPU_TEXT).estimated_cycles()
+
+
 def test_a_loop_that_does_not_count_is_an_error():
     with pytest.raises(ValueError, match=r"loop while.1: its condition is not a counter"):
         Module(TPU_TEXT.replace("direction=LT", "direction=GT")).estimated_cycles()
