@@ -59,7 +59,7 @@ RECIPES = {
     "deepstack_hd": ("deepstack.py:recipe=hd", (*VIT, "model.decoder.inject_layers=(0,1,2,3)"), "deepstack_llava"),
     "deepstack_v": ("deepstack.py:recipe=v", (*VIT, "model.vision.regroup=(1,2)"), "deepstack_llava"),
 }
-SIMILAR = ("llava_next", "deepstack_l", "deepstack_v")  # to others of RECIPES; compared with --long
+SLOW = ("llava_next", "convllava", "deepstack_l", "deepstack_v")  # compared with --long
 LINES = ["What is it?", "Read the text in the picture.", "How many are there? a cat, a dog, 7 of them"] * 20
 TOKENIZER = Tokenizer(train_tokenizer(LINES, 400, byte_fallback=True))
 
@@ -119,7 +119,7 @@ def same(ours, theirs):
         np.testing.assert_array_equal(pieces(path, x), pieces(path, theirs[path]), path)
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.long) if r in SIMILAR else r for r in RECIPES])
+@pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.long) if r in SLOW else r for r in RECIPES])
 def test_transformers_gives_our_ids_pixels_logits_and_answers(exported, transformers, recipe):
     from lmm_jax.hf.verify import verify
 

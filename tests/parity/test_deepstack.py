@@ -154,6 +154,7 @@ def variants(golden):
         return sorted({k.split("/")[0] for k in z.files if k.startswith("variant")})
 
 
+@pytest.mark.long
 def test_l_start_interval_sampling_and_truncation(make, golden):
     names = variants(golden)
     assert names

@@ -142,6 +142,7 @@ def test_training_step_of_all_scales_from_one_packed_batch(m3, frozen):
         close(total, m3.z["grad_norm_total"], ATOL)
 
 
+@pytest.mark.long
 def test_greedy_tokens_at_every_scale(m3):
     prompts = [m3.z[f"gen_prompt_{row}"] for row in range(len(m3.rows))]
     for scale in m3.scales:
