@@ -67,6 +67,7 @@ def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(set
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
+@pytest.mark.long
 def test_text_alone_needs_no_vision_pass_and_gives_the_same(setup):
     s = setup(8)
     batch = s.host_batch(0)

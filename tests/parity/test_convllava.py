@@ -102,6 +102,7 @@ def test_inside_a_block(convllava):
     assert not wanted
 
 
+@pytest.mark.long
 def test_pictures_of_different_sizes_in_one_batch_give_what_each_gives_alone(convllava):
     pictures = [convllava.pixels(convllava.vision[f"{s}/pixel_values"], np.float32)[0] for s in SHAPES]
     path = next(convllava.golden.glob("img0_*.png"))

@@ -100,6 +100,7 @@ def runs(tiny_args, tmp_path_factory):
     return one, two, then
 
 
+@pytest.mark.long
 def test_two_hosts_equal_one_and_one_host_continues_them(runs):
     one, two, then = (records(pod.folder) for pod in runs)
     assert two | then == one and not two.keys() & then.keys()
@@ -108,6 +109,7 @@ def test_two_hosts_equal_one_and_one_host_continues_them(runs):
     assert difference(runs[0].folder.parent / "run_1", runs[0].folder.parent / "run_2") <= 1e-5
 
 
+@pytest.mark.long
 def test_sigterm_to_one_host_stops_both_after_the_same_step(runs):
     _, two, then = runs
     (stopped,) = {int(re.search(r"asked to stop; step (\d+) is saved", two.said(i))[1]) for i in range(2)}
@@ -115,6 +117,7 @@ def test_sigterm_to_one_host_stops_both_after_the_same_step(runs):
     assert f"from step {stopped} of 8" in then.said(0)
 
 
+@pytest.mark.long
 def test_host_0_alone_writes_and_each_says_which_it_is(runs):
     two = runs[1]
     for i in range(2):
