@@ -47,6 +47,7 @@ def test_fsdp_and_tensor_sharding_are_really_applied(setup):
     assert moment.sharding.is_equivalent_to(up.sharding, 3)
 
 
+@pytest.mark.long
 def test_accumulation_equals_one_batch(setup):
     whole, accumulated = setup(8, *SHARDED), setup(8, *FOUR_MICRO_BATCHES)
     for i in range(2):  # the first steps of both recipes of scales
