@@ -168,13 +168,6 @@ def _workers(count, given):
     """
     spawn = multiprocessing.get_context("spawn")
     idle, pipes, processes = queue.SimpleQueue(), [], []
-    for _ in range(count):
-        ours, theirs = spawn.Pipe()
-        processes.append(spawn.Process(target=_work, args=(theirs, *given), daemon=True))
-        processes[-1].start()
-        theirs.close()  # so that the end of the process ends the pipe
-        pipes.append(ours)
-        idle.put(ours)
 
     def ask(chunk):
         pipe = idle.get()
@@ -191,6 +184,14 @@ def _workers(count, given):
 
     threads = concurrent.futures.ThreadPoolExecutor(count)
     try:
+        for _ in range(count):
+            ours, theirs = spawn.Pipe()
+            pipes.append(ours)
+            idle.put(ours)
+            process = spawn.Process(target=_work, args=(theirs, *given), daemon=True)
+            process.start()
+            processes.append(process)
+            theirs.close()  # so that the end of the process ends the pipe
         yield functools.partial(threads.submit, ask)
     finally:
         threads.shutdown(cancel_futures=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from lmm_jax.data import prepare
+from lmm_jax.data import check, prepare
 from lmm_jax.data.conversation import encode
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
 
@@ -287,6 +287,20 @@ def test_after_a_kill_the_same_command_gives_the_same(folder, tmp_path, monkeypa
 
     prepare.prepare_rows(path, None, out, tokenizer, workers=0)
     assert contents(out) == expected
+
+
+def write_half_and_die(pipe, *_):
+    pipe.recv()
+    os.write(pipe.fileno(), (1000).to_bytes(4, "big") + b"of 1,000 bytes")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_while_it_writes_stops_nobody_for_ever(folder, tmp_path, monkeypatch, digits_folder):
+    monkeypatch.setattr(check, "_work", write_half_and_die)
+    path = write(folder, [good(n) for n in range(100)])
+    with pytest.raises(ChildProcessError, match="a worker process died at line"):
+        prepare.prepare_rows(path, None, tmp_path / "out", digits_folder / "tokenizer.model", workers=2)
+    assert not multiprocessing.active_children()
 
 
 def _runs(pid):
