@@ -20,9 +20,10 @@ def back(x, kernel):
     return (jnp.sin(linear(x, kernel, ("heads", "head_dim"), ("embed",))) ** 2).sum()
 
 
+@pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "context": 2}])
 @pytest.mark.parametrize("fn", [loss, back])
-def test_gradients_equal_those_of_one_device_and_are_scattered(mesh, fn, monkeypatch):
+def test_gradients_equal_those_of_one_device_and_are_scattered(mesh, fn, axes, monkeypatch):
     rng = np.random.default_rng(0)
     inside, outside = ((16,), (4, 6)) if fn is loss else ((4, 6), (16,))
     x = jnp.asarray(rng.normal(size=(8, 3, *inside)), jnp.float32)
@@ -33,8 +34,8 @@ def test_gradients_equal_those_of_one_device_and_are_scattered(mesh, fn, monkeyp
     np.testing.assert_allclose(want[1], plain, atol=1e-4)
 
     rules, mesh = dict(config.base().rules), sharding.make_mesh(mesh)
-    # As on a slice of two axes: several scatters, one after the other.
-    monkeypatch.setattr("lmm_jax.models.linear.rings", lambda axis: (2, mesh.shape[axis] // 2))
+    # As on a slice of so many axes: several scatters, one after the other, and over three axes as many gathers.
+    monkeypatch.setattr("lmm_jax.models.linear.rings", lambda axis: rings_of(mesh.shape[axis], axes))
     names = ("embed", "heads", "head_dim") if fn is loss else ("heads", "head_dim", "embed")
     with sharding.use(mesh, rules):
         placed = jax.NamedSharding(mesh, sharding.partition(kernel.shape, *names))
@@ -43,8 +44,17 @@ def test_gradients_equal_those_of_one_device_and_are_scattered(mesh, fn, monkeyp
         compiled = step.lower(jax.device_put(x, batch), jax.device_put(kernel, placed)).compile()
         found = compiled(jax.device_put(x, batch), jax.device_put(kernel, placed))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, want)
-    kinds = [c.kind for c in Module(compiled.as_text()).collectives(8)]
-    assert kinds.count("reduce-scatter") == 2
+    moved = Module(compiled.as_text()).collectives(8)
+    assert sum(c.kind == "reduce-scatter" for c in moved) == axes
+    if mesh.size == mesh.shape["fsdp"]:
+        gathered = [c for c in moved if c.kind == "all-gather"]  # once: forward and backward share it here
+        assert {len(group) for c in gathered for group in c.groups} == {8 if axes == 2 else 2}
+        assert sum(c.traffic for c in gathered) == kernel.nbytes * 7 // 8
+
+
+def rings_of(size, axes):
+    """`size` devices along so many axes, two along each while there are enough."""
+    return tuple(2 if size >> i > 1 else 1 for i in range(axes - 1)) + (max(size >> (axes - 1), 1),)
 
 
 def saved(*differentiated):
