@@ -1,4 +1,4 @@
-"""A linear map whose weights are gathered, and their gradient scattered, for the fewest bytes, as XLA alone does not."""
+"""A linear map that moves as few bytes as can be to gather weights and scatter their gradient, unlike XLA alone."""
 
 import functools
 import math
@@ -63,8 +63,8 @@ def _contract(a, b, axes_a, axes_b):
 def _gather(kernel, packs, inputs, outputs):
     """The kernel as devices that share out `packs` need it, gathered ring by ring on a slice of three axes.
 
-    Elsewhere XLA gathers it. Over three axes at a time libtpu (0.0.51) adds up what each device has and zeros instead,
-    which is twice the bytes.
+    Elsewhere XLA gathers it. Over three axes at a time libtpu (0.0.51) adds up what each device has and zeros
+    instead, which is twice the bytes.
     """
     spec, tokens = partition(kernel.shape, *inputs, *outputs), _tokens(packs)
     over = [[name for name in _names(names) if name in tokens] for names in spec or ()]

@@ -2,13 +2,14 @@
 
     python -m lmm_jax.tools.compile_table
 
-compiles one cell after another, minutes each, and writes the table of all that are there after each. What was
-compiled stays in a cache, so that an interrupted run continues; a change of the code, of a config, or of jax or
-libtpu compiles anew. `--recipes`, `--sizes` and `--slices` compile some of the cells.
+compiles one cell after another, minutes each, and writes the table after each. What was compiled stays in a cache, so
+that an interrupted run continues; a change of the code, of a config, or of jax or libtpu compiles anew. `--recipes`,
+`--sizes` and `--slices` compile some of the cells; the rows of others stay as they are in the file, with their dates.
 """
 
 import argparse
 import contextlib
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -41,10 +42,10 @@ Full fine-tuning with float32 masters, the papers' global batches, remat full, l
 a machine without TPUs; nothing of this has run on one. Memory is of a device at the peak. Collectives are bytes that a
 device receives in a step, beside them how many times the least that FSDP needs; those along `tensor`, which move
 activations, are not in it. Seconds are the least that a step can take by published rates, MFU the most; see `lmm
-compile --help`. Written by `python -m lmm_jax.tools.compile_table`.
+compile --help`. A row is of the code of its date. Written by `python -m lmm_jax.tools.compile_table`.
 
-| recipe | size | slice | mesh | packs a step | memory, GiB | of these, parameters and optimizer | collectives, GiB | along tensor, GiB | step, s | limit | MFU | compiled in, s |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| recipe | size | slice | mesh | packs a step | memory, GiB | of these, parameters and optimizer | collectives, GiB | along tensor, GiB | step, s | limit | MFU | compiled in, s | on |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
 
 
@@ -86,14 +87,15 @@ def row(recipe, model_size, results) -> str:
     if not first["fits"]:
         peak = "more" if first["peak_hbm_bytes"] is None else f"{first['peak_hbm_bytes'] / 2**30:.1f}"
         instead = f"fits on {last['topology']}" if last["fits"] else "on no larger one either"
-        return f"{start} **{peak}** of {first['hbm_bytes'] / 2**30:.1f}: {instead} | {state} | | | | | | |"
+        start = f"{start} **{peak}** of {first['hbm_bytes'] / 2**30:.1f}: {instead}"
+        return f"{start} | {state} | | | | | | | {first['date']} |"
     ratio = first["parameter_bytes"] / first["minimum_bytes"]
     tensor = (first["collective_bytes"] - first["parameter_bytes"]) / 2**30
     roof = first["roofline"]
     return (
         f"{start} {first['peak_hbm_bytes'] / 2**30:.1f} of {first['hbm_bytes'] / 2**30:.1f} | {state} "
         f"| {first['parameter_bytes'] / 2**30:.1f} ({ratio:.2f}×) | {tensor:.1f} | {roof['step_seconds']:.2f} "
-        f"| {roof['limits']} | {roof['mfu']:.0%} | {first['compile_seconds']:.0f} |"
+        f"| {roof['limits']} | {roof['mfu']:.0%} | {first['compile_seconds']:.0f} | {first['date']} |"
     )
 
 
@@ -145,20 +147,27 @@ def cached(cache, compiles=True):
             )
             cache.mkdir(parents=True, exist_ok=True)
             path.write_text(done.stdout.splitlines()[-1])
-        return json.loads(path.read_text())
+        return json.loads(path.read_text()) | {"date": datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()}
 
     return run
 
 
-def table(run) -> str:
-    """The file: a row for each cell whose results `run` gives without compiling."""
-    rows = []
+def table(run, written) -> str:
+    """The file: a row for each cell whose results `run` gives without compiling.
+
+    Those of others are taken over from the file `written` before, if that was by the same compiler.
+    """
+    head, rows = HEAD.format(**versions()), []
+    lines = written.removeprefix(head).splitlines() if written.startswith(head) else []
+    before = {tuple(line.split(" | ")[:3]): line for line in lines}
     for topology in SLICES:
         for model_size in SIZES:
             for recipe in RECIPES:
+                line = before.get((f"| {recipe}", model_size, topology))
                 with contextlib.suppress(NotCompiled):
-                    rows.append(row(recipe, model_size, cell(recipe, model_size, topology, run)))
-    return HEAD.format(**versions()) + "\n".join(rows) + "\n"
+                    line = row(recipe, model_size, cell(recipe, model_size, topology, run))
+                rows += [line] if line else []
+    return head + "\n".join(rows) + "\n"
 
 
 def main(argv=None):
@@ -174,7 +183,8 @@ def main(argv=None):
         for model_size in args.sizes:
             for recipe in args.recipes:
                 print(row(recipe, model_size, cell(recipe, model_size, topology, cached(args.cache))), flush=True)
-                args.out.write_text(table(cached(args.cache, compiles=False)))
+                written = args.out.read_text() if args.out.exists() else ""
+                args.out.write_text(table(cached(args.cache, compiles=False), written))
 
 
 if __name__ == "__main__":

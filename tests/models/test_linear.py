@@ -54,7 +54,7 @@ def test_gradients_equal_those_of_one_device_and_are_scattered(mesh, fn, axes, m
 
 def rings_of(size, axes):
     """`size` devices along so many axes, two along each while there are enough."""
-    return tuple(2 if size >> i > 1 else 1 for i in range(axes - 1)) + (max(size >> (axes - 1), 1),)
+    return (*(2 if size >> i > 1 else 1 for i in range(axes - 1)), max(size >> (axes - 1), 1))
 
 
 def saved(*differentiated):

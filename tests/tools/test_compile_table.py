@@ -1,5 +1,7 @@
 """The table of compiled recipes: meshes, what is said where one does not fit, and what is compiled anew."""
 
+import datetime
+
 import pytest
 
 from lmm_jax.config import load_config
@@ -19,6 +21,7 @@ def result(topology, fits):
         "minimum_bytes": 30 * 2**30,
         "roofline": {"step_seconds": 0.6, "limits": "compute", "mfu": 1.0},
         "compile_seconds": 61.2,
+        "date": "2026-11-27",
     }
 
 
@@ -64,7 +67,7 @@ def test_a_cell_that_fits_is_compiled_once():
 
     line = table.row("DeepStack-L-HD", "7b", table.cell("DeepStack-L-HD", "7b", "v6e-64", run))
     assert calls == ["v6e-64"]
-    assert "| 12.0 of 16.0 | 2.0 | 33.0 (1.10×) | 2.0 | 0.60 | compute | 100% | 61 |" in line
+    assert "| 12.0 of 16.0 | 2.0 | 33.0 (1.10×) | 2.0 | 0.60 | compute | 100% | 61 | 2026-11-27 |" in line
 
 
 def test_results_are_kept_by_config_slice_and_code(monkeypatch, tmp_path):
@@ -74,6 +77,26 @@ def test_results_are_kept_by_config_slice_and_code(monkeypatch, tmp_path):
     assert key != table.fingerprint(("llava.py:size=7b", "data.views=1"), "v5e-64")
     assert key != table.fingerprint(("llava.py:size=7b", "data.views=2"), "v5e-128")
     (tmp_path / f"{key}.json").write_text('{"fits": true}')  # no process is started for what is there
-    assert table.cached(tmp_path)(("llava.py:size=7b", "data.views=2"), "v5e-64") == {"fits": True}
+    found = table.cached(tmp_path)(("llava.py:size=7b", "data.views=2"), "v5e-64")
+    assert found == {"fits": True, "date": datetime.date.today().isoformat()}
     monkeypatch.setattr(table, "versions", lambda: {"jax": "1", "libtpu": "3"})
     assert key != table.fingerprint(("llava.py:size=7b", "data.views=2"), "v5e-64")
+
+
+def test_rows_of_cells_that_were_not_compiled_now_stay(monkeypatch):
+    monkeypatch.setattr(table, "versions", lambda: {"jax": "1", "libtpu": "2"})
+
+    def run(arguments, topology):
+        if topology == "v5e-64" and arguments[0] == "m3.py:size=7b":
+            return result(topology, True)
+        raise table.NotCompiled(topology)
+
+    first = table.table(run, "")
+    assert [line.split(" | ")[:3] for line in first.splitlines()[-1:]] == [["| M3", "7b", "v5e-64"]]
+    earlier = "| LLaVA-1.5 | 7b | v5e-64 | as it stands | 2026-11-20 |"
+    stale = "| M3 | 7b | v5e-64 | is replaced | 2026-11-20 |"
+    unknown = "| Another | 7b | v5e-64 | is no cell any more |"
+    head, written = table.HEAD.format(**table.versions()), "\n".join((stale, unknown, earlier))
+    assert table.table(run, head + written) == f"{head}{earlier}\n{first.removeprefix(head)}"
+    other = table.HEAD.format(jax="1", libtpu="1")
+    assert table.table(run, other + written) == first  # rows of another compiler do not
