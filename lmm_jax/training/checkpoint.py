@@ -56,7 +56,9 @@ class Checkpoints:
         step = int(state.step)
         parts = _parts(state)
         about = {"data": data, "digests": {name: digest(part) for name, part in parts.items()}}
-        if self._orbax.save_checkpointables_async(step, parts, custom_metadata=about, overwrite=True) is None:
+        # Forced, as a later step may be there that is damaged, and Orbax by itself saves none before the last.
+        options = {"force": True, "overwrite": True}
+        if self._orbax.save_checkpointables_async(step, parts, custom_metadata=about, **options) is None:
             raise RuntimeError(f"Orbax refused to save step {step} in {self.directory}")
 
     def wait(self):

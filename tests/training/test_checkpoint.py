@@ -56,6 +56,25 @@ def test_damage_is_noticed_and_the_step_before_is_used(saved):
     assert_equal(states[0], state)
 
 
+def test_after_falling_back_an_earlier_step_than_the_damaged_one_is_saved(saved):
+    """As when a run is stopped again before it reaches the step that was damaged."""
+    s, workdir, states = saved
+    later = states[1].replace(step=states[1].step + 3)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(jax.device_put(later, s.program.shardings), DATA)
+    flip_a_byte_of_the_largest_file(workdir / "checkpoints" / "5")
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        state, _ = checkpoints.restore(abstract_state(s.program), lambda _: None)
+        assert int(state.step) == 2
+        for step in (3, 4):
+            checkpoints.save(state.replace(step=state.step * 0 + step), DATA)
+        checkpoints.wait()
+        assert checkpoints.steps() == [4]  # not the damaged one in its stead
+    found, _ = Checkpoints(workdir).restore(abstract_state(s.program), lambda _: None)
+    assert int(found.step) == 4
+    assert_equal(states[1].params, found.params)
+
+
 def test_if_all_are_damaged_nothing_is_loaded(saved):
     s, workdir, _ = saved
     for step in "12":
