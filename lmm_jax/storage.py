@@ -1,5 +1,6 @@
 """Files of a run and of its data that may lie in a bucket (`gs://…`, extra "gcs"): what `etils.epath` leaves out."""
 
+import hashlib
 import os
 import shutil
 import time
@@ -8,7 +9,7 @@ from concurrent import futures
 from etils import epath
 from tqdm import tqdm
 
-CACHE = "LMM_CACHE"  # environment variable: folder of copies of data, ~/.cache/lmm_jax if it is not set
+CACHE = "LMM_CACHE"  # environment variable: folder of copies, ~/.cache/lmm_jax if it is not set
 AT_ONCE, PIECE = 8, 2**24  # files that are copied at a time, bytes of each
 PAUSE = 30.0  # seconds between two writes of a file of lines
 
@@ -68,20 +69,45 @@ def local_copy(folder, key):
     """
     if not is_remote(folder):
         return epath.Path(folder)
-    copy = epath.Path(os.environ.get(CACHE) or "~/.cache/lmm_jax").expanduser() / key
-    wanted = [(path, copy / name, path.stat().length) for name, path in _files(epath.Path(folder))]
-    missing = [(there, here, size) for there, here, size in wanted if not here.exists() or here.stat().length != size]
+    copy = _cache() / key
+    _fetch([(path, copy / name, path.stat()) for name, path in _files(epath.Path(folder))], folder)
+    return copy
+
+
+def local_files(files) -> list[epath.Path]:
+    """Copies on this machine of files in a bucket, of their names; files that are local are given back.
+
+    One that has another size or time there than when it was copied is copied anew.
+    """
+    places, missing = [], []
+    for file in map(epath.Path, files):
+        if is_remote(file):
+            there = file.stat()
+            key = hashlib.sha256(f"{file} {there.length} {there.mtime}".encode()).hexdigest()[:24]
+            missing.append((file, _cache() / key / file.name, there))
+        places.append(missing[-1][1] if is_remote(file) else file)
+    _fetch(missing, missing[0][0].parent if missing else "")
+    return places
+
+
+def _cache():
+    return epath.Path(os.environ.get(CACHE) or "~/.cache/lmm_jax").expanduser()
+
+
+def _fetch(files, folder):
+    """Copies what is not here yet of `(file there, file here, its stat there)`, all of `folder`."""
+    sizes = [(there, here, stat.length) for there, here, stat in files]
+    missing = [(there, here, size) for there, here, size in sizes if not here.exists() or here.stat().length != size]
     if not missing:
-        return copy
+        return
     total = sum(size for *_, size in missing)
-    print(f"copying {folder} to {copy}: {len(missing)} files, {total / 1e9:.2f} GB", flush=True)
+    print(f"copying {folder} to {_cache()}: {len(missing)} files, {total / 1e9:.2f} GB", flush=True)
     with (
         tqdm(desc="copying", total=total, unit="B", unit_scale=True, disable=None) as bar,
         futures.ThreadPoolExecutor(AT_ONCE) as pool,
     ):
         for size in pool.map(_copy, missing):
             bar.update(size)
-    return copy
 
 
 def _files(folder, name=""):

@@ -26,7 +26,7 @@ ALLOWED = {
     "hf": {"hf", "models", "data", "config"},
     "hf.export": {"hf", "models", "data", "config", "sharding", "training.state", "training.checkpoint"},
     "hf.verify": {"generation", "training.state"},
-    "hf.safetensors": set(),
+    "hf.safetensors": {"storage"},
     "generation": {"training.state", "training.checkpoint", "hf", "models", "data", "sharding", "config"},
     "evaluation": {"evaluation", "generation", "data", "config"},
     "tools.peer_hf": {"tools.bench_shapes"},

@@ -11,12 +11,16 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
+from lmm_jax import storage
+
 SUFFIX = ".safetensors"
 PICKLE = ".bin"
 
 
 class Folder:
     """The tensors of a folder: one file, or shards with an index that says which tensor is where.
+
+    Of a folder in a bucket, these files are copied to this machine: see `storage.local_files`.
 
     Only headers are read at first; `read` reads one tensor. Safetensors itself refuses broken headers, overlapping
     or missing data; the rest is checked here.
@@ -42,7 +46,7 @@ class Folder:
         """
         self.path = epath.Path(path)
         self.shapes, self.dtypes, self._home = {}, {}, {}
-        for file in _files(self.path, allow_pickle):
+        for file in storage.local_files(_files(self.path, allow_pickle)):
             for name, shape, dtype in _header(file):
                 if name in self._home:
                     raise ValueError(f"tensor {name} is in {self._home[name].name} and in {file.name} of {self.path}")

@@ -3,16 +3,22 @@
 import json
 import os
 import pathlib
+import time
 
+import jax
+import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import load_file, save
 
 import lmm_jax as lmm
 from lmm_jax import evaluation, storage
 from lmm_jax.data import prepare
 from lmm_jax.data.prepared import Prepared
+from lmm_jax.hf.safetensors import Folder
 from lmm_jax.tools import plots
 from lmm_jax.training.metrics import read_metrics
+from tests.parity.reference import write_folder
 from tests.test_hosts import free_port
 
 
@@ -69,6 +75,26 @@ def test_records_are_copied_once_and_a_broken_copy_is_mended(data, digits_folder
     Prepared(data, "validation")
     assert capsys.readouterr().out == ""
     assert not list(copy.rglob("*.part-*"))
+
+
+def test_a_model_is_read_from_a_bucket_and_copied_again_if_it_changed(bucket, golden, tmp_path, capsys):
+    about = json.loads((golden / "m3/config.json").read_text())
+    keys = about["text"] | about["mm"] | {"matryoshka_vis_token_scale": about["scales"], "image_aspect_ratio": "pad"}
+    folder = write_folder(golden / "m3", tmp_path / "model", keys, about["vision"])
+    (folder / "tokenizer.model").write_bytes((golden / "m3/tokenizer.model").read_bytes())
+    for file in folder.rglob("*.*"):
+        (bucket / "model" / str(file.relative_to(folder))).write_bytes(file.read_bytes())
+    local = lmm.load(folder)
+    for copied in (True, False):
+        model = lmm.load("gs://bucket/model")
+        jax.tree.map(np.testing.assert_array_equal, local.params, model.params)
+        assert ("copying gs://bucket/model to " in capsys.readouterr().out) == copied
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    time.sleep(1.1)  # the time of a file in a bucket is of seconds here
+    (bucket / "model/model.safetensors").write_bytes(save(weights))
+    found = Folder("gs://bucket/model").read("model.norm.weight")
+    np.testing.assert_array_equal(found, weights["model.norm.weight"])
 
 
 @pytest.mark.long
