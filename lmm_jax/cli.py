@@ -317,6 +317,8 @@ def _bench(args):
     needed = "config" if args.what == "data" else "shape"
     if not getattr(args, needed):
         raise ValueError(f"lmm bench {args.what} needs --{needed}")
+    if args.growth and (args.what != "train" or args.peer):
+        raise ValueError("--growth goes with lmm bench train alone, and without --peer")
     rows = run(args)
     print(table(rows))
     if args.growth:

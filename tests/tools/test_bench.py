@@ -224,6 +224,8 @@ def test_data_on_photographs(capsys):
     [
         (["train"], "lmm bench train needs --shape"),
         (["data"], "lmm bench data needs --config"),
+        (["train", "--shape", "small", "--growth", "folder", "--peer"], "--growth goes with lmm bench train alone"),
+        (["decode", "--shape", "small", "--growth", "folder"], "--growth goes with lmm bench train alone"),
         (["decode", "--shape", "nowhere"], "neither a file nor one of base, llava15_7b, llava_1b, small"),
     ],
 )
