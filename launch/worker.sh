@@ -18,13 +18,9 @@ alive() { [ -s "$run/pid" ] && grep -qs worker.sh "/proc/$(cat "$run/pid")/cmdli
 
 report() {
   local word=idle
-  if [ -s "$run/code" ]; then
-    word="exited $(cat "$run/code")"
-  elif alive; then
-    word=running
-  elif [ -s "$run/pid" ]; then
-    word=lost
-  fi
+  if [ -s "$run/pid" ]; then word=lost; fi
+  if alive; then word=running; fi
+  if [ -s "$run/code" ]; then word="exited $(cat "$run/code")"; fi # looked for last: it is written before the end
   echo "worker $(hostname): $word"
 }
 

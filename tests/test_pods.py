@@ -371,6 +371,14 @@ def test_dry_runs_print_what_would_run(cloud):
         assert acts(printed[verb])
 
 
+def test_a_command_that_ends_while_it_is_looked_at_is_not_lost(cloud):
+    for verb in (["create"], ["setup"], ["run", *TRAIN]):
+        cloud.run("tpu_vm.sh", *verb)
+    cloud.wait_for("attempts-1")
+    cloud.write("host/grep", '#!/bin/sh\necho 0 > "$HOME/lmm_run/code"\nexit 1\n').chmod(0o755)  # asks if it is alive
+    assert cloud.run("tpu_vm.sh", "status").count("exited 0") == 2
+
+
 def babysit(cloud, *plot, code=0, **changes):
     cloud.write("plot", "".join(f"{line}\n" for line in plot))
     return cloud.run("babysit.sh", *TRAIN, code=code, **changes)
