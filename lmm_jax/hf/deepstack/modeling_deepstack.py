@@ -10,12 +10,8 @@ import math
 import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.llava.modeling_llava import (
-    LlavaCausalLMOutputWithPast,
-    LlavaModel,
-    LlavaModelOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.models.llava.modeling_llava import LlavaModel
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_deepstack import DeepStackConfig
@@ -152,7 +148,7 @@ class DeepStackModel(LlavaModel):
         """As that of `DeepStackForConditionalGeneration`, up to the head."""
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        seen, tokens, visual = (mm_encoder_outputs or {}).get("image"), None, None
+        seen, visual = (mm_encoder_outputs or {}).get("image"), None
         if seen is None and pixel_values is not None:
             seen = self.get_image_features(pixel_values, image_tilings)
         if seen is not None:
@@ -162,8 +158,7 @@ class DeepStackModel(LlavaModel):
             positions = self.get_placeholder_mask(input_ids, inputs_embeds=inputs_embeds, image_features=tokens)
             visual = positions[..., 0], stacks
             inputs_embeds = inputs_embeds.masked_scatter(positions, tokens)
-        out = self.language_model(inputs_embeds=inputs_embeds, visual=visual, **kwargs)
-        return LlavaModelOutputWithPast(**out, image_hidden_states=tokens)
+        return self.language_model(inputs_embeds=inputs_embeds, visual=visual, **kwargs)
 
 
 class DeepStackForConditionalGeneration(LlavaForConditionalGeneration):
@@ -193,7 +188,6 @@ class DeepStackForConditionalGeneration(LlavaForConditionalGeneration):
         image_tilings=None,
         attention_mask=None,
         position_ids=None,
-        past_key_values=None,
         inputs_embeds=None,
         labels=None,
         logits_to_keep=0,
@@ -206,7 +200,7 @@ class DeepStackForConditionalGeneration(LlavaForConditionalGeneration):
           input_ids: `[B, T]`, a placeholder for each visual token.
           pixel_values, image_tilings: pictures in the order of their placeholders, see `get_image_features`.
           mm_encoder_outputs: `{"image": get_image_features(…)}` in their place.
-          others: as in `LlavaForConditionalGeneration`.
+          others: as in `LlavaForConditionalGeneration`; the cache's name differs between versions of transformers.
         """
         out = self.model(
             input_ids=input_ids,
@@ -216,18 +210,11 @@ class DeepStackForConditionalGeneration(LlavaForConditionalGeneration):
             mm_encoder_outputs=mm_encoder_outputs,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(out.last_hidden_state[:, kept]), None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
-        return LlavaCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=out.past_key_values,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
-            image_hidden_states=out.image_hidden_states,
-        )
+        others = {name: value for name, value in out.items() if name != "last_hidden_state"}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **others)
