@@ -58,20 +58,33 @@ def attention(q, k, v, segment=None, causal=False, rows="batch"):
     return softmax_attention(q, k, v, mask)
 
 
-def cached_attention(q, k, v, length):
-    """Attention of one new position a row over the filled part of a cache.
+def cached_attention(q, k, v, cached_k, cached_v, length):
+    """Attention of one new position a row over the filled part of a cache, and over itself.
+
+    The cache is only read, as it lies: a copy of it a token would take as long as reading all weights.
 
     Args:
       q: `[B, 1, H, d]`.
-      k: `[B, size, N, d]`, the new position's key included.
+      k: `[B, 1, N, d]`, the new position's key, which the cache does not hold.
       v: like `k`.
-      length: `[B]` int, filled positions of each row.
+      cached_k: `[B, N, size, d]`.
+      cached_v: like `cached_k`.
+      length: `[B]` int, filled positions of each row of the cache.
 
     Returns:
       `[B, 1, H, d]`.
     """
-    mask = jnp.arange(k.shape[1]) < length[:, None]
-    return softmax_attention(q, k, v, mask[:, None, :])
+    B, _, H, d = q.shape
+    N, size = cached_k.shape[1:3]
+    q = (q * d**-0.5).reshape(B, N, H // N, d)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    empty = jnp.where(jnp.arange(size) < length[:, None], 0.0, -1e30)[:, None, None]
+    before = jnp.matmul(q, cached_k.swapaxes(2, 3), preferred_element_type=jnp.float32) + empty
+    own = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
+    most = jnp.maximum(before.max(axis=-1, keepdims=True), own)
+    before, own = jnp.exp(before - most), jnp.exp(own - most)
+    out = jnp.matmul(before.astype(v.dtype), cached_v, preferred_element_type=jnp.float32) + own * v
+    return (out / (before.sum(axis=-1, keepdims=True) + own)).reshape(B, 1, H, d).astype(v.dtype)
 
 
 def softmax_attention(q, k, v, mask):

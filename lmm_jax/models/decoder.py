@@ -1,6 +1,7 @@
 """LLaMA decoder as one scan over its layers, with visual stacks added to the residual stream on the way."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import flax.struct
@@ -38,7 +39,7 @@ class KVCache:
     """Keys and values of every layer: an explicit value, in and out.
 
     Attributes:
-      k: `[L, B, size, N, d]`, the key of position t at index t.
+      k: `[L, B, N, size, d]`, the key of position t at index t; heads first, as attention reads it.
       v: like `k`.
       length: `[B]` int, filled positions of each row.
     """
@@ -46,6 +47,18 @@ class KVCache:
     k: jax.Array
     v: jax.Array
     length: jax.Array
+
+    @classmethod
+    def fill(cls, k, v, size, length):
+        """A cache of `size` positions, of which `[L, B, T, N, d]` of the layers are the first."""
+        room = ((0, 0), (0, 0), (0, 0), (0, size - k.shape[2]), (0, 0))
+        return cls(*(jnp.pad(x.swapaxes(2, 3), room) for x in (k, v)), length)
+
+    def append(self, k, v):
+        """The cache with one more position a row, `[L, B, 1, N, d]` of all layers: written at once, in place."""
+        write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2), (1, 1, 0), 1)
+        k, v = (write(old, new.swapaxes(2, 3), self.length) for old, new in ((self.k, k), (self.v, v)))
+        return KVCache(k, v, self.length + 1)
 
 
 def inject(h, added, number):
@@ -94,12 +107,12 @@ class Block(nn.Module):
 
         Args:
           h: `[G, R, T, D]`.
-          layer: `(stack number, (k, v) of the cache [B, size, N, d] or None)`.
+          layer: `(stack number, (k, v) of the cache [B, N, size, d] or None)`.
           context: dict of `position` and either `segment` `[G, R, T]`, with `stacks` as `inject` takes
             them if there are any, or `length` `[B]` when decoding one position over a cache.
 
         Returns:
-          `h` and the layer's `(k, v)`: of all positions, or of the updated cache.
+          `h` and `(k, v)` of its positions, `[G·R, T, N, d]`.
         """
         number, cache = layer
         if "stacks" in context:
@@ -128,9 +141,7 @@ class Block(nn.Module):
         elif cache is None:
             y = attention(q, k, v, context["segment"].reshape(G * R, T), causal=True)
         else:
-            rows, at = jnp.arange(G * R), context["length"]
-            k, v = (old.at[rows, at].set(new[:, 0]) for old, new in zip(cache, (k, v), strict=True))
-            y = cached_attention(q, k, v, at + 1)
+            y = cached_attention(q, k, v, *cache, context["length"])
         y = y.reshape(G, R, T, self.heads, self.head_dim)
         h += self._dense("o", (D,), ("heads", "head_dim"), ("embed",))(y)
 
@@ -212,7 +223,7 @@ class Decoder(nn.Module):
           cache: `KVCache` when decoding.
 
         Returns:
-          Normalised `[G, R, T, D]`, and keys and values `[L, G·R, T or size, N, d]`.
+          Normalised `[G, R, T, D]`, and keys and values of its positions, `[L, G·R, T, N, d]`.
         """
         layers = (jnp.asarray(self.stack_numbers()), None if cache is None else (cache.k, cache.v))
         shared = cache is None and ways(h.shape[2]) > 1

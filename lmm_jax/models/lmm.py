@@ -121,15 +121,14 @@ class LMM(nn.Module):
         h, (k, v) = self._decode(batch, visual, stacks)
         length = (batch["segment"][:, 0] > 0).sum(axis=-1)
         last = jnp.take_along_axis(h[:, 0], (length - 1)[:, None, None], axis=1)[:, 0]
-        room = ((0, 0), (0, 0), (0, size - k.shape[2]), (0, 0), (0, 0))
-        return self.logits(last), KVCache(jnp.pad(k, room), jnp.pad(v, room), length)
+        return self.logits(last), KVCache.fill(k, v, size, length)
 
     def decode(self, tokens, cache):
         """One more token a row: `[B]` ids to logits `[B, vocabulary]` and the longer cache."""
         h = self.decoder.embed(tokens[:, None, None])
         context = {"position": cache.length[:, None, None], "length": cache.length}
         h, (k, v) = self.decoder(h, context, cache)
-        return self.logits(h[:, 0, 0]), KVCache(k, v, cache.length + 1)
+        return self.logits(h[:, 0, 0]), cache.append(k, v)
 
     def _see(self, batch, scales=None):
         return self.visual_tokens(batch["pixels"], batch.get("source"), batch.get("extent"), scales)

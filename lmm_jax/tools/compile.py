@@ -199,9 +199,9 @@ def _inference(program, prompts):
 def _cache(program, prompts, size):
     """An abstract `KVCache`, rows over the batch axes and heads over theirs, and its shardings."""
     decoder = program.model.decoder
-    shape = (decoder.depth, prompts, size, decoder.kv_heads, decoder.width // decoder.heads)
+    shape = (decoder.depth, prompts, decoder.kv_heads, size, decoder.width // decoder.heads)
     with program.use():
-        spec = sharding.partition(shape, None, "batch", None, "kv_heads", None)
+        spec = sharding.partition(shape, None, "batch", "kv_heads", None, None)
     placed, rows = jax.NamedSharding(program.mesh, spec), jax.NamedSharding(program.mesh, jax.P(spec[1]))
     filled = jax.ShapeDtypeStruct(shape, decoder.dtype, sharding=placed)
     cache = KVCache(filled, filled, jax.ShapeDtypeStruct((prompts,), jnp.int32, sharding=rows))

@@ -11,6 +11,7 @@ from lmm_jax import sharding
 from lmm_jax.models import attention as attention_module
 from lmm_jax.models.attention import attention, cached_attention
 from lmm_jax.models.blocked import _reach, blocked_attention
+from lmm_jax.models.decoder import KVCache
 from lmm_jax.models.splash import splash_attention
 from lmm_jax.models.triton import triton_attention
 
@@ -48,11 +49,24 @@ def test_full_attention():
     np.testing.assert_allclose(attention(q, k, v), by_loop(q, k, v, lambda b, t, s: True), atol=2e-6)
 
 
-def test_cached_attention_sees_the_filled_part():
-    q, k, v = random_qkv(4, 2, T=1, S=6)
+def test_cached_attention_sees_the_filled_part_and_itself():
+    q, k, v = random_qkv(4, 2, T=1, S=7)
     length = np.array([3, 6])
-    want = by_loop(q, k, v, lambda b, t, s: s < length[b])
-    np.testing.assert_allclose(cached_attention(q, k, v, jnp.asarray(length)), want, atol=2e-6)
+    want = by_loop(q, k, v, lambda b, t, s: s < length[b] or s == 6)
+    new, cached = [x[:, 6:] for x in (k, v)], [x[:, :6].swapaxes(1, 2) for x in (k, v)]
+    np.testing.assert_allclose(cached_attention(q, *new, *cached, jnp.asarray(length)), want, atol=2e-6)
+
+
+def test_a_cache_grows_by_a_position_of_each_row():
+    _, k, v = random_qkv(4, 2, T=1, S=5)
+    start, end = np.array([2, 4]), np.array([3, 5])
+    cache = KVCache.fill(k[None, :, :4], v[None, :, :4], 6, jnp.asarray(start))
+    own = [jnp.stack([x[b, at][None] for b, at in enumerate(start)])[None] for x in (k, v)]
+    cache = jax.jit(KVCache.append)(cache, *own)
+    np.testing.assert_array_equal(cache.length, end)
+    for found, x in ((cache.k, k), (cache.v, v)):
+        for b in range(2):
+            np.testing.assert_array_equal(found[0, b, :, : end[b]], x[b, : end[b]].swapaxes(0, 1))
 
 
 def test_large_logits_do_not_overflow():
@@ -159,7 +173,9 @@ def test_a_gpu_mesh_takes_the_kernel_where_that_can(monkeypatch):
     def lowered(T, d, dtype):
         x = jax.ShapeDtypeStruct((2, T, 4, d), dtype)
         grads = jax.grad(lambda *x: attention(*x, causal=True).astype(jnp.float32).sum(), argnums=(0, 1, 2))
-        return jax.jit(grads).trace(x, x, x).lower(lowering_platforms=("cuda",)).as_text()
+        card = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=card)):
+            return jax.jit(grads).trace(x, x, x).lower(lowering_platforms=("cuda",)).as_text()
 
     assert lowered(300, 64, jnp.bfloat16).count("xla.gpu.triton") == 3  # forward, its sums, backward
     for T, d, dtype in ((300, 64, jnp.float32), (300, 8, jnp.bfloat16), (100, 64, jnp.bfloat16)):
