@@ -33,7 +33,8 @@ def start(tmp_path):
         env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "VIRTUAL_ENV": "x", "PLOT": str(tmp_path / "plot"), **env}
         env["CHILDREN"] = str(tmp_path / "children")
         process = subprocess.Popen(
-            [ROOT / "launch/local_pod.sh", *words],
+            # A shell cannot trap what it was started to ignore, as these tests are where they run in the background.
+            ["env", "--default-signal=INT", ROOT / "launch/local_pod.sh", *words],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -87,13 +87,20 @@ def _inner(eqn, jaxpr, into):
     """`_count` of an equation that runs `jaxpr`."""
     if eqn.primitive.name != "scan":
         return _count(jaxpr, into)
-    first, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    # Constants, carry and slices, in this order: only slices, and outputs that are stacked, have an axis less inside.
+    carried = _as_outside(eqn.outvars, jaxpr.outvars)
+    first = _as_outside(eqn.invars, jaxpr.invars) - carried
     while True:  # what one turn makes depend, the next one takes in
         flops, out = _count(jaxpr, into)
         carry = [a or b for a, b in zip(into[first : first + carried], out[:carried], strict=True)]
         if carry == into[first : first + carried]:
             return flops * eqn.params["length"], out
         into = into[:first] + carry + into[first + carried :]
+
+
+def _as_outside(outside, inside):
+    """How many values have as many axes in a loop's body as outside of it."""
+    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outside, inside, strict=True))
 
 
 def _product(eqn):
