@@ -14,7 +14,7 @@ setup(
         "lmm_jax.tools": ["shapes/*.json"],
     },
     install_requires=[
-        "jax>=0.10.2,<0.11",
+        "jax>=0.10.2,<0.12",
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
@@ -35,7 +35,7 @@ setup(
         "fast-jpeg": ["simplejpeg>=1.9,<2"],  # decodes the same pixels as Pillow, a little sooner
         "gcs": ["gcsfs>=2026.9,<2027"],  # workdirs and data in gs://; with what Orbax asks for there
         "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
-        "hf": ["torch>=2.13,<3", "transformers>=5.23,<6"],  # `lmm export --verify` and `lmm bench --peer`
+        "hf": ["torch>=2.13,<3", "transformers>=5.23,<5.25"],  # `lmm export --verify` and `lmm bench --peer`
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.31,<1"],
         "test": [

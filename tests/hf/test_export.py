@@ -61,6 +61,7 @@ RECIPES = {
 }
 # Compared with --long: what holds for LLaVA, and DeepStack, whose own tests compare by default.
 SLOW = ("llava_next", "deepstack_l", "deepstack_hd", "deepstack_v")
+SLOW_ARE_LONG = [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in RECIPES]
 LINES = ["What is it?", "Read the text in the picture.", "How many are there? a cat, a dog, 7 of them"] * 20
 TOKENIZER = Tokenizer(train_tokenizer(LINES, 400, byte_fallback=True))
 
@@ -120,7 +121,7 @@ def same(ours, theirs):
         np.testing.assert_array_equal(pieces(path, x), pieces(path, theirs[path]), path)
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.long) if r in SLOW else r for r in RECIPES])
+@pytest.mark.parametrize("recipe", SLOW_ARE_LONG)
 def test_transformers_gives_our_ids_pixels_logits_and_answers(exported, transformers, recipe):
     from lmm_jax.hf.verify import verify
 
@@ -142,7 +143,7 @@ def test_verifying_notices_another_sampling(exported, transformers, tmp_path):
         verify(workdir, tmp_path / "other")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", SLOW_ARE_LONG)
 def test_what_is_exported_loads_to_the_bit(exported, trained, tmp_path, recipe):
     workdir, folder = exported(recipe)
     ours = lmm.load(workdir).params
@@ -238,6 +239,7 @@ def test_bfloat16_stays_so(trained, tmp_path):
     assert one == two
 
 
+@pytest.mark.long
 def test_a_run_starts_from_the_parts_of_others(exported, tmp_path):
     """Tower and decoder each from a folder, on another mesh; what no folder gives stays fresh."""
     workdir, folder = exported("llava")

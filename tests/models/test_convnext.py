@@ -60,6 +60,7 @@ def test_levels_are_finer_maps_of_the_same_picture():
     assert model.level_strides == (2, 4) and model.stride == 16 and model.grid == 4
 
 
+@pytest.mark.long
 def test_sharded_stages_have_the_gradients_of_one_device():
     model = ConvNeXt(**TINY | {"depths": (1, 1), "widths": (8, 12)}, stack_levels=(1,))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)

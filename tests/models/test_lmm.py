@@ -114,7 +114,8 @@ def projected(s, name, features):
     return np.asarray(s.program.model.projector.apply({"params": s.state.params[name]}, features))
 
 
-@pytest.mark.parametrize("recipe", ["qwen3vl_style", pytest.param("hybrid", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["qwen3vl_style", "hybrid"])
 def test_stacks_of_levels_lie_over_their_cells_at_every_scale(setup, recipe):
     """Stack i · n + j of a map n times as fine has in cell (r, c) its cell (rn + i, cn + j), by its own projector."""
     s = setup(1, "data.rows=2", "data.length=256", "data.views=2", "data.targets=200", recipe=recipe)
@@ -185,7 +186,12 @@ def test_deepstack_learns_from_its_stacks(setup):
 
 @pytest.mark.parametrize(
     ("recipe", "scale"),
-    [("m3", 36), ("deepstack", 9), ("qwen3vl_style", 9), ("hybrid", 1), ("hybrid", 36)],
+    [
+        ("m3", 36),
+        ("deepstack", 9),
+        ("qwen3vl_style", 9),
+        *(pytest.param("hybrid", scale, marks=pytest.mark.long) for scale in (1, 36)),
+    ],
 )
 def test_cached_generation_equals_rereading_everything(setup, recipe, scale):
     s = setup(1, recipe=recipe)

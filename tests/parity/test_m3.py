@@ -123,7 +123,10 @@ def test_each_scale_alone(m3):
     close(m3.z["eval_mode_forward_loss"], m3.z[f"loss_{max(m3.scales)}"], 0)
 
 
-@pytest.mark.parametrize("frozen", [("vision",), ()], ids=["tower frozen", "tower trained"])
+@pytest.mark.parametrize(
+    "frozen",
+    [pytest.param(("vision",), id="tower frozen", marks=pytest.mark.long), pytest.param((), id="tower trained")],
+)
 def test_training_step_of_all_scales_from_one_packed_batch(m3, frozen):
     loss, groups, grads = m3.gradients(all_scales(m3), frozen)
     close(loss, m3.z["train_loss"], ATOL)

@@ -94,6 +94,7 @@ def test_several_scales_in_one_packed_batch(unpad):
     close(loss, np.mean([unpad.z[f"loss_{s}"] for s in some]), ATOL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("merge", "name"), [("spatial", "spatial"), ("flat", "flat")])
 def test_other_merges(make, merge, name):
     m = make(merge)
