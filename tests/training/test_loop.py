@@ -89,16 +89,18 @@ def test_a_finished_run_says_so_and_another_config_is_refused(uninterrupted, tin
         lmm.train(tiny("train.steps=24", "model.decoder.depth=2"), workdir)
 
 
-def test_validation_profile_and_tensorboard(tiny, tmp_path):
-    config = tiny(
-        "train.steps=8", "train.eval_every=4", "train.eval_batches=2", "train.log_every=2", "log.tensorboard=True"
-    )
-    result = lmm.train(config, tmp_path, profile=2)
+def test_validation(tiny, tmp_path):
+    result = lmm.train(tiny("train.steps=8", "train.eval_every=4", "train.eval_batches=2"), tmp_path)
     rows = [row for row in read_metrics(tmp_path) if "validation_loss" in row]
     assert [row["step"] for row in rows] == [4, 8]
     scales = [rows[0][f"validation_loss/{s}"] for s in (1, 4, 9, 36)]
     np.testing.assert_allclose(rows[0]["validation_loss"], np.mean(scales), rtol=1e-6)
     assert result["validation_loss"] == rows[-1]["validation_loss"]
+
+
+@pytest.mark.long
+def test_profile_and_tensorboard(tiny, tmp_path):
+    lmm.train(tiny("train.steps=8", "train.log_every=2", "log.tensorboard=True"), tmp_path, profile=2)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert list(tmp_path.glob("events.out.tfevents*"))
 
