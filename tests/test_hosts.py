@@ -221,7 +221,9 @@ def test_sigterm_to_any_host_gives_all_the_same_last_step(tmp_path):
     assert len({re.search(r"last (\d+)", pod.said(i))[1] for i in range(3)}) == 1
 
 
-@pytest.mark.parametrize(("how", "lost"), [("broken", 1), (signal.SIGKILL, 1), (signal.SIGKILL, 0)])
+@pytest.mark.parametrize(
+    ("how", "lost"), [("broken", 1), pytest.param(signal.SIGKILL, 1, marks=pytest.mark.long), (signal.SIGKILL, 0)]
+)
 def test_the_end_of_one_host_is_that_of_all_with_its_reason(tmp_path, how, lost):
     pod = Hosts(tmp_path, 2, range(2), str(how))
     pod.wait_until_said(1 - lost, "of 2: 1 of 2 devices are here")

@@ -143,7 +143,9 @@ def test_verifying_notices_another_sampling(exported, transformers, tmp_path):
         verify(workdir, tmp_path / "other")
 
 
-@pytest.mark.parametrize("recipe", SLOW_ARE_LONG)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=pytest.mark.long) if name != "llava" else name for name in RECIPES]
+)
 def test_what_is_exported_loads_to_the_bit(exported, trained, tmp_path, recipe):
     workdir, folder = exported(recipe)
     ours = lmm.load(workdir).params

@@ -20,6 +20,7 @@ def nested(program, params, batch):
     return jax.jit(loss_and_grads, static_argnums=0)(program.model, trainable, frozen, batch)
 
 
+@pytest.mark.long  # against the reference in tests/parity/test_m3.py
 def test_packed_copies_equal_one_scale_at_a_time(setup):
     s = setup(1, "train.scales_per_step=4", "data.length=256", "data.targets=80")
     batch = s.host_batch(0)
@@ -189,7 +190,7 @@ def test_deepstack_learns_from_its_stacks(setup):
     [
         ("m3", 36),
         ("deepstack", 9),
-        ("qwen3vl_style", 9),
+        pytest.param("qwen3vl_style", 9, marks=pytest.mark.long),
         *(pytest.param("hybrid", scale, marks=pytest.mark.long) for scale in (1, 36)),
     ],
 )

@@ -182,6 +182,7 @@ def test_attention_has_rows_for_each_case(capsys, shape_file):
             assert rows[f"{what}, rate"]["value"] == pytest.approx(rate)
 
 
+@pytest.mark.long
 def test_growth_is_measured_and_drawn(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(
         bench_growth, "time_train", lambda program, batch, *_: bench_train.Timed(batch["id"].size, 0, ())

@@ -90,6 +90,7 @@ def test_parameters_are_taken_and_all_else_is_new(start, before):
     assert lines == [f"starting from step 2 of {before[0]}: {len(taken)} parameters taken, 0 fresh"]
 
 
+@pytest.mark.long
 def test_what_is_named_new_starts_fresh(start, before):
     _, fresh, state, lines = start(*NEWLINE)
     taken, old = flat(state.params), before[1][1]
