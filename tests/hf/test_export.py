@@ -59,11 +59,13 @@ RECIPES = {
     "deepstack_hd": ("deepstack.py:recipe=hd", (*VIT, "model.decoder.inject_layers=(0,1,2,3)"), "deepstack_llava"),
     "deepstack_v": ("deepstack.py:recipe=v", (*VIT, "model.vision.regroup=(1,2)"), "deepstack_llava"),
 }
-# Compared with --long: what holds for LLaVA, and DeepStack, whose own tests compare by default.
-SLOW = ("llava_next", "deepstack_l", "deepstack_hd", "deepstack_v")
-SLOW_ARE_LONG = [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in RECIPES]
 LINES = ["What is it?", "Read the text in the picture.", "How many are there? a cat, a dog, 7 of them"] * 20
 TOKENIZER = Tokenizer(train_tokenizer(LINES, 400, byte_fallback=True))
+
+
+def by_default(*names):
+    """All recipes, of which those that are not named need --long; DeepStack's own tests compare its by default."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.long) for name in RECIPES]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def same(ours, theirs):
         np.testing.assert_array_equal(pieces(path, x), pieces(path, theirs[path]), path)
 
 
-@pytest.mark.parametrize("recipe", SLOW_ARE_LONG)
+@pytest.mark.parametrize("recipe", by_default("llava", "m3", "convllava"))
 def test_transformers_gives_our_ids_pixels_logits_and_answers(exported, transformers, recipe):
     from lmm_jax.hf.verify import verify
 
@@ -143,9 +145,7 @@ def test_verifying_notices_another_sampling(exported, transformers, tmp_path):
         verify(workdir, tmp_path / "other")
 
 
-@pytest.mark.parametrize(
-    "recipe", [pytest.param(name, marks=pytest.mark.long) if name != "llava" else name for name in RECIPES]
-)
+@pytest.mark.parametrize("recipe", by_default("llava"))
 def test_what_is_exported_loads_to_the_bit(exported, trained, tmp_path, recipe):
     workdir, folder = exported(recipe)
     ours = lmm.load(workdir).params

@@ -20,7 +20,7 @@ def nested(program, params, batch):
     return jax.jit(loss_and_grads, static_argnums=0)(program.model, trainable, frozen, batch)
 
 
-@pytest.mark.long  # against the reference in tests/parity/test_m3.py
+@pytest.mark.long  # by default tests/parity/test_m3.py compares such packs with the reference
 def test_packed_copies_equal_one_scale_at_a_time(setup):
     s = setup(1, "train.scales_per_step=4", "data.length=256", "data.targets=80")
     batch = s.host_batch(0)

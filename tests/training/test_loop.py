@@ -98,6 +98,13 @@ def test_validation(tiny, tmp_path):
     assert result["validation_loss"] == rows[-1]["validation_loss"]
 
 
+def test_validation_is_a_mean_over_targets_not_over_batches():
+    """Batches of 2 and 6 targets, whose sums of losses are 6 and 2; nothing is of the second scale."""
+    batches = [(np.array([6.0, 0.0]), np.array([2, 0])), (np.array([2.0, 0.0]), np.array([6, 0]))]
+    losses, counts = loop.validate(lambda params, batch: batch, None, batches)
+    assert losses.tolist() == [1, 0] and counts.tolist() == [8, 0]
+
+
 @pytest.mark.long
 def test_profile_and_tensorboard(tiny, tmp_path):
     lmm.train(tiny("train.steps=8", "train.log_every=2", "log.tensorboard=True"), tmp_path, profile=2)
