@@ -10,8 +10,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["lmm_jax", "lmm_jax.*"]),
     package_data={
-        "lmm_jax.data.datasets": ["digits.npz", "digits.LICENSE.txt"],
-        "lmm_jax.tools": ["shapes/*.json"],
+        "lmm_jax.data.prepare.datasets": ["digits.npz", "digits.LICENSE.txt"],
+        "lmm_jax.bench": ["shapes/*.json"],
     },
     install_requires=[
         "jax>=0.10.2,<0.12",

@@ -16,9 +16,9 @@ _HOME = {
     "load_config": "lmm_jax.config",
     "train": "lmm_jax.training.loop",
     "evaluate": "lmm_jax.evaluation",
-    "load": "lmm_jax.generation",
-    "export": "lmm_jax.hf.export",
-    "compile": "lmm_jax.tools.compile",
+    "load": "lmm_jax.generation.model",
+    "export": "lmm_jax.release.export",
+    "compile": "lmm_jax.aot.compile",
 }
 
 __all__ = list(_HOME)

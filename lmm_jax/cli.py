@@ -169,7 +169,7 @@ def _config_argument(sub, required=False):
 def _prepare(args):
     """Writes a prepared folder: records, index, tokenizer. An interrupted run starts again, a finished one stays."""
     from lmm_jax.config import ConfigError
-    from lmm_jax.data import prepare
+    from lmm_jax.data.prepare import folder as prepare
 
     options = {
         "--data": ("images", "tokenizer", "template", "workers", "max_refused"),
@@ -190,8 +190,8 @@ def _prepare(args):
 
 def _train(args):
     """Trains. The same command continues where the last checkpoint stands, on any number of devices."""
-    from lmm_jax import hosts
     from lmm_jax.config import load_config
+    from lmm_jax.pods import hosts
 
     config = load_config(args.config, *args.overrides)
     hosts.start()  # before all that takes a while to import
@@ -208,11 +208,11 @@ def _train(args):
 
 def _evaluate(args):
     """Asks every question of the tasks at every token budget, and draws accuracy against tokens."""
-    from lmm_jax import hosts
+    from lmm_jax.pods import hosts
 
     hosts.refuse("lmm evaluate")
     from lmm_jax import evaluation
-    from lmm_jax.generation import load
+    from lmm_jax.generation.model import load
     from lmm_jax.tools import plots
 
     folder = args.workdir or args.model
@@ -229,10 +229,10 @@ def _evaluate(args):
 
 def _generate(args):
     """Answers one question, greedily. A picture's budget is any scale that tiles the encoder's grid."""
-    from lmm_jax import hosts
+    from lmm_jax.pods import hosts
 
     hosts.refuse("lmm generate")
-    from lmm_jax.generation import load
+    from lmm_jax.generation.model import load
 
     model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
     begin = time.monotonic()
@@ -244,10 +244,10 @@ def _generate(args):
 
 def _export(args):
     """Writes the newest sound checkpoint as a folder that others load. One that is interrupted leaves none."""
-    from lmm_jax import hosts
+    from lmm_jax.pods import hosts
 
     hosts.refuse("lmm export")
-    from lmm_jax.hf.export import export
+    from lmm_jax.release.export import export
 
     result = export(args.workdir, args.out, args.layout, args.verify)
     print(f"{args.out}: {', '.join(result['files'])}")
@@ -257,10 +257,10 @@ def _export(args):
 def _compile(args):
     """Compiles the real step for a TPU slice, here: memory, traffic, and the least time it takes. Needs libtpu."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, JAX would look for a TPU first
+    from lmm_jax.aot import compile as tool
+    from lmm_jax.aot.fit import fit_config
+    from lmm_jax.aot.report import report
     from lmm_jax.config import ConfigError, load_config
-    from lmm_jax.tools import compile as tool
-    from lmm_jax.tools.fit import fit_config
-    from lmm_jax.tools.report import report
 
     config = load_config(args.config, *args.overrides)
     if args.step == "train" and args.prompts:
@@ -311,8 +311,8 @@ def _bench(args):
     """Measures one part and prints a table: each value, and its ratio to a ceiling or peer of the same run."""
     import dataclasses
 
-    from lmm_jax.tools.bench import table
-    from lmm_jax.tools.bench_run import run
+    from lmm_jax.bench.measure import table
+    from lmm_jax.bench.run import run
 
     needed = "config" if args.what == "data" else "shape"
     if not getattr(args, needed):
@@ -358,7 +358,7 @@ def _take_overrides(rest):
 
 def _leave(code, error) -> int:
     """The exit code; where other hosts wait for this one they end too, unless all were preempted together."""
-    from lmm_jax import hosts
+    from lmm_jax.pods import hosts
 
     if code != PREEMPTED:
         hosts.leave(code, f"{type(error).__name__}: {error}")
@@ -367,7 +367,7 @@ def _leave(code, error) -> int:
 
 def _report(error) -> int:
     """Prints an error; ours are sentences for the user, others come with their traceback."""
-    from lmm_jax import hosts, wire
+    from lmm_jax.pods import hosts, wire
 
     if isinstance(error, wire.MissingHost):
         print(f"lmm: {error}", file=sys.stderr)

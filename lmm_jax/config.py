@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 from ml_collections.config_dict import placeholder
 
-from lmm_jax.data.arrangement import Arrangement
+from lmm_jax.data.visual_layout import Arrangement
 
 SCHEMA = 1  # raised when a stored config.json of an older version can no longer be read
 

@@ -27,6 +27,16 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 # Seconds of default tests in each folder, by two processes: twice as many as they take on two quiet cores.
 BUDGETS = {
+    "aot": 60,
+    "bench": 60,
+    "pods": 60,
+    "release": 200,
+    "generation": 60,
+    "encoders": 60,
+    "attention": 100,
+    "prepare": 60,
+    "datasets": 40,
+    "tokenizer": 40,
     "tests": 130,
     "data": 90,
     "models": 250,
@@ -117,7 +127,7 @@ def pages_folder(tmp_path_factory):
 
 
 def _prepared(name, tmp_path_factory, rows):
-    from lmm_jax.data import prepare
+    from lmm_jax.data.prepare import folder as prepare
 
     folder = tmp_path_factory.mktemp(name) / "data"
     with pytest.MonkeyPatch.context() as patch:

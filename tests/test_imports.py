@@ -13,33 +13,36 @@ from lmm_jax.hf import deepstack
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "lmm_jax"
 
-# What each part may import of ours (DESIGN: cli, tools -> training.loop -> … -> models -> sharding; data alone).
+# The rooms, lowest first: each imports from those before it, from itself, and where it says so from no others.
+# DESIGN: cli, tools, bench -> release, evaluation -> aot, generation -> training -> hf -> config -> models, data
+# -> families, sharding, storage.
+LOWEST = {"sharding", "storage", "pods"}
 ALLOWED = {
     "sharding": set(),
-    "hosts": {"wire"},
-    "wire": set(),
     "storage": set(),
-    "config": {"data.arrangement"},
-    "models": {"models", "sharding"},
-    "data": {"data", "storage"},
-    "training": {"training", "hf", "models", "sharding", "config", "data", "hosts", "storage"},
-    "hf": {"hf", "models", "data", "config"},
-    "hf.export": {"hf", "models", "data", "config", "sharding", "training.state", "training.checkpoint"},
-    "hf.verify": {"generation", "training.state"},
-    "hf.safetensors": {"storage"},
-    "generation": {"training.state", "training.checkpoint", "hf", "models", "data", "sharding", "config"},
-    "evaluation": {"evaluation", "generation", "data", "config"},
-    "tools.peer_hf": {"tools.bench_shapes"},
-    "tools": {"tools", "training", "hf", "evaluation", "generation", "models", "data", "sharding", "config"},
+    "pods": set(),
+    "models": {"sharding"},
+    "data": {"storage"},
+    "config": {"data.visual_layout"},
+    "hf": {"models", "data", "config", "storage"},
+    "training": {"hf", "models", "data", "config", *LOWEST},
+    "aot": {"training", "models", "data", "config", *LOWEST},
+    "generation": {"training", "hf", "models", "data", "config", *LOWEST},
+    "evaluation": {"generation", "data", "config", *LOWEST},
+    "release": {"generation", "training", "hf", "models", "data", "config", *LOWEST},
+    "bench": {"aot", "generation", "training", "models", "data", "config", *LOWEST},
+    "tools": {"evaluation", "generation", "training", "hf", "models", "data", "config", *LOWEST},
 }
+# Stricter than its room: it runs in a process of its own, beside torch.
+STRICTER = {"bench.peer": {"bench.shape"}}
 FORBIDDEN = {"torch", "transformers", "tensorflow"}
 # Where an extra is asked for, and imported only then.
 RUNS_OTHERS = {
-    ("hf.verify", "torch"),
-    ("hf.verify", "transformers"),
+    ("release.verify", "torch"),
+    ("release.verify", "transformers"),
     ("hf.safetensors", "torch"),
-    ("tools.peer_hf", "torch"),  # a process of its own
-    ("tools.peer_hf", "transformers"),
+    ("bench.peer", "torch"),  # a process of its own
+    ("bench.peer", "transformers"),
 }
 # Never imported by ours: transformers runs copies of them, so that they may import of ours but one another.
 SHIPPED = [PACKAGE / "hf/deepstack" / name for name in deepstack.FILES]
@@ -59,14 +62,20 @@ def imported(path):
 )
 def test_imports_go_one_way(path):
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    part = ".".join(parts) if ".".join(parts) in ALLOWED else parts[0]
+    module, room = ".".join(parts), parts[0]
     for name in imported(path):
         top, *rest = name.split(".")
-        assert top not in FORBIDDEN or (part, top) in RUNS_OTHERS, name
-        assert not (part == "data" and top == "jax"), f"{path.name}: data must not import jax"
-        if top == "lmm_jax" and part in ALLOWED:
+        assert top not in FORBIDDEN or (module, top) in RUNS_OTHERS, name
+        assert not (room == "data" and top == "jax"), f"{path.name}: data must not import jax"
+        if top == "lmm_jax" and room in ALLOWED:
             ours = ".".join(rest)
-            assert any(ours == a or ours.startswith(a + ".") for a in ALLOWED[part]), f"{part} imports {name}"
+            allowed = STRICTER.get(module, ALLOWED[room] | {room})
+            assert any(ours == a or ours.startswith(a + ".") for a in allowed), f"{module} imports {name}"
+
+
+def test_every_room_has_its_place():
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__", "__main__", "cli"} == set(ALLOWED)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
@@ -81,7 +90,7 @@ def test_what_an_export_ships_needs_nothing_of_ours(path):
 def test_import_is_fast_and_touches_no_backend():
     code = (
         "import sys, lmm_jax; lmm_jax.load_config; assert 'jax' not in sys.modules; "
-        "import jax, lmm_jax.models.lmm, lmm_jax.training.loop, lmm_jax.generation; "
+        "import jax, lmm_jax.models.lmm, lmm_jax.training.loop, lmm_jax.generation.model; "
         "from jax._src import xla_bridge; assert not xla_bridge._backends"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,8 +11,8 @@ from jax.sharding import AbstractMesh, AxisType
 import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.config import ConfigError, flatten
-from lmm_jax.data.arrangement import Arrangement
 from lmm_jax.data.packing import FULL, place_copies
+from lmm_jax.data.visual_layout import Arrangement
 from lmm_jax.training import optimizer
 from lmm_jax.training.state import make_program
 

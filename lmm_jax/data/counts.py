@@ -29,7 +29,7 @@ def count_rows(index, arrangement, scales, length, cut) -> Counts:
     """Counts the rows of a prepared split.
 
     Args:
-      index: arrays of `lmm_jax.data.index`.
+      index: arrays of `lmm_jax.data.prepare.index`.
       arrangement: `Arrangement` of the pictures.
       scales: all scales of the bank; where a row is cut depends on the largest.
       length: positions of a row.

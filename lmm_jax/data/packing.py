@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lmm_jax.data.plan import NO_TARGET
+from lmm_jax.data.segments import NO_TARGET
 
 FULL = np.iinfo(np.int64).max
 

@@ -7,13 +7,13 @@ import grain
 import numpy as np
 from absl import flags
 
-from lmm_jax.data.arrangement import Arrangement
 from lmm_jax.data.counts import count_rows, needs_of
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.layout import Layout
-from lmm_jax.data.plan import blank, scales_at
+from lmm_jax.data.pack_layout import Layout
 from lmm_jax.data.prepared import Prepared, as_turns
+from lmm_jax.data.segments import blank, scales_at
 from lmm_jax.data.stream import Capacity, Stream, choose_capacity, fits
+from lmm_jax.data.visual_layout import Arrangement
 
 
 class Packs:

@@ -1,4 +1,4 @@
-"""Reading a prepared folder (see `lmm_jax.data.prepare` for its layout)."""
+"""Reading a prepared folder (see `lmm_jax.data.prepare.folder` for its layout)."""
 
 import json
 
@@ -8,7 +8,7 @@ from etils import epath
 
 from lmm_jax import storage
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
 
 
 class Prepared:
@@ -19,7 +19,7 @@ class Prepared:
     Attributes:
       about: contents of `prepared.json`.
       tokenizer: the tokenizer it was prepared with.
-      index: dict of the arrays of `lmm_jax.data.index`.
+      index: dict of the arrays of `lmm_jax.data.prepare.index`.
     """
 
     def __init__(self, folder, split):

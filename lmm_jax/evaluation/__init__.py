@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from lmm_jax.config import choose
 from lmm_jax.evaluation.tasks import digits, pages
-from lmm_jax.generation import load
+from lmm_jax.generation.model import load
 
 # A task has `examples(folder, limit)`, an iterable of `tasks.Example`, and `score(example, answer)` in 0..1,
 # and `MAX_NEW_TOKENS`.

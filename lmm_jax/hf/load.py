@@ -16,8 +16,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from lmm_jax.hf.configs import Keys, LoadError, tied, tower_folder
 from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, VOCABULARY, ignored, original_name, tensors
+from lmm_jax.hf.read_config import Keys, LoadError, tied, tower_folder
 from lmm_jax.hf.safetensors import DTYPES, Folder
 
 PARTS = {"vision": ("vision",), "language": ("decoder",), "projector": ("projector", "image_newline")}

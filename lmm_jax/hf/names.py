@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from lmm_jax.models.vit import ViT
+from lmm_jax.models.encoders.vit import ViT
 
 STRIP = 256  # rows of a matrix that are transposed at a time
 

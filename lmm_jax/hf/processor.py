@@ -22,7 +22,7 @@ from etils import epath
 
 from lmm_jax.data.conversation import IMAGE_TAG, SYSTEM, TEMPLATES, stop_id
 from lmm_jax.hf import deepstack
-from lmm_jax.hf.configs import CLIP_MEAN, CLIP_STD
+from lmm_jax.hf.read_config import CLIP_MEAN, CLIP_STD
 from lmm_jax.hf.tokenizer_json import PAD, SPACE, added_ids, added_tokens, read_model, tokenizer_json
 
 BICUBIC = 3  # Pillow's number

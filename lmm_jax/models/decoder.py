@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from lmm_jax.models.attention import attention, cached_attention
-from lmm_jax.models.context import bring_back, context_attention, share_out, ways
-from lmm_jax.models.kernels import SAVED
+from lmm_jax.models.attention.attention import attention, cached_attention
+from lmm_jax.models.attention.context import bring_back, context_attention, share_out, ways
+from lmm_jax.models.attention.on_mesh import SAVED
 from lmm_jax.models.layers import Dense, RMSNorm, rope
 from lmm_jax.models.visual_tokens import take
 from lmm_jax.sharding import constrain

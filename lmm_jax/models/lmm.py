@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lmm_jax import sharding
-from lmm_jax.models.convnext import ConvNeXt
 from lmm_jax.models.decoder import Decoder, KVCache
+from lmm_jax.models.encoders.convnext import ConvNeXt
+from lmm_jax.models.encoders.vit import ViT
 from lmm_jax.models.visual_tokens import Projector, bank, sample_strided, splice, take
-from lmm_jax.models.vit import ViT
 from lmm_jax.sharding import constrain
 
 

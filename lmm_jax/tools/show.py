@@ -13,7 +13,7 @@ from PIL import Image
 
 from lmm_jax.config import ConfigError
 from lmm_jax.data.pipeline import Packs
-from lmm_jax.generation import load
+from lmm_jax.generation.model import load
 from lmm_jax.hf.load import report
 from lmm_jax.sharding import make_mesh
 from lmm_jax.training.state import make_program

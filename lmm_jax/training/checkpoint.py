@@ -14,7 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from lmm_jax import hosts, storage
+from lmm_jax import storage
+from lmm_jax.pods import hosts
 
 PIECE, BLOCK = 2**25, 2**18  # numbers of an array on the host that are digested by a thread, and in one go
 CHUNK = 2**28  # bytes of an array that are read at a time, whatever part of it is wanted

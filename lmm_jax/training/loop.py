@@ -12,12 +12,13 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from lmm_jax import hosts, sharding
+from lmm_jax import sharding
 from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
 from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
+from lmm_jax.pods import hosts
 from lmm_jax.training import metrics as metrics_lib
+from lmm_jax.training.bad_records import Ledger
 from lmm_jax.training.checkpoint import Checkpoints
-from lmm_jax.training.ledger import Ledger
 from lmm_jax.training.start import start
 from lmm_jax.training.state import abstract_state, init_state, make_program
 from lmm_jax.training.step import jit_eval_step, jit_train_step

@@ -5,7 +5,7 @@ import pytest
 
 from lmm_jax.data.conversation import IMAGE, TEMPLATES, encode, stop_id, template_for, truncate
 from lmm_jax.data.prepared import Prepared
-from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
 
 TURNS = [("user", "<image>\ndigit at b2?"), ("assistant", "7"), ("user", "is there a 3?"), ("assistant", "no")]
 

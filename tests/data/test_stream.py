@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from lmm_jax.data.arrangement import Arrangement
 from lmm_jax.data.counts import count_rows, needs_of
 from lmm_jax.data.packing import FULL, fill_rows, place_copies
-from lmm_jax.data.plan import scales_at
+from lmm_jax.data.segments import scales_at
 from lmm_jax.data.stream import Capacity, Needs, Stream, choose_capacity, fits, plan_packs
+from lmm_jax.data.visual_layout import Arrangement
 
 
 def single(lengths, pictures=None):

@@ -8,7 +8,7 @@ import pytest
 import lmm_jax as lmm
 from lmm_jax import evaluation
 from lmm_jax.config import ConfigError
-from lmm_jax.data.datasets.digits import KINDS
+from lmm_jax.data.prepare.datasets.digits import KINDS
 from lmm_jax.evaluation.tasks import Example, digits, pages
 
 ROOT = pathlib.Path(__file__).parents[2]

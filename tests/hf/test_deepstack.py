@@ -17,12 +17,12 @@ import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.data.conversation import TEMPLATES
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.layout import Layout
+from lmm_jax.data.pack_layout import Layout
 from lmm_jax.data.stream import Capacity
-from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
+from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.hf import deepstack
 from lmm_jax.hf.names import VIT_PREFIX, tensors, transformers_name
-from lmm_jax.models.greedy import generate_tokens
 from lmm_jax.training.state import make_program
 from tests.parity.test_deepstack import ACTIVATIONS, LOSS, DeepStack, variants
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import lmm_jax as lmm
 from lmm_jax import sharding
-from lmm_jax.hf import configs, load
+from lmm_jax.hf import load
+from lmm_jax.hf import read_config as configs
 from lmm_jax.training.state import abstract_params, make_program
 from tests.parity.test_convllava import released
 

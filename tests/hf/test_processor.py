@@ -10,12 +10,12 @@ import sentencepiece as spm
 from PIL import Image
 
 from lmm_jax import config as c
-from lmm_jax.data.arrangement import Arrangement
 from lmm_jax.data.conversation import IMAGE, SYSTEM, TEMPLATES, encode, stop_id
-from lmm_jax.data.tokenizer import Tokenizer, train_tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
 from lmm_jax.data.views import select_tiling, views
-from lmm_jax.hf.configs import CLIP_MEAN, CLIP_STD
+from lmm_jax.data.visual_layout import Arrangement
 from lmm_jax.hf.processor import generation_config, write_processor
+from lmm_jax.hf.read_config import CLIP_MEAN, CLIP_STD
 from lmm_jax.hf.tokenizer_json import added_ids, tokenizer_json
 
 LINES = [

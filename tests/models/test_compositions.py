@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmm_jax.data.arrangement import Arrangement
+from lmm_jax.data.visual_layout import Arrangement
 from lmm_jax.models.lmm import build
 from lmm_jax.training.optimizer import split
 from lmm_jax.training.step import loss_and_grads

@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 
 from lmm_jax import config, sharding
 from lmm_jax.models import visual_tokens
-from lmm_jax.models.attention import SHORT
+from lmm_jax.models.attention.attention import SHORT
 from lmm_jax.models.decoder import Block, Decoder, at_positions, inject
 from lmm_jax.models.layers import RMSNorm, rope
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lmm_jax import config, sharding
+from lmm_jax.aot.hlo import Module
 from lmm_jax.models.linear import linear
-from lmm_jax.tools.hlo import Module
 
 
 def loss(x, kernel):

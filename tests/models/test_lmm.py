@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.prepared import as_pictures, as_turns
-from lmm_jax.models.greedy import generate_tokens
+from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.training.optimizer import split
 from lmm_jax.training.step import loss_and_grads
 

@@ -13,11 +13,12 @@ from safetensors.numpy import load_file
 
 from lmm_jax import sharding
 from lmm_jax.data.packing import pack
-from lmm_jax.data.plan import NO_TARGET, bank_slots, blank, lay_out
-from lmm_jax.hf import configs, load
+from lmm_jax.data.segments import NO_TARGET, bank_slots, blank, lay_out
+from lmm_jax.generation.greedy import generate_tokens
+from lmm_jax.hf import load
+from lmm_jax.hf import read_config as configs
 from lmm_jax.hf.names import tensors
 from lmm_jax.models.decoder import Block, at_positions, inject
-from lmm_jax.models.greedy import generate_tokens
 from lmm_jax.models.visual_tokens import splice
 from lmm_jax.training.optimizer import split
 from lmm_jax.training.state import abstract_state, make_program

@@ -9,7 +9,7 @@ import pytest
 
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.views import resize_short_side
-from lmm_jax.models.convnext import depthwise, space_to_depth
+from lmm_jax.models.encoders.convnext import depthwise, space_to_depth
 from lmm_jax.models.layers import Dense, LayerNorm
 from tests.parity.reference import (
     Reference,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.layout import Layout
-from lmm_jax.data.plan import blank
+from lmm_jax.data.pack_layout import Layout
+from lmm_jax.data.segments import blank
 from lmm_jax.data.stream import Capacity
+from lmm_jax.models.encoders.vit import ViTBlock
 from lmm_jax.models.visual_tokens import sample_strided, tile_mosaic
-from lmm_jax.models.vit import ViTBlock
 from tests.parity.reference import Reference, close, labels_of, segment, unpadded, write_folder
 
 # The set's README.

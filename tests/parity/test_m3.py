@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from lmm_jax.models.encoders.vit import ViTBlock
 from lmm_jax.models.visual_tokens import pool
-from lmm_jax.models.vit import ViTBlock
 from tests.parity.reference import (
     Reference,
     close,

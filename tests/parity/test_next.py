@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.layout import Layout
+from lmm_jax.data.pack_layout import Layout
 from lmm_jax.data.stream import Capacity
 from tests.parity.reference import Reference, close, labels_of, segment, unpadded, write_folder
 

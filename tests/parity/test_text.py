@@ -8,7 +8,7 @@ import pytest
 import sentencepiece as spm
 
 from lmm_jax.data.conversation import IMAGE, IMAGE_TAG, ROLES, TEMPLATES, encode, truncate
-from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
 
 IGNORE = -100
 OURS = {"v1": "vicuna_v1", "llava_v1": "vicuna_v1"}  # the references' other names for a layout

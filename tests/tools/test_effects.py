@@ -6,7 +6,7 @@ import re
 
 from lmm_jax.tools import effects
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_the_table_shows_mean_and_spread_of_the_runs_that_are_there(tmp_path):

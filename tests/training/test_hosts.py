@@ -13,7 +13,7 @@ import pytest
 
 from lmm_jax.training.metrics import read_metrics
 from tests.conftest import COMPILED, ROOT
-from tests.test_hosts import free_port
+from tests.pods.test_hosts import free_port
 
 FEW = ("--config.train.steps=8", "--config.train.save_every=4", "--config.train.log_every=1")
 

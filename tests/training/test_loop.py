@@ -14,7 +14,7 @@ import lmm_jax as lmm
 from lmm_jax import config as c
 from lmm_jax.data.prepared import Prepared
 from lmm_jax.training import loop
-from lmm_jax.training.ledger import BadData
+from lmm_jax.training.bad_records import BadData
 from lmm_jax.training.metrics import read_metrics
 
 STEPS = ["--config.train.steps=24", "--config.train.save_every=4", "--config.train.log_every=1"]

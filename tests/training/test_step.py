@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lmm_jax import sharding
-from lmm_jax.tools.compile import abstract_batch
+from lmm_jax.aot.compile import abstract_batch
 from lmm_jax.training import optimizer
 from lmm_jax.training.state import make_program
 from lmm_jax.training.step import token_losses

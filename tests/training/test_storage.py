@@ -13,13 +13,13 @@ from safetensors.numpy import load_file, save
 
 import lmm_jax as lmm
 from lmm_jax import evaluation, storage
-from lmm_jax.data import prepare
+from lmm_jax.data.prepare import folder as prepare
 from lmm_jax.data.prepared import Prepared
 from lmm_jax.hf.safetensors import Folder
 from lmm_jax.tools import plots
 from lmm_jax.training.metrics import read_metrics
 from tests.parity.reference import write_folder
-from tests.test_hosts import free_port
+from tests.pods.test_hosts import free_port
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""How fast the parts run here, beside ceilings and a PyTorch peer of the same run."""

@@ -1,0 +1,198 @@
+"""The static shape of a pack, and how conversations and pictures are laid out in it."""
+
+import dataclasses
+
+import numpy as np
+
+from lmm_jax.data.conversation import encode, truncate
+from lmm_jax.data.packing import DoesNotFit, assign_rows, pack
+from lmm_jax.data.segments import Segment, bank_slots, lay_out
+from lmm_jax.data.stream import Capacity
+from lmm_jax.data.views import resize_on_canvas, views
+from lmm_jax.data.visual_layout import Arrangement
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A picture in its pack: its views and units lie one after the other.
+
+    Attributes:
+      size: `(width, height)`, pixels.
+      tiling: `(columns, rows)` of its tiles, or ().
+      view, unit: numbers in the pack of its first view and its first unit.
+    """
+
+    size: tuple[int, int]
+    tiling: tuple[int, ...]
+    view: int
+    unit: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The static shape of a pack, and how a conversation is laid out in it.
+
+    Attributes:
+      arrangement: of each picture.
+      scales: scales of the bank.
+      views: views of a pack.
+      rows, length, targets: rows, positions of a row, supervised positions of a pack.
+      template: see `conversation.encode`.
+      too_long: see `conversation.truncate`.
+    """
+
+    arrangement: Arrangement
+    scales: tuple[int, ...]
+    views: int
+    rows: int
+    length: int
+    targets: int
+    template: str
+    too_long: str
+
+    @classmethod
+    def from_config(cls, config, capacity=None):
+        """The layout that `config.model` and `config.data` describe; `capacity` is that of a pack, if known."""
+        data, arrangement = config.data, Arrangement.from_config(config)
+        capacity = capacity or Capacity(data.rows or 1, data.length, data.views or arrangement.fewest_views, 0)
+        return cls(
+            arrangement=arrangement,
+            scales=tuple(config.model.scales),
+            views=capacity.views,
+            rows=capacity.rows,
+            length=capacity.length,
+            targets=capacity.targets,
+            template=data.template,
+            too_long=data.too_long,
+        )
+
+    @property
+    def units(self) -> int:
+        """Units of a pack, U: the most that its views can hold."""
+        return self.arrangement.most_units(self.views)
+
+    @property
+    def newline(self) -> int:
+        """The newline's slot, behind those of all units at all scales."""
+        return self.units * sum(map(self.arrangement.unit_tokens, self.scales))
+
+    def place(self, sizes, view=0, unit=0) -> list[Placed]:
+        """Places pictures one after the other.
+
+        Args:
+          sizes: `(width, height)` of each, pixels.
+          view, unit: numbers of the first view and the first unit.
+        """
+        placed = []
+        for size in sizes:
+            placed.append(Placed(tuple(size), self.arrangement.tiling(*size), view, unit))
+            view += self.arrangement.views(placed[-1].tiling)
+            unit += self.arrangement.units(placed[-1].tiling)
+        return placed
+
+    def segments(self, turns, sizes, tokenizer, scales) -> list[Segment]:
+        """Copies of one conversation, one for each of `scales`.
+
+        Args:
+          turns: `(role, text)` pairs.
+          sizes: `(width, height)` of the pictures that come with them, pixels.
+          tokenizer: a `Tokenizer`.
+          scales: some of the layout's scales; bit i of a loss group is the layout's scale number i.
+
+        Raises:
+          ValueError: bad turns, tags that do not match the pictures, or a picture too thin to have a visual token.
+        """
+        return self._copies(self._encode(turns, sizes, tokenizer), self.place(sizes), scales)
+
+    def training_segments(self, turns, sizes, tokenizer, scales, unit=0) -> list[Segment]:
+        """As `segments`, of a sample to train on: it ends with an answer and fits into a row at every scale.
+
+        Args:
+          unit: number in the pack of the first unit of the sample's first picture.
+
+        Raises:
+          ValueError: as `segments`, or too long, or nothing is supervised.
+        """
+        encoded = self._encode(turns, sizes, tokenizer)
+        longest = self.arrangement.tokens(sizes, max(self.scales))  # not of `scales`: it must not depend on the step
+        kept = truncate(encoded, longest, self.length, self.too_long)
+        return self._copies(kept, self.place(sizes[: kept.images], unit=unit), scales)
+
+    def _encode(self, turns, sizes, tokenizer):
+        encoded = encode(turns, tokenizer, self.template)
+        if encoded.images != len(sizes):
+            raise ValueError(f"{encoded.images} <image> tags in the text, {len(sizes)} pictures")
+        return encoded
+
+    def _copies(self, encoded, placed, scales):
+        bits = [1 << self.scales.index(scale) for scale in scales]
+        if not placed:  # the same at every scale: one copy, in the groups of all of them
+            return [lay_out(encoded.ids, encoded.supervised, [], sum(bits))]
+        return [
+            lay_out(encoded.ids, encoded.supervised, [self.slots(picture, scale) for picture in placed], bit)
+            for scale, bit in zip(scales, bits, strict=True)
+        ]
+
+    def slots(self, picture, scale) -> np.ndarray:
+        """Bank slots `[n]` of what stands in the sequence for a `Placed` picture at one scale.
+
+        Raises:
+          ValueError: the picture is too thin to have a visual token.
+        """
+        cells = self.arrangement.slots(picture.tiling, scale, picture.size)
+        if not len(cells):
+            canvas = "{1} x {0}".format(*self.arrangement.canvas)
+            raise ValueError(
+                f"a picture of {picture.size[0]} x {picture.size[1]} pixels, fitted into a canvas of {canvas}, is "
+                f"too thin to have a visual token at scale {scale}; leave it out, or choose another data.canvas"
+            )
+        tokens = [self.arrangement.unit_tokens(s) for s in self.scales]
+        return bank_slots(cells, picture.unit, self.scales.index(scale), tokens, self.units)
+
+    def see(self, picture) -> np.ndarray:
+        """Views `[n, H, W, 3]` uint8 of an opened RGB picture."""
+        a = self.arrangement
+        if a.aspect == "own":
+            return resize_on_canvas(picture, a.size, *a.canvas[::-1])[None]
+        return views(picture, a.size, a.aspect, a.tiling(*picture.size), a.zoom)
+
+    def assemble(self, segments, pictures, where=None):
+        """One pack.
+
+        Args:
+          segments: `Segment`s.
+          pictures: for each picture of the pack its `(width, height)`, and what `see` returned or None, which leaves
+            its views blank.
+          where: row of each segment; if None, each goes where it leaves the least room.
+
+        Returns:
+          The arrays of `packing.pack`, pixels `[V, H, W, 3]` uint8, and where the arrangement needs them source
+          `[1 + S, U, g, g]` int32, index into the pack's features or -1, and extent `[V, 2]` int32, (height, width)
+          in pixels of what a canvas shows.
+
+        Raises:
+          DoesNotFit: too many views, positions or targets for a pack.
+        """
+        a, placed = self.arrangement, self.place([size for size, _ in pictures])
+        needed = sum(a.views(p.tiling) for p in placed)
+        if needed > self.views:
+            raise DoesNotFit(f"{needed} views of {len(pictures)} pictures, room for {self.views}; raise data.views")
+        if where is None:
+            where = assign_rows([len(segment) for segment in segments], self.rows, self.length)
+        out = pack(segments, where, self.rows, self.length, self.targets)
+        out["pixels"] = np.zeros((self.views, *a.canvas, 3), np.uint8)
+        if not a.direct:
+            out["source"] = np.full((1 + a.added, self.units, *a.grid), -1, np.int32)
+        if a.aspect == "own":
+            out["extent"] = np.zeros((self.views, 2), np.int32)
+        for p, (_, pixels) in zip(placed, pictures, strict=True):
+            if pixels is None:
+                continue
+            out["pixels"][p.view : p.view + len(pixels)] = pixels
+            if "source" in out:
+                cells = a.source(p.tiling)
+                cells = np.where(cells < 0, -1, cells + p.view * a.grid[0] * a.grid[1])
+                out["source"][:, p.unit : p.unit + cells.shape[1]] = cells
+            if "extent" in out:
+                out["extent"][p.view] = a.extents([p.size])[0]
+        return out

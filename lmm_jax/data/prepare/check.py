@@ -1,0 +1,220 @@
+"""Checking rows in worker processes: every picture is opened, every conversation encoded, the order is kept."""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import queue
+import signal
+import stat
+
+from lmm_jax.data.conversation import IMAGE_TAG, Encoded, encode
+from lmm_jax.data.images import image_size, open_picture
+from lmm_jax.data.prepare.parse import Refused, parse_row, safe_path
+
+ROWS = 16  # that a worker checks at a time; their pictures are in memory
+MAX_BYTES = 1 << 28  # of a picture's file
+
+# Words in an error's message, and the reason that is counted.
+CONVERSATION_REASONS = {
+    "unknown role": "unknown role",
+    "expected '": "roles out of turn",
+    "empty answer": "empty answer",
+    "without turns": "no conversation",
+    "template '": "does not fit the template",
+}
+PICTURE_REASONS = {
+    "megapixels": "picture too large",
+    "decompression bomb": "picture too large",  # in Pillow's words
+    "truncated": "truncated picture",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A row that can be used.
+
+    Attributes:
+      record: what is stored: id, images (encoded bytes), turns (role, text, kind).
+      encoded: its conversation.
+      sizes: `(width, height)` of each picture.
+      digest: sha256 of the record.
+    """
+
+    record: dict
+    encoded: Encoded
+    sizes: list[tuple[int, int]]
+    digest: bytes
+
+
+def measure(record, tokenizer, template) -> Checked:
+    """Encodes a record and measures its pictures, by their headers.
+
+    Raises:
+      ValueError: see `conversation.encode` and `images.image_size`.
+    """
+    turns = [(turn["role"], turn["text"]) for turn in record["turns"]]
+    lengths = [len(data) for data in record["images"]]
+    digest = hashlib.sha256(json.dumps([record["id"], record["turns"], lengths]).encode())
+    for data in record["images"]:
+        digest.update(data)
+    sizes = [image_size(data) for data in record["images"]]
+    return Checked(record, encode(turns, tokenizer, template), sizes, digest.digest())
+
+
+def check_row(text, number, folder, tokenizer, template) -> Checked:
+    """Reads, checks and encodes one row.
+
+    Args:
+      text: JSON of the row.
+      number: of the row in its file.
+      folder: that the names of pictures are relative to, and may not leave.
+      tokenizer: a `Tokenizer`.
+      template: name in `TEMPLATES`.
+
+    Raises:
+      Refused: a row that cannot be used.
+    """
+    row = parse_row(text, number)
+    try:
+        images = [_read_picture(folder, name) for name in row.images]
+        turns = [{"role": role, "text": text, "kind": ""} for role, text in row.turns]
+        checked = measure({"id": row.id, "images": images, "turns": turns}, tokenizer, template)
+        tags = sum(text.count(IMAGE_TAG) for _, text in row.turns)
+        if not tags == checked.encoded.images == len(images):
+            tags = f"{tags} <image> tags, {checked.encoded.images} of them in what a user says"
+            raise Refused("tags do not match pictures", f"{tags}, {len(images)} pictures")
+        if not checked.encoded.supervised.any():
+            raise Refused("nothing supervised", "no turn of an assistant")
+    except Refused as error:
+        raise Refused(error.reason, error.detail, row.id) from error
+    except ValueError as error:
+        raise Refused(_reason(error, CONVERSATION_REASONS, "unusable conversation"), str(error), row.id) from error
+    return checked
+
+
+def _read_picture(folder, name):
+    """Bytes of a picture that opens."""
+    try:
+        path = safe_path(folder, name)
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):  # reading a pipe would wait for ever
+            raise Refused("unreadable picture", f"{name}: not a file")
+        if info.st_size > MAX_BYTES:
+            raise Refused("picture too large", f"{name}: {info.st_size:,} bytes")
+        with open(path, "rb") as f:
+            data = f.read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Refused("missing picture", name) from error
+    except OSError as error:
+        raise Refused("unreadable picture", f"{name}: {error.strerror}") from error
+    if not data:
+        raise Refused("empty picture file", name)
+    try:
+        open_picture(data)
+    except ValueError as error:
+        reason = _reason(error, PICTURE_REASONS, "unreadable picture")
+        raise Refused(reason, f"{name}: {error}") from error
+    return data
+
+
+def _reason(error, reasons, other):
+    return next((reason for words, reason in reasons.items() if words in str(error).lower()), other)
+
+
+def check_rows(items, folder, tokenizer, template, workers):
+    """Checks rows in order, a bounded number of them at a time.
+
+    Args:
+      items: iterable of `(line, text)`.
+      folder, tokenizer, template: see `check_row`.
+      workers: processes; 0 checks in this one.
+
+    Yields:
+      `(line, Checked or Refused)` for each item.
+
+    Raises:
+      ChildProcessError: a worker was killed.
+    """
+    numbered = ((number, line, text) for number, (line, text) in enumerate(items, start=1))
+    chunks = iter(lambda: list(itertools.islice(numbered, ROWS)), [])
+    given = (folder, tokenizer, template)
+    if workers == 0:
+        for chunk in chunks:
+            yield from _check_chunk(chunk, *given)
+        return
+    pending = collections.deque()
+    with _workers(workers, given) as ask:
+        for chunk in chunks:
+            pending.append(ask(chunk))
+            if len(pending) > 2 * workers:  # a pool's map would read the whole file ahead
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+@contextlib.contextmanager
+def _workers(count, given):
+    """`ask(chunk)`, the future of a chunk's results, by `count` processes.
+
+    Each has a pipe of its own: a process that is killed while it writes into one that is shared, as those of
+    `ProcessPoolExecutor` do, keeps the lock of it, and the others wait for ever.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    idle, pipes, processes = queue.SimpleQueue(), [], []
+
+    def ask(chunk):
+        pipe = idle.get()
+        try:
+            pipe.send(chunk)
+            return pipe.recv()
+        except (EOFError, OSError) as error:
+            raise ChildProcessError(
+                f"a worker process died at line {chunk[0][1]} or soon after: killed, out of memory, or by the error "
+                "above? The same command starts again"
+            ) from error
+        finally:
+            idle.put(pipe)
+
+    threads = concurrent.futures.ThreadPoolExecutor(count)
+    try:
+        for _ in range(count):
+            ours, theirs = spawn.Pipe()
+            pipes.append(ours)
+            idle.put(ours)
+            process = spawn.Process(target=_work, args=(theirs, *given), daemon=True)
+            process.start()
+            processes.append(process)
+            theirs.close()  # so that the end of the process ends the pipe
+        yield functools.partial(threads.submit, ask)
+    finally:
+        threads.shutdown(cancel_futures=True)
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.join()
+
+
+def _work(pipe, *given):
+    """Checks chunks until the parent closes its end of `pipe`, or is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            pipe.send(_check_chunk(pipe.recv(), *given))
+
+
+def _check_chunk(chunk, folder, tokenizer, template):
+    results = []
+    for number, line, text in chunk:
+        try:
+            result = check_row(text, number, folder, tokenizer, template)
+        except Refused as error:
+            result = Refused(error.reason, error.detail, error.id)  # without traceback and cause
+        results.append((line, result))
+    return results

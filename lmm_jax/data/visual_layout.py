@@ -1,0 +1,342 @@
+"""How a recipe arranges the visual tokens of one picture: its views, what of them stands in the sequence, its stacks.
+
+Everything is index arithmetic on sizes; nothing of a picture's pixels is needed. `layout` places pictures in a pack.
+
+| recipe | tilings | aspect | zoom | sequence | stacks | sampling | newline |
+|---|---|---|---|---|---|---|---|
+| LLaVA-1.5, M3, ConvLLaVA | () | pad | 1 | whole | | | no |
+| ConvLLaVA, any aspect ratio | () | own | 1 | whole | | | no |
+| LLaVA-NeXT `flat` | its pinpoints | anyres | 1 | flat | | | no |
+| LLaVA-NeXT `spatial` | its pinpoints | anyres | 1 | grid | | | no |
+| LLaVA-NeXT `spatial_unpad` | its pinpoints | anyres | 1 | unpad | | | yes |
+| DeepStack-L | `deepstack_tilings(4)` | stretch | 1 | whole | samples | 2d | no |
+| its `2xsample` | ((2, 2),) | stretch | 1 | whole | samples | 2d | no |
+| its `deepstack_sampling` | as L | stretch | 1 | whole | samples | 1d, grid | no |
+| its `inconsistent` | as L | anyres | 1 | whole | samples | 2d | no |
+| its `dummy_local` | as L | stretch | 1 | whole | copies | | no |
+| its `only_global_features` | () | stretch | 1 | blank | whole | | no |
+| its `global_and_local` | as L | stretch | 1 | blank | whole+samples | 2d | no |
+| its `string_woglobal` | as L | stretch | 1 | samples | | 2d | no |
+| its `string_withglobal` | as L | stretch | 1 | whole+samples | | 2d | no |
+| DeepStack-L-HD | as L | stretch | 2 | grid | zoom | | yes |
+| DeepStack-V | ((2, 2),) | stretch | 1 | whole | encoder | | no |
+
+LLaVA-NeXT's pinpoints are ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)). M3 goes with any of them. Where a picture has
+fewer tiles than others, the reference's `string_…` have blank positions for what is missing; here there are none.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from lmm_jax.data.segments import margins, unpad
+from lmm_jax.data.views import ASPECTS, choose_canvas, select_tiling, size_on_canvas
+
+NEWLINE = -1  # among the slots of a picture
+SEQUENCES = ("whole", "blank", "samples", "whole+samples", "flat", "grid", "unpad")
+STACKS = ("", "samples", "copies", "whole", "whole+samples", "zoom", "encoder")
+SAMPLINGS = ("2d", "1d", "grid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """Where the visual tokens of a picture come from and where they stand; see the module's table.
+
+    A *unit* of a picture is one grid of the bank. Its views and units are counted from 0.
+
+    Attributes:
+      size: side of a square view, or what the short side of a picture with its own aspect ratio becomes; pixels.
+      cell: pixels a side that one feature stands for.
+      canvas: `(height, width)` of a view, pixels.
+      aspect, tilings, zoom: see `views.views` and `views.select_tiling`.
+      sequence: what of a picture stands in the sequence.
+        "whole": the whole picture. "blank": as many positions without content. "samples", "whole+samples": what would
+        be the stacks, one after the other. "flat": all views, one after the other. "grid": the whole picture, then
+        the mosaic of its tiles row by row. "unpad": as "grid", without the rows or columns that are padding.
+      stacks: what is added over it.
+        "": nothing. "samples": the mosaic of the tiles, sampled. "copies": the whole picture, as often as a picture
+        has tiles at most. "whole": the whole picture, once. "whole+samples": both. "zoom": of each unit its own
+        zoomed tiles, sampled. "encoder": the tiles are stacked inside the encoder, which returns whole pictures.
+      sampling: stack k = i · columns + j of a mosaic of (columns, rows) tiles is "2d": every (rows, columns)-th cell
+        from (i, j); "1d": every (columns · rows)-th cell from k on, row by row; "grid": tile k.
+      newline: whether a newline ends each row of "grid" and "unpad".
+    """
+
+    size: int
+    cell: int
+    canvas: tuple[int, int]
+    aspect: str = "pad"
+    tilings: tuple[tuple[int, int], ...] = ()
+    zoom: int = 1
+    sequence: str = "whole"
+    stacks: str = ""
+    sampling: str = "2d"
+    newline: bool = False
+
+    @classmethod
+    def from_config(cls, config):
+        """What `config.data` and `config.model` describe.
+
+        Raises:
+          ValueError: fields that are not of the known ones or contradict each other, named.
+        """
+        data, vision = config.data, config.model.vision
+        return cls(
+            size=vision.image_size,
+            cell=cell_size(config.model),
+            canvas=tuple(data.canvas) or (vision.image_size, vision.image_size),
+            aspect=data.aspect,
+            tilings=tuple(map(tuple, data.tilings)),
+            zoom=data.zoom,
+            sequence=data.sequence,
+            stacks=data.stacks,
+            sampling=data.sampling,
+            newline=config.model.newline,
+        )
+
+    def __post_init__(self):
+        for name, known in (
+            ("aspect", ASPECTS),
+            ("sequence", SEQUENCES),
+            ("stacks", STACKS),
+            ("sampling", SAMPLINGS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"data.{name}={getattr(self, name)!r} is none of {', '.join(map(repr, known))}")
+        if not all(len(t) == 2 and min(t) > 0 for t in self.tilings) or len(set(self.tilings)) < len(self.tilings):
+            raise ValueError(f"data.tilings={self.tilings}: expected different pairs (columns, rows) of tiles")
+        if len(self.tilings) > 1 and self.aspect not in ("stretch", "anyres"):
+            raise ValueError(
+                f"data.tilings={self.tilings} are chosen by a picture's shape, which data.aspect='{self.aspect}' "
+                "does not follow; set data.aspect to 'stretch' or 'anyres', or name one tiling"
+            )
+        if self.sequence == "unpad" and self.aspect != "anyres":
+            raise ValueError(f"data.sequence='unpad' needs data.aspect='anyres', got '{self.aspect}'")
+        if (self.zoom > 1) != (self.stacks == "zoom") or self.zoom < 1:
+            raise ValueError(f"data.zoom={self.zoom}: more than 1 goes with data.stacks='zoom', got '{self.stacks}'")
+        self._check_tiles()
+        self._check_canvas()
+
+    def _check_tiles(self):
+        sampled = "samples" in self.sequence or "samples" in self.stacks
+        if (sampled or self.stacks in ("copies", "encoder")) and not self.tilings:
+            raise ValueError(f"data.sequence='{self.sequence}', data.stacks='{self.stacks}': data.tilings is empty")
+        if self.tilings and self.sequence in ("whole", "blank") and self.stacks in ("", "whole", "zoom"):
+            raise ValueError(
+                f"data.tilings={self.tilings} are not used by data.sequence='{self.sequence}' with "
+                f"data.stacks='{self.stacks}'; set data.stacks='samples', or no tilings"
+            )
+        valid = {"whole": STACKS, "blank": ("samples", "copies", "whole", "whole+samples", "zoom")}
+        valid |= {name: ("", "zoom") for name in ("flat", "grid", "unpad")}
+        if self.stacks not in valid.get(self.sequence, ("",)):
+            raise ValueError(
+                f"data.sequence='{self.sequence}' goes with data.stacks "
+                f"{' or '.join(map(repr, valid.get(self.sequence, ('',))))}, got '{self.stacks}'"
+            )
+        if self.stacks == "encoder" and (len(self.tilings) > 1 or self.tilings[0][0] != self.tilings[0][1]):
+            raise ValueError(f"data.stacks='encoder' needs a single data.tilings=((n, n),), got {self.tilings}")
+
+    def _check_canvas(self):
+        own = self.aspect == "own"
+        if not own and self.canvas != (self.size, self.size):
+            raise ValueError(f"data.canvas={self.canvas} goes with data.aspect='own', got '{self.aspect}'")
+        if own and (self.tilings or self.zoom > 1 or self.sequence != "whole" or self.stacks):
+            raise ValueError("data.aspect='own' goes with data.sequence='whole', without tilings, zoom and stacks")
+        if len(self.canvas) != 2 or min(self.canvas) < self.size or any(side % self.cell for side in self.canvas):
+            raise ValueError(
+                f"data.canvas={self.canvas}: expected (height, width) in pixels, multiples of {self.cell} and not "
+                f"below model.vision.image_size={self.size}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a view's features."""
+        return self.canvas[0] // self.cell, self.canvas[1] // self.cell
+
+    @property
+    def added(self) -> int:
+        """Stacks that the data gives, S."""
+        most = max((c * r for c, r in self.tilings), default=0)
+        count = {"samples": most, "copies": most, "whole": 1, "whole+samples": 1 + most, "zoom": self.zoom**2}
+        return count.get(self.stacks, 0)
+
+    @property
+    def direct(self) -> bool:
+        """Whether the encoder's grids are the units as they stand, so that a pack needs no source."""
+        return not self.added and self.sequence in ("whole", "flat", "grid", "unpad")
+
+    @property
+    def _seen(self):
+        """The tilings in which pictures are seen."""
+        return self.tilings if self.tilings and self.stacks != "copies" else ((),)
+
+    @property
+    def views_step(self) -> int:
+        """What the views of any picture are a multiple of."""
+        return math.gcd(*map(self.views, self._seen))
+
+    @property
+    def fewest_views(self) -> int:
+        """Views of the picture that has fewest."""
+        return min(map(self.views, self._seen))
+
+    def choose(self, sizes) -> np.ndarray:
+        """Number among the tilings of each picture, `[n]`; sizes `[n, 2]` are (width, height) in pixels."""
+        if len(self._seen) == 1:
+            return np.zeros(len(sizes), np.int64)
+        return choose_canvas(sizes, [(c * self.size, r * self.size) for c, r in self.tilings])
+
+    def tiling(self, width, height) -> tuple[int, ...]:
+        """`(columns, rows)` of a picture's tiles, () if it has none; width and height in pixels."""
+        return self._seen[0] if len(self._seen) == 1 else select_tiling(width, height, self.size, self.tilings)
+
+    def views(self, tiling) -> int:
+        """Views of a picture: whole, tiles, and the zoomed tiles of each."""
+        return (1 + math.prod(tiling) if tiling else 1) * (1 + self.zoom**2 if self.zoom > 1 else 1)
+
+    def units(self, tiling) -> int:
+        """Units of a picture."""
+        tiles = math.prod(tiling) if tiling else 0
+        return {"whole": 1, "blank": 1, "samples": tiles}.get(self.sequence, 1 + tiles)
+
+    def views_of(self, sizes) -> np.ndarray:
+        """Views of each of many pictures, `[n]`."""
+        return np.array([self.views(tiling) for tiling in self._seen])[self.choose(sizes)]
+
+    def most_units(self, views) -> int:
+        """The most units of pictures that have so many views together: U of a pack."""
+        if self.direct and self.stacks != "encoder":
+            return views
+        kinds = {(self.views(tiling), self.units(tiling)) for tiling in self._seen}
+        most = [0] * (views + 1)
+        for n in range(1, views + 1):
+            most[n] = max([most[n - 1], *(most[n - v] + u for v, u in kinds if v <= n)])
+        return most[views]
+
+    def source(self, tiling) -> np.ndarray:
+        """Where bank and stacks come from: `[1 + S, units, g, g]` int32, cells of the picture's views, -1 = zeros."""
+        g = self.grid[0]
+        whole = np.arange(g * g).reshape(g, g)
+        nothing = np.full_like(whole, -1)
+        tiles = sample(mosaic(*tiling, g, 1), *tiling, self.sampling) if tiling else []
+        bank = {"whole": [whole], "blank": [nothing], "samples": tiles, "whole+samples": [whole, *tiles]}.get(
+            self.sequence, [whole + view * g * g for view in range(self.units(tiling))]
+        )
+        if self.stacks == "zoom":
+            n, before = self.zoom, 1 + math.prod(tiling) if tiling else 1
+            added = [sample(mosaic(n, n, g, before + u * n * n), n, n, "2d") for u in range(len(bank))]
+        else:
+            over = {
+                "samples": tiles,
+                "copies": [whole] * self.added,
+                "whole": [whole],
+                "whole+samples": [whole, *tiles],
+            }
+            over = list(over.get(self.stacks, []))
+            added = [over + [nothing] * (self.added - len(over))] * len(bank)
+        return np.stack([np.stack([b, *a]) for b, a in zip(bank, added, strict=True)], axis=1).astype(np.int32)
+
+    def window(self, scale) -> int:
+        """Side of the cells that are pooled to one token at `scale` tokens a square view.
+
+        Raises:
+          ValueError: `scale` does not tile the grid.
+        """
+        side, m = self.size // self.cell, math.isqrt(max(scale, 0))
+        if m == 0 or m * m != scale or side % m:
+            valid = [k * k for k in range(1, side + 1) if side % k == 0]
+            raise ValueError(f"{scale} tokens do not tile a {side}×{side} grid; valid scales are {valid}")
+        return side // m
+
+    def unit_tokens(self, scale) -> int:
+        """Slots of a unit in the bank at `scale`: `scale`, of a canvas more."""
+        k = self.window(scale)
+        return (self.grid[0] // k) * (self.grid[1] // k)
+
+    def extents(self, sizes) -> np.ndarray:
+        """`[n, 2]` int32 (height, width) in pixels of each picture on its canvas; of aspect "own" alone."""
+        height, width = self.canvas
+        found = [size_on_canvas(w, h, self.size, width, height)[::-1] for w, h in np.asarray(sizes).tolist()]
+        return np.array(found, np.int32).reshape(-1, 2)
+
+    def slots(self, tiling, scale, size) -> np.ndarray:
+        """What stands in the sequence for a picture: `[n]` int, unit · `unit_tokens` + token, or `NEWLINE`.
+
+        Args:
+          tiling: `(columns, rows)` of its tiles, or ().
+          scale: tokens of a square view.
+          size: `(width, height)` of the picture, pixels.
+        """
+        k, n = self.window(scale), self.unit_tokens(scale)
+        if self.aspect == "own":
+            rows, columns = self.extents([size])[0] // self.cell // k
+            return np.add.outer(np.arange(rows) * (self.grid[1] // k), np.arange(columns)).reshape(-1)
+        if self.sequence not in ("grid", "unpad"):
+            return np.arange(self.units(tiling) * n)
+        if tiling:
+            canvas = mosaic(*tiling, self.grid[0] // k, 1)
+            canvas = canvas[unpad(*canvas.shape, *size)] if self.sequence == "unpad" else canvas
+        else:  # one newline alone after a picture without tiles if un-padded, as the reference has it
+            canvas = np.zeros((int(self.sequence == "unpad"), 0), np.int64)
+        if self.newline:
+            canvas = np.pad(canvas, ((0, 0), (0, 1)), constant_values=NEWLINE)
+        return np.concatenate([np.arange(n), canvas.reshape(-1)])
+
+    def tokens(self, sizes, scale) -> np.ndarray:
+        """Positions that each of many pictures takes in the sequence, `[n]`; 0 if it is too thin to have any.
+
+        Args:
+          sizes: `[n, 2]` (width, height), pixels.
+          scale: tokens of a square view.
+        """
+        sizes = np.asarray(sizes).reshape(-1, 2)
+        out, chosen = np.zeros(len(sizes), np.int64), self.choose(sizes)
+        for number, tiling in enumerate(self._seen):
+            at = np.flatnonzero(chosen == number)
+            # Few kinds of pictures differ in what shows of their canvas, so that each is laid out once.
+            _, first, kind = np.unique(self._shown(tiling, scale, sizes[at]), return_index=True, return_inverse=True)
+            counts = [len(self.slots(tiling, scale, sizes[at[i]].tolist())) for i in first]
+            out[at] = np.array(counts, np.int64)[kind]
+        return out
+
+    def _shown(self, tiling, scale, sizes):
+        """`[n]` int, equal for pictures of which as much shows; of one tiling."""
+        k = self.window(scale)
+        if self.aspect == "own":
+            a, b = (self.extents(sizes) // self.cell // k).T
+        elif self.sequence == "unpad" and tiling:
+            q = self.grid[0] // k
+            a, b = margins(tiling[1] * q, tiling[0] * q, *sizes.T)
+        else:
+            return np.zeros(len(sizes), np.int64)
+        return a.astype(np.int64) << 32 | b
+
+
+def cell_size(model) -> int:
+    """Pixels a side that one feature stands for, of `config.model`."""
+    halvings = len(model.vision.depths) - 1 if model.encoder == "convnext" else 0
+    return model.vision.patch_size * 2**halvings
+
+
+def mosaic(columns, rows, side, first) -> np.ndarray:
+    """Indices `[rows · side, columns · side]` of tiles put together, among square grids laid end to end.
+
+    Args:
+      columns, rows: tiles.
+      side: of a tile's grid.
+      first: number of the first tile's grid; the others follow row by row.
+    """
+    y, x = np.mgrid[: rows * side, : columns * side]
+    return (first + (y // side) * columns + x // side) * side**2 + (y % side) * side + x % side
+
+
+def sample(cells, columns, rows, sampling) -> list[np.ndarray]:
+    """Takes a mosaic apart into columns · rows grids of a tile's size, see `Arrangement.sampling`."""
+    places = [(i, j) for i in range(rows) for j in range(columns)]
+    height, width = cells.shape[0] // rows, cells.shape[1] // columns
+    if sampling == "2d":  # each cell of the whole picture receives the features that lie under it
+        return [cells[i::rows, j::columns] for i, j in places]
+    if sampling == "1d":
+        return [cells.reshape(-1)[k :: len(places)].reshape(height, width) for k in range(len(places))]
+    return [cells[i * height : (i + 1) * height, j * width : (j + 1) * width] for i, j in places]

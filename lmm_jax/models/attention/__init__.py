@@ -1,0 +1,1 @@
+"""Attention over segments, in the form that is fastest where it runs."""

@@ -1,0 +1,1 @@
+"""Vision encoders: pictures to grids of features."""

@@ -1,0 +1,189 @@
+"""CLIP-style vision transformer: pictures to grids of features."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmm_jax.models.attention.attention import attention
+from lmm_jax.models.layers import Dense, LayerNorm, normalise
+from lmm_jax.models.visual_tokens import sample_strided, tile_mosaic
+from lmm_jax.sharding import constrain
+
+
+def quick_gelu(x):
+    """`x · sigmoid(1.702 x)`, the activation CLIP was trained with."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm transformer block over `[N, T, C]`, with a stack added first where `number` is not negative.
+
+    `stacks` are `[S, N, T - 1, C]`; the class token receives nothing.
+    """
+
+    heads: int
+    mlp_dim: int
+    norm_eps: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x, number, stacks):
+        if stacks is not None:
+            added = jax.lax.dynamic_index_in_dim(stacks, jnp.maximum(number, 0), keepdims=False)
+            x = jnp.where(number >= 0, x.at[:, 1:].add(added), x)
+        C = x.shape[-1]
+        head = (self.heads, C // self.heads)
+        y = LayerNorm(self.norm_eps, name="norm_1")(x)
+        q, k, v = (Dense(head, ("embed",), ("heads", "head_dim"), True, self.dtype, name=name)(y) for name in "qkv")
+        y = attention(q, k, v, rows="views")
+        x += Dense((C,), ("heads", "head_dim"), ("embed",), True, self.dtype, name="o")(y)
+        y = LayerNorm(self.norm_eps, name="norm_2")(x)
+        y = quick_gelu(Dense((self.mlp_dim,), ("embed",), ("mlp",), True, self.dtype, name="up")(y))
+        x += Dense((C,), ("mlp",), ("embed",), True, self.dtype, name="down")(y)
+        return constrain(x, "views", None, "act_embed"), None
+
+
+class ViT(nn.Module):
+    """CLIP ViT up to one hidden state, without class token in the result and without the last norm.
+
+    The blocks are scanned in runs, each named after its first block (`blocks_0`); a run ends where a hidden state is
+    wanted or where tiles enter.
+
+    Attributes:
+      image_size: side of a picture, pixels.
+      patch_size: side of a patch, pixels.
+      width, depth, heads, mlp_dim: of the whole CLIP model; blocks past `level` are not built.
+      level: hidden state to return as Python counts them, -1 the last block's output, -2 the one before (LLaVA).
+      stack_levels: further hidden states to return, below `level`; i ≥ 0 is what i blocks give.
+      regroup: `(s, n)`: pictures come as one whole and n · n tiles, of which all run through s blocks; from there on
+        only the whole ones go on, and before block s + k the tiles' k-th sample is added to them (DeepStack-V).
+      norm_eps: of the layer norms.
+      mean, std: pixel normalisation, RGB in 0..1.
+      dtype: of the computation.
+      remat: recomputes each block in the backward pass.
+    """
+
+    image_size: int = 336
+    patch_size: int = 14
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_dim: int = 4096
+    level: int = -2
+    stack_levels: tuple[int, ...] = ()
+    regroup: tuple[int, ...] = ()
+    norm_eps: float = 1e-5
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    dtype: str = "float32"
+    remat: bool = True
+
+    @property
+    def grid(self) -> int:
+        """Side of the feature grid."""
+        return self.image_size // self.patch_size
+
+    @property
+    def stride(self) -> int:
+        """Side of the pixels that one feature stands for."""
+        return self.patch_size
+
+    @property
+    def tiles(self) -> int:
+        """Views that each picture brings beside the whole one, to be regrouped inside."""
+        return self.regroup[1] ** 2 if self.regroup else 0
+
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """How much finer than the bank's grid each of `stack_levels` is."""
+        return (1,) * len(self.stack_levels)
+
+    def runs(self) -> list[tuple[int, int]]:
+        """First block and end of each scanned run.
+
+        Raises:
+          ValueError: a level or the regrouping layer lies outside the blocks.
+        """
+        if not -self.depth <= self.level <= -1:
+            raise ValueError(f"vision.level must be in [-{self.depth}, -1], got {self.level}")
+        end = self.depth + 1 + self.level
+        first = self.regroup[0] if self.regroup else 0
+        levels = {level % (self.depth + 1) for level in self.stack_levels}
+        if not (first < end and all(first < level < end for level in levels)):
+            raise ValueError(
+                f"vision.stack_levels={self.stack_levels} must lie between vision.regroup={self.regroup} (its first, "
+                f"or 0) and the {end} blocks that vision.level={self.level} leaves"
+            )
+        edges = sorted({0, first, *levels, end})
+        return list(itertools.pairwise(edges))
+
+    @nn.compact
+    def __call__(self, pixels, extent=None):
+        """Encodes `[N, image_size, image_size, 3]` uint8 pictures.
+
+        Args:
+          pixels: the pictures; whole, tiles, whole, … when regrouping.
+          extent: must be None: a ViT has one size.
+
+        Returns:
+          `[N', grid, grid, C]` of `level`, then of each of `stack_levels`; N' = N, or N / (1 + n²) when regrouping.
+
+        Raises:
+          ValueError: pictures of another size, or see `runs`.
+        """
+        N, H, W, _ = pixels.shape
+        if not H == W == self.image_size or extent is not None:
+            raise ValueError(f"ViT wants {self.image_size}×{self.image_size} pictures, got {H}×{W}")
+        g, p = self.grid, self.patch_size
+        x = normalise(pixels, self.mean, self.std)
+        x = x.reshape(N, g, p, g, p, 3).swapaxes(2, 3).reshape(N, g * g, p * p * 3)
+        x = Dense((self.width,), ("pixels",), ("embed",), False, self.dtype, name="patches")(x)
+        normal = nn.initializers.normal(0.02)
+        cls = self.param("cls", nn.with_logical_partitioning(normal, ("norm",)), (self.width,), jnp.float32)
+        position = self.param(
+            "position",
+            nn.with_logical_partitioning(normal, ("positions", "embed")),
+            (1 + g * g, self.width),
+            jnp.float32,
+        )
+        cls = jnp.broadcast_to(cls.astype(x.dtype), (N, 1, self.width))
+        x = jnp.concatenate([cls, x], axis=1) + position.astype(x.dtype)
+        x = constrain(LayerNorm(self.norm_eps, name="norm_pre")(x), "views", None, "act_embed")
+        states, stacks = {}, None
+        for start, end in self.runs():
+            if self.regroup and start == self.regroup[0]:
+                x, stacks = self._regroup(x)
+            x = self._run(x, start, end, stacks)
+            states[end] = x[:, 1:].reshape(x.shape[0], g, g, self.width)
+        if stacks is not None and end - self.regroup[0] < len(stacks):
+            # What a block past `level` would be given belongs to the hidden state before it, as in the reference.
+            states[end] += stacks[end - self.regroup[0]].reshape(states[end].shape)
+        return states[end], *(states[level % (self.depth + 1)] for level in self.stack_levels)
+
+    def _run(self, x, start, end, stacks):
+        numbers = None
+        if stacks is not None:
+            numbers = np.arange(start, end) - self.regroup[0]
+            numbers = jnp.asarray(np.where(numbers < len(stacks), numbers, -1))
+        block = nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=end - start,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        name = f"blocks_{start}"
+        return blocks(self.heads, self.mlp_dim, self.norm_eps, self.dtype, name=name)(x, numbers, stacks)[0]
+
+    def _regroup(self, x):
+        """Whole pictures `[N', T, C]`, and the samples of their tiles' mosaics as stacks `[n², N', T - 1, C]`."""
+        n, g = self.regroup[1], self.grid
+        x = x.reshape(-1, 1 + n * n, *x.shape[1:])
+        tiles = x[:, 1:, 1:].reshape(-1, n, n, g, g, self.width)
+        stacks = sample_strided(tile_mosaic(tiles), n)
+        return x[:, 0], stacks.reshape(n * n, -1, g * g, self.width)

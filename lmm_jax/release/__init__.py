@@ -1,0 +1,1 @@
+"""Handing a trained model to others: export, verification, model card."""

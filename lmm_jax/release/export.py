@@ -1,0 +1,197 @@
+"""A trained model as a folder that others load: transformers' layout, or LLaVA's original one.
+
+A folder appears under its name only when it is whole. What it says of the model is read back and compared with the
+model before any weight is written, so that nothing is exported that would load as something else.
+"""
+
+import collections
+import json
+import pathlib
+import shutil
+from concurrent import futures
+
+import jax
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+from tqdm import tqdm
+
+from lmm_jax import sharding
+from lmm_jax.config import flatten, read_config
+from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
+from lmm_jax.hf import deepstack, safetensors
+from lmm_jax.hf import read_config as configs
+from lmm_jax.hf import write_config as describe
+from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, VOCABULARY, tensors, transformers_name
+from lmm_jax.hf.processor import write_processor
+from lmm_jax.hf.tokenizer_json import added_ids
+from lmm_jax.models.encoders.convnext import ConvNeXt
+from lmm_jax.release.card import model_card
+from lmm_jax.training.checkpoint import Checkpoints
+from lmm_jax.training.state import abstract_params, make_program
+
+LAYOUTS = ("hf", "llava")
+AHEAD = 2  # tensors that are transposed while one is written
+
+
+def export(workdir, folder, layout="hf", verify=False) -> dict:
+    """Writes the newest sound checkpoint of a workdir as a folder that others load.
+
+    Parameters are read and written one after the other, so that memory holds little more than the largest.
+
+    Args:
+      workdir: of `lmm train`, on whatever mesh.
+      folder: to write; it must not exist.
+      layout: "hf" for transformers: llava (LLaVA-1.5, M3), llava_next, fast_vlm (ConvLLaVA) or, for DeepStack, code
+        that the folder ships; "llava" for LLaVA's original layout.
+      verify: whether to run the folder in transformers beside our model, see `hf.verify`; needs the extra 'hf'.
+
+    Returns:
+      {"files": names, "max_logit_difference": float, or None if not verified}.
+
+    Raises:
+      FileNotFoundError, FileExistsError: no workdir, or a folder that is there.
+      ValueError: a model that the layout cannot hold, naming the field; or no sound checkpoint.
+    """
+    workdir, folder = epath.Path(workdir), epath.Path(folder)
+    if not (workdir / "config.json").exists():
+        raise FileNotFoundError(f"{workdir} is no workdir of `lmm train` (no config.json)")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout '{layout}' does not exist; choose from {', '.join(LAYOUTS)}")
+    if verify and layout != "hf":
+        raise ValueError("transformers loads layout 'hf' alone: export it to verify")
+    if verify:
+        from lmm_jax.release import verify as verifying
+
+        verifying.require()
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; move it away, or name another folder")
+    config, tokenizer = read_config(workdir / "config.json"), Tokenizer.load(workdir / "tokenizer.model")
+    kind = describe.architecture(config) if layout == "hf" else None
+    partial = folder.parent / f"{folder.name}.partial"
+    if partial.exists():  # of an export that was killed
+        partial.rmtree()
+    partial.mkdir(parents=True)
+    try:
+        _describe(partial, config, tokenizer, kind)
+        _check_read_back(partial, config)
+        _write_weights(partial, workdir, config, tokenizer, kind)
+        (partial / "README.md").write_text(model_card(workdir, config, kind))
+        partial.rename(folder)
+    except BaseException:
+        partial.rmtree()
+        raise
+    difference = verifying.verify(workdir, folder) if verify else None
+    return {"files": sorted(path.name for path in folder.iterdir()), "max_logit_difference": difference}
+
+
+def _describe(folder, config, tokenizer, kind):
+    """Writes everything but weights."""
+    if kind is None:
+        keys, tower = describe.original_keys(config)
+        tokenizer.save(folder)
+        if tower is not None:
+            (folder / "vision_tower").mkdir()
+            _write_json(folder / "vision_tower" / "config.json", tower)
+            _write_json(folder / "vision_tower" / "preprocessor_config.json", describe.tower_processor(config))
+    else:
+        keys = describe.transformers_keys(config, tokenizer, kind)
+        write_processor(folder, config, tokenizer, kind)
+        for name in deepstack.FILES if kind == "deepstack" else ():
+            shutil.copyfile(pathlib.Path(deepstack.__file__).parent / name, folder / name)
+    _write_json(folder / "config.json", keys)
+
+
+def _check_read_back(folder, config):
+    """Raises ValueError for fields that would be others when the folder is loaded."""
+    found = configs.read_config(folder)
+
+    def matters(config):
+        fields = flatten(config)
+        if config.model.encoder == "vit":
+            fields |= {"model.vision.level": -1, "model.vision.depth": describe.blocks_built(config)}
+        return {name: x for name, x in fields.items() if name.startswith(OF_MODEL) and name not in OF_TRAINING}
+
+    ours, theirs = matters(config), matters(found)
+    wrong = [
+        f"{name}={ours[name]!r} would be {theirs.get(name)!r}" for name in ours if ours[name] != theirs.get(name)
+    ]
+    if wrong:
+        raise ValueError(f"this layout cannot hold the model: read back, {', '.join(wrong)}")
+
+
+ARRANGEMENT = ("template", "aspect", "tilings", "zoom", "sequence", "stacks", "sampling", "length")
+OF_MODEL = ("model.", *(f"data.{name}" for name in ARRANGEMENT))
+OF_TRAINING = {"model.vision.remat", "model.decoder.remat", "model.decoder.vocab_size"}
+
+
+def _write_weights(folder, workdir, config, tokenizer, kind):
+    """Streams the newest sound checkpoint into safetensors files, with a bar of the bytes."""
+    program = make_program(config, sharding.make_mesh({"fsdp": -1}))
+    abstract = flatten_dict(abstract_params(program, jax.numpy.dtype(config.model.dtype)), sep="/")
+    parts = tensors(program.model, {path: x.shape for path, x in abstract.items()})
+    rows = config.model.decoder.vocab_size if kind is None else added_ids(tokenizer)[2]
+    pieces = rows if kind is None else tokenizer.vocab_size
+    shapes, by_path = {}, {}
+    for part in parts:
+        name = part.name if kind is None else transformers_name(part.name, kind)
+        shapes[name] = (rows, *part.shape[1:]) if part.path in VOCABULARY else part.shape
+        by_path.setdefault(part.path, []).append((name, part))
+    norm = _unread_norm(program.model, kind)
+    shapes |= {name: array.shape for name, array in norm.items()}
+    dtype, checkpoints = np.dtype(config.model.dtype), Checkpoints(workdir)
+
+    def theirs(name, part, array):
+        one = part.to_theirs(array if part.layer is None else array[part.layer])
+        one = one if shapes[name] == part.shape else _with_rows(one, pieces, rows)
+        return name, one.astype(dtype, copy=False)
+
+    def arrays(step):
+        with futures.ThreadPoolExecutor(AHEAD) as pool:
+            for path, array in checkpoints.stream_params(step, unflatten_dict(abstract, sep="/")):
+                for name, one in _ahead(pool, theirs, [(name, part, array) for name, part in by_path[path]]):
+                    bar.update(one.nbytes)
+                    yield name, one
+                del array
+        yield from ((name, array.astype(dtype)) for name, array in norm.items())
+
+    total = sum(int(np.prod(shape)) for shape in shapes.values()) * dtype.itemsize
+    damaged = []
+    for step in checkpoints.steps():
+        with tqdm(total=total, unit="B", unit_scale=True, desc=f"exporting step {step}", disable=None) as bar:
+            try:
+                return safetensors.write(folder, shapes, dtype.name, arrays(step))
+            except ValueError as error:
+                damaged.append(str(error))
+    raise ValueError("\n".join(damaged) or f"{workdir} holds no checkpoint; was `lmm train` run there?")
+
+
+def _ahead(pool, run, jobs):
+    """Results of `run(*job)` in the order of `jobs`, a few being made ahead of the one that is used."""
+    running = collections.deque(pool.submit(run, *job) for job in jobs[:AHEAD])
+    for n in range(len(jobs)):
+        result = running.popleft().result()
+        if n + AHEAD < len(jobs):
+            running.append(pool.submit(run, *jobs[n + AHEAD]))
+        yield result
+
+
+def _with_rows(table, pieces, rows):
+    """A table `[n, D]` cut to its pieces, then up to `rows` their mean, which greedy decoding never takes."""
+    mean = table[:pieces].astype(np.float32).mean(axis=0, keepdims=True).astype(table.dtype)
+    return np.concatenate([table[:pieces], *[mean] * (rows - pieces)])
+
+
+def _unread_norm(model, kind):
+    """The norm behind the tower's last block, which transformers builds and nothing reads."""
+    if kind is None:
+        return {}
+    convnext = isinstance(model.vision, ConvNeXt)
+    name = CONVNEXT_PREFIX + "layernorm." if convnext else VIT_PREFIX + "post_layernorm."
+    width = model.vision.widths[-1] if convnext else model.vision.width
+    name = transformers_name(name, kind)
+    return {name + "weight": np.ones(width, np.float32), name + "bias": np.zeros(width, np.float32)}
+
+
+def _write_json(path, content):
+    path.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,118 @@
+"""An export run in transformers beside our model: the same ids, pixels, logits and answers. Needs the extra 'hf'."""
+
+import functools
+
+import jax
+import numpy as np
+from PIL import Image
+
+from lmm_jax.generation.model import Model, load
+from lmm_jax.training.state import make_program
+
+LOGITS = 1e-4  # in float32, of logits of about 1
+PROMPTS = ("What is it?", "Read the text in the picture.")
+SHAPES = ((96, 64), (50, 120))  # of the pictures (width, height)
+NEW_TOKENS = 16
+
+
+def require():
+    """torch and transformers; ImportError says how to install what is missing."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"verifying needs {error.name}: pip install 'lmm_jax[hf]'") from error
+    return torch, transformers
+
+
+def verify(workdir, folder, note=print) -> float:
+    """Compares a workdir with the folder exported from it, on drawn pictures, in float32.
+
+    Args:
+      workdir: of `lmm train`.
+      folder: as `hf.export.export` wrote it.
+      note: called with a line a prompt.
+
+    Returns:
+      the largest difference of logits, as it is. Those of more than 1 may differ in proportion to the largest.
+
+    Raises:
+      ImportError: torch or transformers is not installed.
+      ValueError: what differs: tensors missing or unexpected, ids, pixels, logits or tokens.
+    """
+    torch, transformers = require()
+    ours = _in_float32(load(workdir))
+    remote = {"trust_remote_code": True} if (folder / "modeling_deepstack.py").exists() else {}
+    theirs, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        str(folder), dtype=torch.float32, output_loading_info=True, **remote
+    )
+    wrong = {name: sorted(found) for name, found in info.items() if found}
+    if wrong:
+        raise ValueError(f"{folder}: transformers reports {wrong}")
+    processor = transformers.AutoProcessor.from_pretrained(str(folder), backend="pil", **remote)
+    our_logits = _logits_of(ours)
+    worst, rng = 0.0, np.random.default_rng(0)
+    for question, (width, height) in zip(PROMPTS, SHAPES, strict=True):
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = processor(images=[picture], text=prompt, return_tensors="pt")
+        batch = ours.batch([picture], question)
+        length = int((batch["segment"] > 0).sum())
+        _same_ids(inputs["input_ids"][0].numpy(), batch, length, ours.tokenizer.vocab_size)
+        _same_pixels(inputs["pixel_values"].numpy(), batch["pixels"], ours)
+        with torch.no_grad():
+            logits = theirs(**inputs).logits[0, :, : ours.tokenizer.vocab_size].numpy()
+        want = our_logits(batch)[:length, : ours.tokenizer.vocab_size]
+        difference, largest = float(np.abs(logits - want).max()), float(np.abs(want).max())
+        if not difference <= LOGITS * max(1.0, largest):
+            raise ValueError(f"{folder}: logits differ by {difference:.2g} for '{question}'")
+        (answer,) = ours.generate_ids([[picture]], [question], max_new_tokens=NEW_TOKENS)
+        new = theirs.generate(**inputs, max_new_tokens=NEW_TOKENS)[0, inputs["input_ids"].shape[1] :].tolist()
+        new = new[: new.index(ours.stop)] if ours.stop in new else new
+        if new != answer:
+            raise ValueError(f"{folder}: '{question}' is answered {new}, ours is {answer}")
+        close = f"logits of up to {largest:.1f} within {difference:.1e}"
+        note(f"{question}: {length} ids, {close}, {len(answer)} tokens alike")
+        worst = max(worst, difference)
+    return worst
+
+
+def _in_float32(model):
+    config = model.program.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.dtype = "float32"
+    program = make_program(config, model.program.mesh)
+    return Model(program, jax.tree.map(lambda x: x.astype(np.float32), model.params), model.tokenizer)
+
+
+def _logits_of(model):
+    """The function from a batch of one row at the largest scale to its logits `[T, vocabulary]`, in full float32."""
+
+    def logits(lmm, batch):
+        return lmm.logits(lmm(batch, (max(model.scales),)))
+
+    run = jax.jit(functools.partial(model.program.model.apply, method=logits))
+
+    def at(batch):
+        with model.program.use(), jax.default_matmul_precision("highest"):
+            return np.asarray(run({"params": model.params}, batch))[0, 0]
+
+    return at
+
+
+def _same_ids(found, batch, length, pieces):
+    """Text ids at their places; where ours has a picture's slot, theirs has the placeholder."""
+    ids, slot = batch["id"].reshape(-1)[:length], batch["slot"].reshape(-1)[:length]
+    ids = np.where(slot >= 0, pieces, ids)
+    if found.tolist() != ids.tolist():
+        raise ValueError(f"the processor's ids {found.tolist()} differ from ours {ids.tolist()}")
+
+
+def _same_pixels(found, pixels, ours):
+    """Views in their order, normalised."""
+    vision = ours.program.model.vision
+    want = np.moveaxis((np.asarray(pixels[0], np.float32) / 255 - vision.mean) / vision.std, -1, -3)
+    found = found.reshape(-1, *want.shape[1:])
+    if found.shape != want.shape or np.abs(found - want).max() > 1e-5:
+        raise ValueError(f"the processor's pixels {found.shape} differ from ours {want.shape}")

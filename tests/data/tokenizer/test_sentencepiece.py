@@ -1,0 +1,119 @@
+"""SentencePiece behind explicit control ids."""
+
+import hashlib
+import io
+import json
+import pickle
+
+import pytest
+import sentencepiece as spm
+
+from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
+
+LINES = ["digit at b2?", "how many 7s?", "7 1 2 3", "yes", "no"] * 50
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(train_tokenizer(LINES, 60))
+
+
+@pytest.fixture(scope="module")
+def llama_like():
+    """Model bytes with LLaMA's settings and, as Yi has them, markers that SentencePiece itself finds in text."""
+    out = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter([*LINES, "USER: a cat ASSISTANT: a dog"] * 5),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=350,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["<|im_start|>", "<|im_end|>"],
+        minloglevel=2,
+    )
+    return out.getvalue()
+
+
+def test_round_trip_and_cells_are_one_piece(tokenizer):
+    for line in LINES[:5]:
+        assert tokenizer.decode(tokenizer.encode(line)) == line
+    assert [tokenizer.piece(i) for i in tokenizer.encode("digit at b2?")][-1] == "▁b2?"
+
+
+def test_control_pieces_cannot_come_from_text(tokenizer):
+    ids = tokenizer.encode("</s> <s> <image>")
+    assert tokenizer.eos not in ids and tokenizer.bos not in ids
+
+
+def test_pickles_and_keeps_its_fingerprint(tokenizer):
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.encode("how many 7s?") == tokenizer.encode("how many 7s?")
+
+
+def test_padded_ids_decode_to_nothing(tokenizer):
+    assert tokenizer.decode([*tokenizer.encode("yes"), tokenizer.eos, tokenizer.vocab_size + 5]) == "yes"
+
+
+def test_a_broken_model_is_named(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="tokenizer.model: not a SentencePiece model"):
+        Tokenizer.load(tmp_path / "tokenizer.model")
+
+
+@pytest.mark.parametrize("text", ["cat", " cat", "  cat  dog", "\nyes", "\n\n", "", " ", "äß日本", "USER: a"])
+def test_without_prefix_is_what_follows_a_newline(llama_like, text):
+    tokenizer = Tokenizer(llama_like)
+    mark, newline, *rest = tokenizer.encode("\n" + text)
+    assert (tokenizer.piece(mark), tokenizer.piece(newline)) == ("▁", "<0x0A>")
+    assert tokenizer.encode(text, prefix=False) == rest
+    assert tokenizer.encode(text, prefix=True) == tokenizer.encode(" " + text, prefix=False) or not text
+
+
+def test_legacy_puts_a_mark_after_control_pieces(llama_like):
+    items = [" a", 2, "USER: a", -200, "yes", -200, 2, "no", "", " cat"]
+    new, old = (Tokenizer(llama_like, legacy).encode_items(items) for legacy in (False, True))
+    bare, marked = (lambda text, p=p: Tokenizer(llama_like).encode(text, prefix=p) for p in (False, True))
+    want = [marked(" a"), [2], bare("USER: a"), [-200], marked("yes"), [-200], [2], bare("no"), [], bare(" cat")]
+    assert new == want
+    assert old == [*want[:2], marked("USER: a"), *want[3:7], marked("no"), *want[8:]]
+
+
+def test_only_markup_makes_control_ids(llama_like):
+    tokenizer = Tokenizer(llama_like, added={"<|end|>": (400, True), "<|user|>": (401, False)})
+    start, end = (tokenizer._processor.piece_to_id(piece) for piece in ("<|im_start|>", "<|im_end|>"))
+    text = "<s>a<|im_end|> <|end|> \n<|user|>\nb<unk><|im_start|></s>"
+    assert tokenizer.markup(text) == [1, "a", end, " ", 400, 401, "\nb", 0, start, 2]
+    spelled = tokenizer.encode(text)
+    assert not {0, 1, 2, start, end, 400, 401} & set(spelled)
+    assert tokenizer.decode(spelled) == text
+    assert tokenizer.decode([1, end, 400, -200, *tokenizer.encode("b")]) == "b"
+    assert (tokenizer.vocab_size, tokenizer.piece(400), tokenizer.piece(end)) == (402, "<|end|>", "<|im_end|>")
+
+
+def test_settings_survive_and_are_in_the_fingerprint(llama_like, tmp_path):
+    added = {"<|end|>": (400, True)}
+    variants = [Tokenizer(llama_like, legacy, pieces) for legacy in (False, True) for pieces in (None, added)]
+    assert len({t.fingerprint for t in variants}) == 4
+    assert variants[0].fingerprint == hashlib.sha256(llama_like).hexdigest()
+    for tokenizer in variants:
+        tokenizer.save(tmp_path)
+        for again in (Tokenizer.load(tmp_path / "tokenizer.model"), pickle.loads(pickle.dumps(tokenizer))):
+            assert (again.legacy, again.added) == (tokenizer.legacy, tokenizer.added)
+            assert again.fingerprint == tokenizer.fingerprint
+
+
+def test_settings_of_others_are_read(llama_like, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(llama_like)
+    assert not Tokenizer.load(tmp_path / "tokenizer.model").legacy
+    settings = tmp_path / "tokenizer_config.json"
+    entry = {"content": "<|end|>", "lstrip": False, "rstrip": True, "special": True}
+    settings.write_text(json.dumps({"chat_template": "{{ 1/0 }}", "added_tokens_decoder": {"400": entry}}))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
+    assert tokenizer.legacy and tokenizer.added == {"<|end|>": (400, True)}
+    settings.write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json"):
+        Tokenizer.load(tmp_path / "tokenizer.model")

@@ -1,0 +1,173 @@
+"""The command line: verbs, JSON, refusals, tables and the page of a batch."""
+
+import json
+import pathlib
+
+import pytest
+
+from lmm_jax import cli
+from lmm_jax.data.prepared import Prepared
+from lmm_jax.training import loop
+
+TRAIN = ("train", "--workdir", "w", "--config")
+DATASET = ("prepare", "--dataset", "digits", "--out", "x")
+DIGITS = str(pathlib.Path(__file__).parents[1] / "configs/digits.py")
+
+
+def run(capsys, *args):
+    code = cli.main(list(map(str, args)))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_prepare_answers_with_counts(capsys, digits_folder):
+    code, out, _ = run(capsys, "prepare", "--dataset", "digits", "--out", digits_folder, "--json")
+    assert code == 0
+    found = json.loads(out.splitlines()[-1])
+    assert (found["rows"], found["images"], found["refused"], found["pictures"]) == (112, 112, {}, {"1": 112})
+
+
+def test_prepare_takes_rows_and_names_what_it_refused(capsys, tmp_path):
+    rows = [{"id": str(n), "messages": [{"role": "user", "content": "hi"}] * n} for n in range(1, 4)]
+    rows[1]["messages"] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    args = ["prepare", "--data", tmp_path / "rows.json", "--out", tmp_path / "out", "--workers", 0]
+    code, out, err = run(capsys, *args, "--template", "chatml", "--json")
+    assert code == 0, err
+    assert "1 nothing supervised" in out and "1 roles out of turn" in out and "refused.jsonl" in out
+    assert "Downloading" not in out + err and "TensorFlow" not in out + err
+    found = json.loads(out.splitlines()[-1])
+    assert found["rows"] == 1 and found["refused"] == {"nothing supervised": 1, "roles out of turn": 1}
+    data = Prepared(tmp_path / "out", "train")
+    assert data.about["template"] == "chatml" and data[0]["id"] == b"2"
+    code, out, err = run(capsys, *args)
+    assert code == 2 and "template was chatml, is vicuna_v1" in err
+
+
+@pytest.mark.long
+def test_train_evaluate_generate(capsys, tiny_args, tmp_path, digits_folder):
+    workdir = tmp_path / "run"
+    args = [*tiny_args, "--config.train.steps", "3", "--workdir", workdir]
+    code, out, err = run(capsys, "train", *args, "--json")
+    assert code == 0, err
+    assert {"step", "loss", "tokens_per_second"} <= json.loads(out.splitlines()[-1]).keys()
+
+    code, out, err = run(capsys, "evaluate", "--workdir", workdir, "--scales", "1,9", "--limit", "3", "--json")
+    assert code == 0, err
+    results = json.loads(out.splitlines()[-1])
+    assert list(results["digits"]) == ["1", "9"]
+    assert json.loads((workdir / "evaluation.json").read_text()) == results
+    for name in ("accuracy_vs_tokens.png", "answers.png", "loss.png"):
+        assert (workdir / name).read_bytes()[1:4] == b"PNG"
+
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(Prepared(digits_folder, "test")[0]["images"][0])
+    args = ["generate", "--workdir", workdir, "--image", picture, "--prompt", "read all", "--max-new-tokens", 4]
+    code, out, err = run(capsys, *args, "--scale", 4, "--json")
+    assert code == 0, err
+    answer = json.loads(out.splitlines()[-1])
+    assert answer["visual_tokens"] == 4 and answer["seconds"] > 0 and isinstance(answer["text"], str)
+
+    out_folder = tmp_path / "exported"
+    code, out, err = run(capsys, "export", "--workdir", workdir, "--out", out_folder, "--json")
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert {"model.safetensors", "config.json", "README.md"} <= set(found["files"])
+    assert found["max_logit_difference"] is None
+    assert "| 9 |" in (out_folder / "README.md").read_text()  # the evaluation's table
+    code, out, _ = run(capsys, "show", "params", "--model", out_folder)
+    assert code == 0 and "post_layernorm" in out and "follows the last block" in out
+
+
+def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
+    code, out, _ = run(capsys, "show", "params", *tiny_args)
+    assert code == 0 and "decoder/layers/up/kernel" in out and "layers,embed,mlp" in out and "projector" in out
+    code, out, _ = run(capsys, "show", "sharding", *tiny_args, "--config.mesh.fsdp=4", "--config.mesh.tensor=2")
+    assert code == 0 and "(None, 'fsdp', 'tensor')" in out
+    page = tmp_path / "batch.html"
+    code, out, _ = run(capsys, "show", "batch", *tiny_args, "--packs", 2, "--out", page, "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1]) == {"path": str(page)}
+    text = page.read_text()
+    assert text.count('class="pack"') == 2 and "data:image/png" in text
+    assert "9 visual: 5…13" in text and 't s"> ' in text and "picture 1: 24 × 24 pixels, view 0, unit 0" in text
+
+
+def test_the_page_shows_which_views_are_whose(capsys, digits_folder, tmp_path):
+    page = tmp_path / "batch.html"
+    zoomed = {"sequence": "grid", "stacks": "zoom", "zoom": 2, "views": 50, "length": 190}
+    args = [f"--config.data.{name}={value}" for name, value in zoomed.items()]
+    config = f"{DIGITS}:recipe=deepstack,data={digits_folder}"
+    args += ["--config.model.newline=True", "--config.data.targets=100", "--packs", 1, "--out", page]
+    code, _, err = run(capsys, "show", "batch", "--config", config, *args)
+    assert code == 0, err
+    text = page.read_text()
+    assert "picture 1: 24 × 24 pixels, 2 × 2 tiles, views 0…24, units 0…4" in text
+    assert "picture 2: 24 × 24 pixels, 2 × 2 tiles, views 25…49, units 5…9" in text
+    assert text.count("<img") == 50 and "45 visual: 0…44, 6 newlines" in text
+
+
+def test_bench_data_has_a_row_for_each_stage(capsys, tiny_args):
+    args = ["--records", 20, "--packs", 64, "--step-seconds", 2]
+    code, out, err = run(capsys, "bench", "data", *tiny_args, *args, "--json")
+    assert code == 0, err
+    rows = {row["name"]: row for row in json.loads(out.splitlines()[-1])["rows"]}
+    assert all(row["value"] > 0 for row in rows.values())
+    assert rows["decode and resize"]["ratio"] > 0 and rows["decode and resize"]["unit"] == "images/s/core"
+    per_pack = 1 / rows["whole records, packed"]["value"]  # one record a pack
+    assert rows["cores for 64 packs in 2 s"]["value"] == pytest.approx(per_pack * 64 / 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["train", "--config", "configs/digits.py", "--config.train.stepz=3", "--workdir", "w"],
+            "did you mean 'train.steps'",
+        ),
+        (
+            ["train", "--config", "configs/digits.py", "--config.train.steps=x", "--workdir", "w"],
+            "train.steps is int",
+        ),
+        ([*TRAIN, "nowhere.py"], "no config file nowhere.py"),
+        ([*TRAIN, f"{DIGITS}:data=nowhere"], "run `lmm prepare`"),
+        (["evaluate", "--workdir", "nowhere"], "neither a workdir of `lmm train`"),
+        (["export", "--workdir", "w", "--out", "x"], "w is no workdir"),
+        (["show", "params"], "needs one of --config, --workdir and --model"),
+        (["prepare", "--data", "nowhere.json", "--out", "x"], "no file nowhere.json"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--images", "nowhere"], "no folder of pictures"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--template", "vicuna"], "no template 'vicuna'; known are"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--max-refused", "5"], "from 0 to 1"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--workers", "-1"], "-1 worker processes"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--rows", "5"], "--rows goes with --dataset, not with --data"),
+        ([*DATASET, "--images", "x"], "--images goes with --data"),
+        ([*DATASET, "--tokenizer", "x"], "--tokenizer goes with --data"),
+        ([*DATASET, "--template", "x"], "--template goes with --data"),
+        ([*DATASET, "--workers", "0"], "--workers goes with --data"),
+        ([*DATASET, "--max-refused", "0"], "--max-refused goes with --data"),
+    ],
+)
+def test_refusals_are_one_sentence_and_code_2(capsys, args, message):
+    code, _, err = run(capsys, *args)
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["trian"],
+        ["train", "--confg", "x"],
+        ["prepare", "--dataset", "mnist", "--out", "x"],
+        ["prepare", "--out", "x"],
+        [*DATASET, "--data", "x"],
+    ],
+)
+def test_usage_errors_exit_with_2(args):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(args)
+    assert exit.value.code == 2
+
+
+def test_errors_that_are_not_ours_keep_their_traceback(capsys, tiny_args, monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "train", lambda *_, **__: json.loads("broken"))
+    code, _, err = run(capsys, "train", *tiny_args, "--workdir", tmp_path)
+    assert code == 1 and "Traceback" in err
