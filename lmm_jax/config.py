@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 from ml_collections.config_dict import placeholder
 
-from lmm_jax.data.visual_layout import Arrangement
+from lmm_jax.data.visual_layout import VisualLayout
 
 SCHEMA = 1  # raised when a stored config.json of an older version can no longer be read
 
@@ -76,7 +76,7 @@ def base() -> ml_collections.ConfigDict:
     d.canvas = ()  # (height, width) in pixels of a view with aspect "own"; image_size² if empty
     d.tilings = ()  # (columns, rows), …: tiles of a picture, the one that keeps most of it if several; () = none
     d.zoom = 1  # every view once more at so many times its resolution, in zoom · zoom tiles (DeepStack-L-HD)
-    # Each recipe's values of these stand in the table of data/arrangement.py.
+    # Each recipe's values of these stand in the table of data/visual_layout.py.
     d.sequence = (
         "whole"  # of a picture stands in the sequence: whole, blank, samples, whole+samples, flat, grid, unpad
     )
@@ -241,28 +241,28 @@ def check(config):
         raise ConfigError("data.targets is of a pack whose data.views is set; set it, or leave both open")
     if data.too_long not in ("cut", "refuse"):
         raise ConfigError(f"data.too_long={data.too_long!r} is neither 'cut' nor 'refuse'")
-    _check_arrangement(config)
+    _check_visual_layout(config)
     if len(set(decoder.inject_layers)) != len(decoder.inject_layers):
         raise ConfigError(f"model.decoder.inject_layers={tuple(decoder.inject_layers)} names a layer twice")
 
 
-def _check_arrangement(config):
+def _check_visual_layout(config):
     data, model = config.data, config.model
     try:
-        arrangement = Arrangement.from_config(config)
+        visual = VisualLayout.from_config(config)
         for scale in model.scales:
-            arrangement.window(scale)
+            visual.window(scale)
     except ValueError as error:
         raise ConfigError(f"config: {error}") from error
-    if data.views is not None and data.views % arrangement.views_step:
+    if data.views is not None and data.views % visual.views_step:
         raise ConfigError(
-            f"data.views={data.views}: a picture has a multiple of {arrangement.views_step} views, so that the rest "
+            f"data.views={data.views}: a picture has a multiple of {visual.views_step} views, so that the rest "
             "would never be used; set a multiple"
         )
-    regroup, n = tuple(model.vision.get("regroup", ())), arrangement.tilings[0][0] if arrangement.tilings else 0
+    regroup, n = tuple(model.vision.get("regroup", ())), visual.tilings[0][0] if visual.tilings else 0
     if (regroup[1:] != (n,)) if data.stacks == "encoder" else regroup:
         raise ConfigError(
-            f"data.stacks='{data.stacks}' with data.tilings={arrangement.tilings} and "
+            f"data.stacks='{data.stacks}' with data.tilings={visual.tilings} and "
             f"model.vision.regroup={regroup}: "
             "stacks 'encoder' go with tilings ((n, n),) and regroup (layer, n), others without regroup"
         )
@@ -274,9 +274,9 @@ def _check_arrangement(config):
     else:
         of_encoder = len(levels)
     layers = tuple(model.decoder.inject_layers)
-    if len(layers) != arrangement.added + of_encoder:
+    if len(layers) != visual.added + of_encoder:
         raise ConfigError(
-            f"data.stacks='{data.stacks}' with data.tilings={arrangement.tilings} gives {arrangement.added} stacks, "
+            f"data.stacks='{data.stacks}' with data.tilings={visual.tilings} gives {visual.added} stacks, "
             f"model.vision.stack_levels={levels} {of_encoder}; model.decoder.inject_layers={layers} names "
             f"{len(layers)} layers, one is needed for each"
         )

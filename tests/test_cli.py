@@ -89,7 +89,7 @@ def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
     assert code == 0 and json.loads(out.splitlines()[-1]) == {"path": str(page)}
     text = page.read_text()
     assert text.count('class="pack"') == 2 and "data:image/png" in text
-    assert "9 visual: 5…13" in text and 't s"> ' in text and "picture 1: 24 × 24 pixels, view 0, unit 0" in text
+    assert "9 visual: 5…13" in text and 't s"> ' in text and "picture 1: 24 × 24 pixels, view 0, grid 0" in text
 
 
 def test_the_page_shows_which_views_are_whose(capsys, digits_folder, tmp_path):
@@ -101,8 +101,8 @@ def test_the_page_shows_which_views_are_whose(capsys, digits_folder, tmp_path):
     code, _, err = run(capsys, "show", "batch", "--config", config, *args)
     assert code == 0, err
     text = page.read_text()
-    assert "picture 1: 24 × 24 pixels, 2 × 2 tiles, views 0…24, units 0…4" in text
-    assert "picture 2: 24 × 24 pixels, 2 × 2 tiles, views 25…49, units 5…9" in text
+    assert "picture 1: 24 × 24 pixels, 2 × 2 tiles, views 0…24, grids 0…4" in text
+    assert "picture 2: 24 × 24 pixels, 2 × 2 tiles, views 25…49, grids 5…9" in text
     assert text.count("<img") == 50 and "45 visual: 0…44, 6 newlines" in text
 
 

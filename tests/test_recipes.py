@@ -12,7 +12,7 @@ import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.config import ConfigError, flatten
 from lmm_jax.data.packing import FULL, place_copies
-from lmm_jax.data.visual_layout import Arrangement
+from lmm_jax.data.visual_layout import VisualLayout
 from lmm_jax.training import optimizer
 from lmm_jax.training.state import make_program
 
@@ -219,17 +219,17 @@ def test_stages_of_convllava_differ_in_data_as_published():
 )
 def test_a_picture_has_the_published_number_of_visual_tokens(recipe, picture, tokens):
     config = load(recipe)
-    arrangement = Arrangement.from_config(config)
-    assert {scale: int(arrangement.tokens([picture], scale)[0]) for scale in config.model.scales} == tokens
+    visual = VisualLayout.from_config(config)
+    assert {scale: int(visual.tokens([picture], scale)[0]) for scale in config.model.scales} == tokens
 
 
 def test_banks_stacks_and_views_are_those_of_the_papers():
     def of(recipe):
         config = load(recipe)
-        return config, Arrangement.from_config(config)
+        return config, VisualLayout.from_config(config)
 
     config, m3 = of("m3:view=square")
-    assert sum(map(m3.unit_tokens, config.model.scales)) == 766
+    assert sum(map(m3.grid_tokens, config.model.scales)) == 766
     for recipe, views in (("l", {3, 4, 5}), ("hd", {15, 20, 25}), ("v", {5})):
         config, deepstack = of(f"deepstack:recipe={recipe}")
         assert {deepstack.views(tiling) for tiling in deepstack.tilings} == views
@@ -242,7 +242,7 @@ def test_banks_stacks_and_views_are_those_of_the_papers():
 def test_a_pack_of_m3_holds_the_copies_of_whatever_fits_a_row():
     for view, most in (("square", 2048 - 576), ("next", 4096 - 2928)):
         config = load(f"m3:view={view}")
-        tokens = [int(Arrangement.from_config(config).tokens([(672, 672)], s)[0]) for s in config.model.scales]
+        tokens = [int(VisualLayout.from_config(config).tokens([(672, 672)], s)[0]) for s in config.model.scales]
         for text in range(1, most + 1, 13):
             copies = sorted((text + n for n in tokens), reverse=True)
             empty = np.full((1, config.data.rows), config.data.length)

@@ -45,7 +45,7 @@ def bench_data(config, records=200, step_seconds=None, packs_per_host=None) -> l
         position += 1
     stored, read = _timed(lambda: [packs.data[source][row] for source, row in chosen])
     images = [data for record in stored for data in record["images"]]
-    layout, arrangement, scales = packs.layout, packs.layout.arrangement, packs.layout.scales
+    layout, visual, scales = packs.layout, packs.layout.visual, packs.layout.scales
     sizes = [list(map(image_size, record["images"])) for record in stored]
 
     def text():
@@ -55,7 +55,7 @@ def bench_data(config, records=200, step_seconds=None, packs_per_host=None) -> l
     _, laid_out = _timed(text)
     pictures, decoded = _timed(lambda: list(map(open_picture, images)))
     _, resized = _timed(lambda: list(map(layout.see, pictures)))
-    _, bare = _timed(lambda: [_bare_pillow(data, arrangement.size, arrangement.aspect == "pad") for data in images])
+    _, bare = _timed(lambda: [_bare_pillow(data, visual.size, visual.aspect == "pad") for data in images])
     _, whole = _timed(lambda: [packs[p] for p in range(position)])
     n, per_pack = len(images), whole / position
     rows = [

@@ -13,8 +13,8 @@ import types
 import numpy as np
 
 from lmm_jax.data.conversation import IMAGE
-from lmm_jax.data.packing import pack
-from lmm_jax.data.segments import bank_slots, lay_out
+from lmm_jax.data.pack_layout import bank_slots
+from lmm_jax.data.segments import lay_out, pack
 
 FOLDER = pathlib.Path(__file__).parent / "shapes"
 BEFORE_PICTURE = 8  # text ids

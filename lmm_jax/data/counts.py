@@ -25,12 +25,12 @@ class Counts:
     supervised: np.ndarray
 
 
-def count_rows(index, arrangement, scales, length, cut) -> Counts:
+def count_rows(index, visual, scales, length, cut) -> Counts:
     """Counts the rows of a prepared split.
 
     Args:
       index: arrays of `lmm_jax.data.prepare.index`.
-      arrangement: `Arrangement` of the pictures.
+      visual: `VisualLayout` of the pictures.
       scales: all scales of the bank; where a row is cut depends on the largest.
       length: positions of a row.
       cut: whether a conversation that is too long is cut after its last answer that fits.
@@ -47,7 +47,7 @@ def count_rows(index, arrangement, scales, length, cut) -> Counts:
         before = np.concatenate([[0], np.cumsum(of_sizes[kind])])
         return before[end] - before[begin]
 
-    tokens = np.stack([arrangement.tokens(sizes, scale) for scale in scales], axis=1)
+    tokens = np.stack([visual.tokens(sizes, scale) for scale in scales], axis=1)
     positions = np.stack([index["turn_tokens"] + shown(of_scale) for of_scale in tokens.T], axis=1)
     fitting = positions[:, scales.index(max(scales))] <= length
     kept = np.concatenate([[0], np.cumsum(fitting)])
@@ -65,7 +65,7 @@ def count_rows(index, arrangement, scales, length, cut) -> Counts:
         usable=usable & ~too_thin,
         positions=of_rows(positions),
         pictures=of_rows(index["turn_images"]).astype(np.int64),
-        views=of_rows(shown(arrangement.views_of(sizes))),
+        views=of_rows(shown(visual.views_of(sizes))),
         supervised=of_rows(index["turn_supervised"]).astype(np.int64),
     )
 
@@ -76,7 +76,7 @@ def needs_of(counts, scales, phases) -> Needs:
     Args:
       counts: of the rows.
       scales: as for `count_rows`.
-      phases: the sets of scales that train together, see `plan.scales_at`; a row must fit with any of them.
+      phases: the sets of scales that train together, see `stream.scales_at`; a row must fit with any of them.
     """
     most, shows = max(map(len, phases)), counts.pictures > 0
     copies = np.zeros((len(shows), most), np.int64)

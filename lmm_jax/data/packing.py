@@ -1,14 +1,10 @@
-"""Placing segments in the rows of a pack, and filling rows."""
+"""Which copies of conversations go into which row of a pack: numbers alone, longest first."""
 
 import numpy as np
 
-from lmm_jax.data.segments import NO_TARGET
+from lmm_jax.data.segments import DoesNotFit
 
 FULL = np.iinfo(np.int64).max
-
-
-class DoesNotFit(ValueError):
-    """A pack's segments, or their targets, exceed its rows."""
 
 
 def place_copies(copies, free):
@@ -97,43 +93,3 @@ def assign_rows(lengths, rows, length) -> list[int]:
         free[row] = room - needed
         found.append(row)
     return found
-
-
-def pack(segments, where, rows, length, targets) -> dict[str, np.ndarray]:
-    """Lays segments into the rows of a pack, one behind the other.
-
-    Args:
-      segments: `plan.Segment`s; all may use any slot of the pack.
-      where: the row of each.
-      rows: rows R of the pack.
-      length: positions T of a row.
-      targets: supervised positions K that a pack can hold.
-
-    Returns:
-      id, slot, position, segment: `[R, T]` int32; segment 0 is padding.
-      target_at, target, group: `[K]` int32; index into the pack's R·T positions, id, bitmask (0 = unused).
-
-    Raises:
-      DoesNotFit: more targets than there is room for.
-    """
-    out = {name: np.zeros((rows, length), np.int32) for name in ("id", "position", "segment")}
-    out["slot"] = np.full((rows, length), -1, np.int32)
-    next_id = np.full((rows, length), NO_TARGET, np.int32)
-    group = np.zeros((rows, length), np.int32)
-    used = np.zeros(rows, np.int64)
-    for number, (segment, row) in enumerate(zip(segments, where, strict=True), start=1):
-        n = len(segment)
-        at = (row, slice(used[row], used[row] + n))
-        out["id"][at], out["slot"][at] = segment.id, segment.slot
-        out["position"][at] = np.arange(n)
-        out["segment"][at] = number
-        next_id[at] = segment.target
-        group[at] = np.where(segment.target == NO_TARGET, 0, segment.group)
-        used[row] += n
-    found = np.flatnonzero(group)
-    if len(found) > targets:
-        raise DoesNotFit(f"{len(found)} supervised tokens, room for {targets}; raise data.targets")
-    for name, values in (("target_at", found), ("target", next_id.flat[found]), ("group", group.flat[found])):
-        out[name] = np.zeros(targets, np.int32)
-        out[name][: len(found)] = values
-    return out

@@ -9,11 +9,11 @@ from absl import flags
 
 from lmm_jax.data.counts import count_rows, needs_of
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.pack_layout import Layout
+from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.prepared import Prepared, as_turns
-from lmm_jax.data.segments import blank, scales_at
-from lmm_jax.data.stream import Capacity, Stream, choose_capacity, fits
-from lmm_jax.data.visual_layout import Arrangement
+from lmm_jax.data.segments import blank
+from lmm_jax.data.stream import Capacity, Stream, choose_capacity, fits, scales_at
+from lmm_jax.data.visual_layout import VisualLayout
 
 
 class Packs:
@@ -25,7 +25,7 @@ class Packs:
 
     Attributes:
       data: the `Prepared` split of each source.
-      layout: `Layout` of a pack.
+      layout: `PackLayout` of a pack.
       stream: `stream.Stream` over the usable rows.
     """
 
@@ -42,8 +42,8 @@ class Packs:
         self.per_step = packs_per_step
         # The sets of scales that train together; the rotation begins again after the last.
         self._phases = [scales_at(i, scales, config.train.scales_per_step or len(scales)) for i in range(len(scales))]
-        cut, arrangement = data.too_long == "cut", Arrangement.from_config(config)
-        self._counts = [count_rows(d.index, arrangement, scales, data.length, cut) for d in self.data]
+        cut, visual = data.too_long == "cut", VisualLayout.from_config(config)
+        self._counts = [count_rows(d.index, visual, scales, data.length, cut) for d in self.data]
         self._needs = [needs_of(counts, scales, self._phases) for counts in self._counts]
         weights = [weight for _, weight in sources]
         usable = [np.flatnonzero(counts.usable) for counts in self._counts]
@@ -52,7 +52,7 @@ class Packs:
             [n.take(rows) for n, rows in zip(self._needs, usable, strict=True)],
             weights,
             config.seed,
-            arrangement.views_step,
+            visual.views_step,
         )
         self._rows = [rows[fits(n.take(rows), capacity)] for n, rows in zip(self._needs, usable, strict=True)]
         for d, n, rows in zip(self.data, self._needs, self._rows, strict=True):
@@ -64,7 +64,7 @@ class Packs:
                 )
         needs = [n.take(rows) for n, rows in zip(self._needs, self._rows, strict=True)]
         self.stream = Stream(needs, weights, capacity, config.seed, shuffle)
-        self.layout = Layout.from_config(config, capacity)
+        self.layout = PackLayout.from_config(config, capacity)
         self._first = np.cumsum([0, *map(len, self.data)])
         self._known = None, False  # a step, and whether its batch has a picture
 
@@ -87,7 +87,7 @@ class Packs:
             "weights": [float(w) for w in s.weights],
             "tokenizer": self.tokenizer.fingerprint,
             "template": self.layout.template,
-            "arrangement": json.loads(json.dumps(dataclasses.asdict(self.layout.arrangement))),  # without tuples
+            "visual_layout": json.loads(json.dumps(dataclasses.asdict(self.layout.visual))),  # without tuples
             "seed": s.seed,
             "capacity": list(dataclasses.astuple(s.capacity)),
             "scales": [list(phase) for phase in self._phases],
@@ -107,24 +107,24 @@ class Packs:
         return f"{self.data[source].folder} ({self.data[source].split}) row {row}"
 
     def __getitem__(self, position):
-        """The pack at a global position: arrays as `Layout.assemble` gives them, and for the host
+        """The pack at a global position: arrays as `PackLayout.assemble` gives them, and for the host
 
         record_index: `[records]` int64, rows numbered on over the sources.
         bad: `[records]` bool, those that were replaced.
         faults: list of dicts (position, file, row, id, reason) of each of them.
 
-        Pixels, source and extent are left out where no pack of the whole global batch has a picture.
+        Pixels, gather and extent are left out where no pack of the whole global batch has a picture.
         """
         step = position // self.per_step
         scales = self._phases[step % len(self._phases)]
         where = iter(self.stream[position].where)
         segments, rows, pictures, numbers, bad, faults = [], [], [], [], [], []
-        arrangement, unit = self.layout.arrangement, 0
+        visual, grid = self.layout.visual, 0
         for source, row in self.members(position):
             numbers.append(self._first[source] + row)
             sizes = self.sizes(source, row)
             try:
-                mine, pixels = self._read(source, row, scales, unit)
+                mine, pixels = self._read(source, row, scales, grid)
                 bad.append(False)
             except Exception as error:  # whatever is wrong with one record must not end or move the stream
                 mine, pixels = list(map(blank, self._lengths(source, row, scales))), [None] * len(sizes)
@@ -134,15 +134,15 @@ class Packs:
             segments += sorted(mine, key=len, reverse=True)
             rows += [next(where) for _ in range((self._needs[source].copies[row] > 0).sum())][: len(mine)]
             pictures += zip(sizes, pixels, strict=True)
-            unit += sum(arrangement.units(arrangement.tiling(*size)) for size in sizes)
+            grid += sum(visual.grids(visual.tiling(*size)) for size in sizes)
         out = self.layout.assemble(segments, pictures, rows)
         if not self._shows(step):
-            out = {name: x for name, x in out.items() if name not in ("pixels", "source", "extent")}
+            out = {name: x for name, x in out.items() if name not in ("pixels", "gather", "extent")}
         return out | {"record_index": np.array(numbers, np.int64), "bad": np.array(bad), "faults": faults}
 
-    def _read(self, source, row, scales, unit):
+    def _read(self, source, row, scales, grid):
         record, sizes = self.data[source][row], self._sizes(source, row)
-        segments = self.layout.training_segments(as_turns(record), sizes, self.tokenizer, scales, unit)
+        segments = self.layout.training_segments(as_turns(record), sizes, self.tokenizer, scales, grid)
         pictures = [open_picture(data) for data in record["images"][: self._counts[source].pictures[row]]]
         found = [picture.size for picture in pictures]
         if [len(s) for s in segments] != self._lengths(source, row, scales) or found != self.sizes(source, row):

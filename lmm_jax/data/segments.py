@@ -1,6 +1,6 @@
-"""Index arithmetic: which bank slot stands at which position, and where stacks come from. All numpy.
+"""Segments: one copy of a conversation at one scale, opened into positions, and the rows of a pack that hold them.
 
-Everything variable is decided here, so that the device program has static shapes.
+Index arithmetic in numpy. Everything variable is decided here, so that the device program has static shapes.
 """
 
 import dataclasses
@@ -10,6 +10,10 @@ import numpy as np
 from lmm_jax.data.conversation import IMAGE
 
 NO_TARGET = -1
+
+
+class DoesNotFit(ValueError):
+    """A pack's segments, or their targets, exceed its rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,46 +69,41 @@ def blank(length) -> Segment:
     return Segment(np.zeros(length, np.int32), nothing, np.full(length, NO_TARGET, np.int32), 0)
 
 
-def bank_slots(cells, first, number, tokens, units) -> np.ndarray:
-    """Slots `[n]` int32 of a picture's visual tokens in the bank that `visual_tokens.bank` builds.
+def pack(segments, where, rows, length, targets) -> dict[str, np.ndarray]:
+    """Lays segments into the rows of a pack, one behind the other.
 
     Args:
-      cells: `[n]` int, unit · tokens + token, the picture's units counted from 0; negative for the newline, whose
-        slot is the bank's last.
-      first: number of the picture's first unit in its pack.
-      number: of the scale among those of the bank.
-      tokens: slots of a unit at each scale of the bank, in its order.
-      units: units of a pack, U.
-    """
-    slots = units * sum(tokens[:number]) + first * tokens[number] + cells
-    return np.where(cells < 0, units * sum(tokens), slots).astype(np.int32)
-
-
-def scales_at(step, scales, per_step) -> tuple[int, ...]:
-    """The scales that train at `step` when only `per_step` of them do: evenly spread, each equally often."""
-    n = len(scales)
-    return tuple(scales[i] for i in sorted({(step + j * n // per_step) % n for j in range(per_step)}))
-
-
-def margins(rows, columns, width, height):
-    """Rows above and below, and columns left and right, of a canvas that its picture leaves (LLaVA-NeXT).
-
-    The reference's roundings are kept: a cell of padding may stay, and of a small picture at a coarse scale nothing.
-
-    Args:
-      rows, columns: of the canvas, in tokens.
-      width, height: of the original picture, in pixels; `resize_fitted` has centred it. Or arrays of them.
+      segments: `Segment`s; all may use any slot of the pack.
+      where: the row of each.
+      rows: rows R of the pack.
+      length: positions T of a row.
+      targets: supervised positions K that a pack can hold.
 
     Returns:
-      `(rows, columns)` on each side, int or arrays.
+      id, slot, position, segment: `[R, T]` int32; segment 0 is padding.
+      target_at, target, group: `[K]` int32; index into the pack's R·T positions, id, bitmask (0 = unused).
+
+    Raises:
+      DoesNotFit: more targets than there is room for.
     """
-    wide = width / height > columns / rows
-    above = (rows - (height * (columns / width)).astype(np.int64)) // 2
-    left = (columns - (width * (rows / height)).astype(np.int64)) // 2
-    return np.where(wide, above, 0), np.where(wide, 0, left)
-
-
-def unpad(rows, columns, width, height) -> tuple[slice, slice]:
-    """The cells of a canvas that show its picture, see `margins`: `(row slice, column slice)`, possibly empty."""
-    above, left = map(int, margins(rows, columns, np.float64(width), np.float64(height)))
-    return slice(above, rows - above), slice(left, columns - left)
+    out = {name: np.zeros((rows, length), np.int32) for name in ("id", "position", "segment")}
+    out["slot"] = np.full((rows, length), -1, np.int32)
+    next_id = np.full((rows, length), NO_TARGET, np.int32)
+    group = np.zeros((rows, length), np.int32)
+    used = np.zeros(rows, np.int64)
+    for number, (segment, row) in enumerate(zip(segments, where, strict=True), start=1):
+        n = len(segment)
+        at = (row, slice(used[row], used[row] + n))
+        out["id"][at], out["slot"][at] = segment.id, segment.slot
+        out["position"][at] = np.arange(n)
+        out["segment"][at] = number
+        next_id[at] = segment.target
+        group[at] = np.where(segment.target == NO_TARGET, 0, segment.group)
+        used[row] += n
+    found = np.flatnonzero(group)
+    if len(found) > targets:
+        raise DoesNotFit(f"{len(found)} supervised tokens, room for {targets}; raise data.targets")
+    for name, values in (("target_at", found), ("target", next_id.flat[found]), ("group", group.flat[found])):
+        out[name] = np.zeros(targets, np.int32)
+        out[name][: len(found)] = values
+    return out

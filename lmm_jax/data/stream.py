@@ -296,3 +296,9 @@ def _permutation(size, seed, what, number) -> np.ndarray:
     key = hashlib.sha256(f"{seed} {what} {number}".encode()).digest()[:16]
     raw = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(size)
     return np.argsort(raw, kind="stable")
+
+
+def scales_at(step, scales, per_step) -> tuple[int, ...]:
+    """The scales that train at `step` when only `per_step` of them do: evenly spread, each equally often."""
+    n = len(scales)
+    return tuple(scales[i] for i in sorted({(step + j * n // per_step) % n for j in range(per_step)}))

@@ -210,3 +210,27 @@ def views(picture, size, aspect="pad", tiling=(), zoom=1) -> np.ndarray:
             cells = np.asarray(canvas).reshape(rows, factor, size, columns, factor, size, 3)
             seen.append(cells.transpose(0, 3, 1, 4, 2, 5, 6).reshape(-1, size, size, 3))
     return np.concatenate(seen)
+
+
+def margins(rows, columns, width, height):
+    """Rows above and below, and columns left and right, of a canvas that its picture leaves (LLaVA-NeXT).
+
+    The reference's roundings are kept: a cell of padding may stay, and of a small picture at a coarse scale nothing.
+
+    Args:
+      rows, columns: of the canvas, in tokens.
+      width, height: of the original picture, in pixels; `resize_fitted` has centred it. Or arrays of them.
+
+    Returns:
+      `(rows, columns)` on each side, int or arrays.
+    """
+    wide = width / height > columns / rows
+    above = (rows - (height * (columns / width)).astype(np.int64)) // 2
+    left = (columns - (width * (rows / height)).astype(np.int64)) // 2
+    return np.where(wide, above, 0), np.where(wide, 0, left)
+
+
+def unpad(rows, columns, width, height) -> tuple[slice, slice]:
+    """The cells of a canvas that show its picture, see `margins`: `(row slice, column slice)`, possibly empty."""
+    above, left = map(int, margins(rows, columns, np.float64(width), np.float64(height)))
+    return slice(above, rows - above), slice(left, columns - left)

@@ -30,8 +30,7 @@ import math
 
 import numpy as np
 
-from lmm_jax.data.segments import margins, unpad
-from lmm_jax.data.views import ASPECTS, choose_canvas, select_tiling, size_on_canvas
+from lmm_jax.data.views import ASPECTS, choose_canvas, margins, select_tiling, size_on_canvas, unpad
 
 NEWLINE = -1  # among the slots of a picture
 SEQUENCES = ("whole", "blank", "samples", "whole+samples", "flat", "grid", "unpad")
@@ -40,10 +39,10 @@ SAMPLINGS = ("2d", "1d", "grid")
 
 
 @dataclasses.dataclass(frozen=True)
-class Arrangement:
+class VisualLayout:
     """Where the visual tokens of a picture come from and where they stand; see the module's table.
 
-    A *unit* of a picture is one grid of the bank. Its views and units are counted from 0.
+    A picture has one or several *grids*, each a square of cells of the bank. Its views and grids are counted from 0.
 
     Attributes:
       size: side of a square view, or what the short side of a picture with its own aspect ratio becomes; pixels.
@@ -56,7 +55,7 @@ class Arrangement:
         the mosaic of its tiles row by row. "unpad": as "grid", without the rows or columns that are padding.
       stacks: what is added over it.
         "": nothing. "samples": the mosaic of the tiles, sampled. "copies": the whole picture, as often as a picture
-        has tiles at most. "whole": the whole picture, once. "whole+samples": both. "zoom": of each unit its own
+        has tiles at most. "whole": the whole picture, once. "whole+samples": both. "zoom": of each grid its own
         zoomed tiles, sampled. "encoder": the tiles are stacked inside the encoder, which returns whole pictures.
       sampling: stack k = i · columns + j of a mosaic of (columns, rows) tiles is "2d": every (rows, columns)-th cell
         from (i, j); "1d": every (columns · rows)-th cell from k on, row by row; "grid": tile k.
@@ -150,7 +149,7 @@ class Arrangement:
             )
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def view_grid(self) -> tuple[int, int]:
         """Rows and columns of a view's features."""
         return self.canvas[0] // self.cell, self.canvas[1] // self.cell
 
@@ -163,7 +162,7 @@ class Arrangement:
 
     @property
     def direct(self) -> bool:
-        """Whether the encoder's grids are the units as they stand, so that a pack needs no source."""
+        """Whether the bank takes the encoder's grids as they stand, so that a pack needs no gather."""
         return not self.added and self.sequence in ("whole", "flat", "grid", "unpad")
 
     @property
@@ -195,7 +194,7 @@ class Arrangement:
         """Views of a picture: whole, tiles, and the zoomed tiles of each."""
         return (1 + math.prod(tiling) if tiling else 1) * (1 + self.zoom**2 if self.zoom > 1 else 1)
 
-    def units(self, tiling) -> int:
+    def grids(self, tiling) -> int:
         """Units of a picture."""
         tiles = math.prod(tiling) if tiling else 0
         return {"whole": 1, "blank": 1, "samples": tiles}.get(self.sequence, 1 + tiles)
@@ -204,24 +203,24 @@ class Arrangement:
         """Views of each of many pictures, `[n]`."""
         return np.array([self.views(tiling) for tiling in self._seen])[self.choose(sizes)]
 
-    def most_units(self, views) -> int:
-        """The most units of pictures that have so many views together: U of a pack."""
+    def most_grids(self, views) -> int:
+        """The most grids of pictures that have so many views together: U of a pack."""
         if self.direct and self.stacks != "encoder":
             return views
-        kinds = {(self.views(tiling), self.units(tiling)) for tiling in self._seen}
+        kinds = {(self.views(tiling), self.grids(tiling)) for tiling in self._seen}
         most = [0] * (views + 1)
         for n in range(1, views + 1):
             most[n] = max([most[n - 1], *(most[n - v] + u for v, u in kinds if v <= n)])
         return most[views]
 
-    def source(self, tiling) -> np.ndarray:
-        """Where bank and stacks come from: `[1 + S, units, g, g]` int32, cells of the picture's views, -1 = zeros."""
-        g = self.grid[0]
+    def gather(self, tiling) -> np.ndarray:
+        """Where bank and stacks come from: `[1 + S, grids, g, g]` int32, cells of the picture's views, -1 = zeros."""
+        g = self.view_grid[0]
         whole = np.arange(g * g).reshape(g, g)
         nothing = np.full_like(whole, -1)
         tiles = sample(mosaic(*tiling, g, 1), *tiling, self.sampling) if tiling else []
         bank = {"whole": [whole], "blank": [nothing], "samples": tiles, "whole+samples": [whole, *tiles]}.get(
-            self.sequence, [whole + view * g * g for view in range(self.units(tiling))]
+            self.sequence, [whole + view * g * g for view in range(self.grids(tiling))]
         )
         if self.stacks == "zoom":
             n, before = self.zoom, 1 + math.prod(tiling) if tiling else 1
@@ -249,10 +248,10 @@ class Arrangement:
             raise ValueError(f"{scale} tokens do not tile a {side}×{side} grid; valid scales are {valid}")
         return side // m
 
-    def unit_tokens(self, scale) -> int:
-        """Slots of a unit in the bank at `scale`: `scale`, of a canvas more."""
+    def grid_tokens(self, scale) -> int:
+        """Slots of a grid in the bank at `scale`: `scale`, of a canvas more."""
         k = self.window(scale)
-        return (self.grid[0] // k) * (self.grid[1] // k)
+        return (self.view_grid[0] // k) * (self.view_grid[1] // k)
 
     def extents(self, sizes) -> np.ndarray:
         """`[n, 2]` int32 (height, width) in pixels of each picture on its canvas; of aspect "own" alone."""
@@ -261,21 +260,21 @@ class Arrangement:
         return np.array(found, np.int32).reshape(-1, 2)
 
     def slots(self, tiling, scale, size) -> np.ndarray:
-        """What stands in the sequence for a picture: `[n]` int, unit · `unit_tokens` + token, or `NEWLINE`.
+        """What stands in the sequence for a picture: `[n]` int, grid · `grid_tokens` + token, or `NEWLINE`.
 
         Args:
           tiling: `(columns, rows)` of its tiles, or ().
           scale: tokens of a square view.
           size: `(width, height)` of the picture, pixels.
         """
-        k, n = self.window(scale), self.unit_tokens(scale)
+        k, n = self.window(scale), self.grid_tokens(scale)
         if self.aspect == "own":
             rows, columns = self.extents([size])[0] // self.cell // k
-            return np.add.outer(np.arange(rows) * (self.grid[1] // k), np.arange(columns)).reshape(-1)
+            return np.add.outer(np.arange(rows) * (self.view_grid[1] // k), np.arange(columns)).reshape(-1)
         if self.sequence not in ("grid", "unpad"):
-            return np.arange(self.units(tiling) * n)
+            return np.arange(self.grids(tiling) * n)
         if tiling:
-            canvas = mosaic(*tiling, self.grid[0] // k, 1)
+            canvas = mosaic(*tiling, self.view_grid[0] // k, 1)
             canvas = canvas[unpad(*canvas.shape, *size)] if self.sequence == "unpad" else canvas
         else:  # one newline alone after a picture without tiles if un-padded, as the reference has it
             canvas = np.zeros((int(self.sequence == "unpad"), 0), np.int64)
@@ -306,7 +305,7 @@ class Arrangement:
         if self.aspect == "own":
             a, b = (self.extents(sizes) // self.cell // k).T
         elif self.sequence == "unpad" and tiling:
-            q = self.grid[0] // k
+            q = self.view_grid[0] // k
             a, b = margins(tiling[1] * q, tiling[0] * q, *sizes.T)
         else:
             return np.zeros(len(sizes), np.int64)
@@ -332,7 +331,7 @@ def mosaic(columns, rows, side, first) -> np.ndarray:
 
 
 def sample(cells, columns, rows, sampling) -> list[np.ndarray]:
-    """Takes a mosaic apart into columns · rows grids of a tile's size, see `Arrangement.sampling`."""
+    """Takes a mosaic apart into columns · rows grids of a tile's size, see `VisualLayout.sampling`."""
     places = [(i, j) for i in range(rows) for j in range(columns)]
     height, width = cells.shape[0] // rows, cells.shape[1] // columns
     if sampling == "2d":  # each cell of the whole picture receives the features that lie under it

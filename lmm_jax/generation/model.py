@@ -11,7 +11,7 @@ from lmm_jax import sharding
 from lmm_jax.config import read_config, save_config
 from lmm_jax.data.conversation import IMAGE_TAG, stop_id
 from lmm_jax.data.images import image_size, open_picture
-from lmm_jax.data.pack_layout import Layout
+from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
 from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.hf import read_config as configs
@@ -65,7 +65,7 @@ class Model:
 
     def __init__(self, program, params, tokenizer, table=()):
         self.program, self.params, self.tokenizer, self.table = program, params, tokenizer, table
-        self._layout = Layout.from_config(program.config)
+        self._layout = PackLayout.from_config(program.config)
         self.stop = stop_id(tokenizer, self._layout.template)
         self._generate = jax.jit(
             functools.partial(generate_tokens, program.model, eos=self.stop),
@@ -113,9 +113,9 @@ class Model:
     def generate_ids(self, images, prompts, scale=None, max_new_tokens=64, batch_size=256) -> list[list[int]]:
         """As `generate` for a list of prompts: the ids of each answer, its end not among them."""
         scale = max(self.scales) if scale is None else scale
-        self._layout.arrangement.window(scale)
+        self._layout.visual.window(scale)
         requests = [self._request(*r, scale) for r in zip(images, prompts, strict=True)]
-        # Prompts of like length and equally many views, which have equally many units, share a batch.
+        # Prompts of like length and equally many views, which have equally many grids, share a batch.
         keys = [(layout.views, _bucket(len(segment))) for layout, segment, _ in requests]
         answers = [[]] * len(requests)
         for key in sorted(set(keys)):
@@ -129,7 +129,7 @@ class Model:
         return answers
 
     def batch(self, images, prompt, scale=None):
-        """One prompt as the model sees it, padded: a batch of one pack, see `Layout.assemble`."""
+        """One prompt as the model sees it, padded: a batch of one pack, see `PackLayout.assemble`."""
         scale = max(self.scales) if scale is None else scale
         layout, segment, pictures = self._request(images, prompt, scale)
         return _assemble([(layout, segment, pictures)], _bucket(len(segment)))
@@ -137,15 +137,15 @@ class Model:
     def visual_tokens(self, images, scale=None) -> int:
         """Positions that `images` of one prompt take at `scale`."""
         sizes = [image_size(image) for image in images]
-        return int(self._layout.arrangement.tokens(sizes, max(self.scales) if scale is None else scale).sum())
+        return int(self._layout.visual.tokens(sizes, max(self.scales) if scale is None else scale).sum())
 
     def _request(self, images, prompt, scale):
         pictures = [open_picture(image) for image in images]
         if IMAGE_TAG not in prompt:
             prompt = f"{IMAGE_TAG}\n" * len(pictures) + prompt
         sizes = [picture.size for picture in pictures]
-        arrangement = self._layout.arrangement
-        views = int(arrangement.views_of(sizes).sum()) if pictures else arrangement.fewest_views  # blank ones
+        visual = self._layout.visual
+        views = int(visual.views_of(sizes).sum()) if pictures else visual.fewest_views  # blank ones
         layout = dataclasses.replace(self._layout, scales=(scale,), views=views, rows=1, targets=0)
         (segment,) = layout.segments([("user", prompt)], sizes, self.tokenizer, (scale,))
         return layout, segment, pictures

@@ -97,7 +97,7 @@ def read_config(folder, vision=None):
     if depth is None:
         raise LoadError(f"{keys.path}: mm_projector_type '{kind}' is not supported; linear and mlpNx_gelu are")
     cfg.model.projector.depth = depth
-    _arrangement(cfg, keys)
+    _visual_layout(cfg, keys)
     cfg.data.template = _template(keys)
     cfg.data.length = keys.get("tokenizer_model_max_length") or keys.get("max_position_embeddings", 2048)
     return cfg.lock()
@@ -300,8 +300,8 @@ def _vision(cfg, tower, processor, keys):
         raise LoadError(f"{processor.path}: pictures of {size} pixels for a tower of {cfg.model.vision.image_size}")
 
 
-def _arrangement(cfg, keys):
-    """Which views there are and where their tokens go: see `data.arrangement`."""
+def _visual_layout(cfg, keys):
+    """Which views there are and where their tokens go: see `data.visual_layout`."""
     vision, data = cfg.model.vision, cfg.data
     cfg.model.scales = tuple(
         keys.get("matryoshka_vis_token_scale", ((vision.image_size // cell_size(cfg.model)) ** 2,))

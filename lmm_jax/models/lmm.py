@@ -39,12 +39,12 @@ class LMM(nn.Module):
             init = nn.with_logical_partitioning(nn.initializers.normal(self.decoder.width**-0.5), ("norm",))
             self.image_newline = self.param("image_newline", init, (self.decoder.width,), jnp.float32)
 
-    def visual_tokens(self, pixels, source=None, extent=None, scales=None):
+    def visual_tokens(self, pixels, gather=None, extent=None, scales=None):
         """Encodes the pictures of each pack to its bank and stacks.
 
         Args:
           pixels: `[G, V, H, W, 3]` uint8.
-          source: `[G, 1 + S, U, h, w]` int, index into the pack's V·h·w features for each bank cell and, cell for
+          gather: `[G, 1 + S, U, h, w]` int, index into the pack's V·h·w features for each bank cell and, cell for
             cell, for each stack; -1 = zeros. None takes every view as it stands and no stacks from tiles.
           extent: `[G, V, 2]` int, height and width of the picture in each view, pixels; None if they fill it.
           scales: as the field, which is the default.
@@ -55,8 +55,8 @@ class LMM(nn.Module):
         """
         features, *levels = self._encode(pixels, extent)
         h, w = features.shape[2:4]
-        grids = [*self._grids(self.projector, features, source)]
-        whole = None if source is None else source[:, :1]
+        grids = [*self._grids(self.projector, features, gather)]
+        whole = None if gather is None else gather[:, :1]
         for project, level, n in zip(self.level_projectors, levels, self.vision.level_strides, strict=True):
             for under in sample_strided(level[:, :, : n * h, : n * w], n):
                 grids += [*self._grids(project, under, whole)]
@@ -67,7 +67,7 @@ class LMM(nn.Module):
     def _encode(self, pixels, extent):
         """Features `[G, V', h, w, C]` of the views, and of the encoder's levels; V' leaves out those regrouped."""
         G, V, H, W = pixels.shape[:4]
-        picture = 1 + self.vision.tiles
+        picture = 1 + self.vision.extra_views
         devices = sharding.ways("views")  # over which blank views make those of all packs divide
         room = ((0, 0), (0, -V % (picture * devices // math.gcd(devices, G))))
         pixels = jnp.pad(pixels, (*room, (0, 0), (0, 0), (0, 0))).reshape(-1, H, W, 3)
@@ -75,15 +75,15 @@ class LMM(nn.Module):
         maps = self.vision(pixels, extent)
         return [x.reshape(G, -1, *x.shape[1:])[:, : V // picture] for x in maps]
 
-    def _grids(self, project, features, source):
+    def _grids(self, project, features, gather):
         """Projected grids `[K, G, U, h, w, D]` of features `[G, V, h, w, C]`, by `[G, K, U, h, w]` or as is."""
-        if source is None:
+        if gather is None:
             return project(features)[None]
         G, *_, C = features.shape
-        rows = take(features.reshape(G, -1, C), source.reshape(G, -1))
+        rows = take(features.reshape(G, -1, C), gather.reshape(G, -1))
         rows = constrain(rows, "batch", "length", None)  # the projector's work is shared out like the decoder's
-        grids = project(rows.reshape(*source.shape, C))
-        return jnp.where((source >= 0)[..., None], grids, 0).swapaxes(0, 1)
+        grids = project(rows.reshape(*gather.shape, C))
+        return jnp.where((gather >= 0)[..., None], grids, 0).swapaxes(0, 1)
 
     def _bank(self, grids, scales, newline):
         slots = bank(grids, scales, self.vision.grid)
@@ -131,7 +131,7 @@ class LMM(nn.Module):
         return self.logits(h[:, 0, 0]), cache.append(k, v)
 
     def _see(self, batch, scales=None):
-        return self.visual_tokens(batch["pixels"], batch.get("source"), batch.get("extent"), scales)
+        return self.visual_tokens(batch["pixels"], batch.get("gather"), batch.get("extent"), scales)
 
     def _decode(self, batch, visual, stacks):
         slot = batch["slot"]

@@ -2,7 +2,7 @@
 
 The bank `[G, P, D]` holds every visual vector of a pack at every requested scale; a *slot* is an index into it.
 `stacks` `[S, G, P, D]` lie over the bank slot for slot: what is added to the residual stream at the same positions.
-Which slot stands at which position is index arithmetic of `lmm_jax.data.segments`, in numpy.
+Which slot stands at which position is index arithmetic of `lmm_jax.data.pack_layout`, in numpy.
 """
 
 import functools

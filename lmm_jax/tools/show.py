@@ -109,7 +109,7 @@ def _pack_html(packs, position):
 def _pictures_html(pixels, packs, position):
     """Each picture of a pack: the whole, its tiles as they lie, then the zoomed tiles of each."""
     layout, out = packs.layout, []
-    a = layout.arrangement
+    a = layout.visual
     sizes = [size for member in packs.members(position) for size in packs.sizes(*member)]
     for number, p in enumerate(layout.place(sizes), start=1):
         views, tiles = pixels[p.view : p.view + a.views(p.tiling)], math.prod(p.tiling) if p.tiling else 0
@@ -123,11 +123,11 @@ def _pictures_html(pixels, packs, position):
             at += rows * columns
             lines = ["".join(cut[r * columns : (r + 1) * columns]) for r in range(rows)]
             shown.append(f'<span class="grid">{"<br>".join(lines)}</span>')
-        seen, units = _span("view", p.view, len(views)), _span("unit", p.unit, a.units(p.tiling))
+        seen, grids_of = _span("view", p.view, len(views)), _span("grid", p.grid, a.grids(p.tiling))
         tiled = f", {p.tiling[0]} × {p.tiling[1]} tiles" if tiles else ""
         out.append(
             f"<p><small>picture {number}: {p.size[0]} × {p.size[1]} pixels{tiled}, "
-            f"{seen}, {units}</small><br>{''.join(shown)}</p>"
+            f"{seen}, {grids_of}</small><br>{''.join(shown)}</p>"
         )
     return "".join(out)
 

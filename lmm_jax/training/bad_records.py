@@ -15,8 +15,8 @@ class BadData(ValueError):
     """More records than allowed could not be read."""
 
 
-class Ledger:
-    """Faults of this process's part of the stream, one JSON line each in `WORKDIR/ledger.jsonl`.
+class BadRecords:
+    """Faults of this process's part of the stream, one JSON line each in `WORKDIR/bad_records.jsonl`.
 
     Attributes:
       seen, bad: records so far, and those of them that were replaced.
@@ -24,7 +24,7 @@ class Ledger:
 
     def __init__(self, workdir, max_share, max_run):
         """Args: see `config.data.max_bad_share` and `max_bad_run`."""
-        name = "ledger.jsonl" if jax.process_count() == 1 else f"ledger_{jax.process_index()}.jsonl"
+        name = "bad_records.jsonl" if jax.process_count() == 1 else f"bad_records_{jax.process_index()}.jsonl"
         self._lines = storage.Lines(epath.Path(workdir) / name)
         self.seen = self.bad = self._run = 0
         self._max_share, self._max_run = max_share, max_run

@@ -17,7 +17,7 @@ from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
 from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
 from lmm_jax.pods import hosts
 from lmm_jax.training import metrics as metrics_lib
-from lmm_jax.training.bad_records import Ledger
+from lmm_jax.training.bad_records import BadRecords
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.start import start
 from lmm_jax.training.state import abstract_state, init_state, make_program
@@ -103,9 +103,9 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
     train_step, eval_step = jit_train_step(program), jit_eval_step(program)
     progress = metrics_lib.Progress(start, t.steps, main)
     meter = _Meter()
-    ledger = Ledger(workdir, config.data.max_bad_share, config.data.max_bad_run)
+    bad_records = BadRecords(workdir, config.data.max_bad_share, config.data.max_bad_run)
     if main and not start:
-        ledger.note_left_out(packs)
+        bad_records.note_left_out(packs)
     last, recent = {}, []
     with program.use(), _stop_signal() as stop, contextlib.ExitStack() as trace:
         iterator = stream_of(packs, start=start, stop=t.steps)
@@ -115,7 +115,7 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
             with meter.waiting():
                 batch = next(iterator)
             host = {name: batch.pop(name) for name in HOST_ONLY}
-            ledger.add(host["bad"][host["record_index"] >= 0], host["faults"])
+            bad_records.add(host["bad"][host["record_index"] >= 0], host["faults"])
             recent.append((step, host["record_index"]))
             meter.count(batch)
             state, metrics = train_step(state, to_global(batch))
@@ -127,7 +127,7 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
             ends = step == t.steps or stopping
             if step % t.log_every == 0 or ends:
                 last = _summarise(jax.device_get(metrics), state, program) | meter.rates()
-                last["bad_records"] = _sum_over_hosts(ledger.bad)
+                last["bad_records"] = _sum_over_hosts(bad_records.bad)
                 _check_finite(state, recent, t.max_skipped, checkpoints, progress)
                 recent = []
                 writer.write(step, last)
@@ -144,7 +144,7 @@ def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, m
                 with meter.paused():
                     checkpoints.save(state, stream)
                     writer.flush()
-                    ledger.flush()
+                    bad_records.flush()
             if stopping:
                 checkpoints.wait()
                 progress.close()

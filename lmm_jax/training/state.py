@@ -66,10 +66,10 @@ def init_params(model, key):
     vision, decoder = model.vision, model.decoder
     batch = {name: jnp.zeros((1, 1, 1), jnp.int32) for name in ("id", "slot", "position", "segment")}
     size = vision.grid * vision.stride
-    batch["pixels"] = jnp.zeros((1, 1 + vision.tiles, size, size, 3), jnp.uint8)
+    batch["pixels"] = jnp.zeros((1, 1 + vision.extra_views, size, size, 3), jnp.uint8)
     tiled = len(decoder.inject_layers) - sum(n * n for n in vision.level_strides)
     if tiled:
-        batch["source"] = jnp.zeros((1, 1 + tiled, 1, vision.grid, vision.grid), jnp.int32)
+        batch["gather"] = jnp.zeros((1, 1 + tiled, 1, vision.grid, vision.grid), jnp.int32)
     return model.init(key, batch, method=lambda m, b: m.logits(m(b)))["params"]
 
 

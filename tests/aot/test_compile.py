@@ -57,7 +57,7 @@ def test_the_abstract_batch_has_the_shapes_of_a_real_one(tiny, recipe):
     found = tool.abstract_batch(config, mesh)
     assert {name: (x.shape, x.dtype) for name, x in found.items()} == want
     assert {x.sharding for x in found.values()} == {sharding.batch_sharding(mesh, config.rules)}
-    assert ("source" in found) == (recipe == "deepstack")
+    assert ("gather" in found) == (recipe == "deepstack")
 
 
 def test_packs_that_do_not_divide_are_refused(tiny):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.conversation import IMAGE
-from lmm_jax.data.packing import DoesNotFit, assign_rows, pack
-from lmm_jax.data.segments import bank_slots, lay_out, scales_at
+from lmm_jax.data.pack_layout import bank_slots
+from lmm_jax.data.packing import assign_rows
+from lmm_jax.data.segments import DoesNotFit, lay_out, pack
+from lmm_jax.data.stream import scales_at
 
 IDS = np.array([1, IMAGE, 5, 6, 7, 2], np.int32)
 SUPERVISED = np.array([0, 0, 0, 0, 1, 1], bool)

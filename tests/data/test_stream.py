@@ -5,9 +5,8 @@ import pytest
 
 from lmm_jax.data.counts import count_rows, needs_of
 from lmm_jax.data.packing import FULL, fill_rows, place_copies
-from lmm_jax.data.segments import scales_at
-from lmm_jax.data.stream import Capacity, Needs, Stream, choose_capacity, fits, plan_packs
-from lmm_jax.data.visual_layout import Arrangement
+from lmm_jax.data.stream import Capacity, Needs, Stream, choose_capacity, fits, plan_packs, scales_at
+from lmm_jax.data.visual_layout import VisualLayout
 
 
 def single(lengths, pictures=None):
@@ -158,7 +157,7 @@ INDEX = {
 }
 
 
-PLAIN = Arrangement(size=24, cell=4, canvas=(24, 24))
+PLAIN = VisualLayout(size=24, cell=4, canvas=(24, 24))
 
 
 def test_needs_come_from_the_answers_that_fit():

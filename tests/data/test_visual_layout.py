@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from lmm_jax.data.pack_layout import Layout
-from lmm_jax.data.packing import DoesNotFit
+from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.prepared import Prepared
+from lmm_jax.data.segments import DoesNotFit
 from lmm_jax.data.views import deepstack_tilings, select_best_resolution
-from lmm_jax.data.visual_layout import NEWLINE, Arrangement
+from lmm_jax.data.visual_layout import NEWLINE, VisualLayout
 
 DEEPSTACK = tuple(deepstack_tilings(4))
 NEXT = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
@@ -50,8 +50,8 @@ SIZES = {
 }
 
 
-def arrangement(name, grid=6):
-    return Arrangement(size=grid * 14, cell=14, canvas=(grid * 14, grid * 14), **RECIPES[name])
+def visual(name, grid=6):
+    return VisualLayout(size=grid * 14, cell=14, canvas=(grid * 14, grid * 14), **RECIPES[name])
 
 
 def expected(name, views, tiling, scale, size):
@@ -130,8 +130,8 @@ def on_device(layout, features, source):
     for of_stack in grids:
         parts = []
         for scale in layout.scales:
-            k = layout.arrangement.window(scale)
-            rows, columns = (side // k for side in layout.arrangement.grid)
+            k = layout.visual.window(scale)
+            rows, columns = (side // k for side in layout.visual.view_grid)
             cut = of_stack[:, : rows * k, : columns * k].reshape(-1, rows, k, columns, k, features.shape[-1])
             parts.append(cut.mean((2, 4)).reshape(-1, features.shape[-1]))
         out.append(np.concatenate([*parts, [LINE]]))
@@ -139,7 +139,7 @@ def on_device(layout, features, source):
 
 
 def layout_of(a, views, scales):
-    return Layout(a, scales, views, rows=1, length=9999, targets=9, template="qa", too_long="refuse")
+    return PackLayout(a, scales, views, rows=1, length=9999, targets=9, template="qa", too_long="refuse")
 
 
 @pytest.fixture(scope="module")
@@ -149,17 +149,17 @@ def tokenizer(digits_folder):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_packs_of_pictures_hold_what_is_put_together_by_hand(name, tokenizer):
-    a, scales = arrangement(name), (36, 4, 1)
+    a, scales = visual(name), (36, 4, 1)
     tilings = {size: a.tiling(*size) for size in SIZES}
     if a.tilings and a.stacks != "copies":
         assert tilings == {size: pair[a.tilings == NEXT] for size, pair in SIZES.items()}
     counts = [a.views(t) for t in tilings.values()]
     layout = layout_of(a, sum(counts) + 3, scales)
-    features = np.random.default_rng(0).normal(size=(layout.views, *a.grid, 2))
+    features = np.random.default_rng(0).normal(size=(layout.views, *a.view_grid, 2))
     seen = [(size, np.zeros((n, *a.canvas, 3), np.uint8)) for size, n in zip(SIZES, counts, strict=True)]
     out = layout.assemble([], seen)
-    assert ("source" in out) != a.direct and "extent" not in out
-    bank, stacks = on_device(layout, features, out.get("source"))
+    assert ("gather" in out) != a.direct and "extent" not in out
+    bank, stacks = on_device(layout, features, out.get("gather"))
     assert len(stacks) == a.added
     turns = [("user", "<image>" * len(SIZES))]
     for scale, segment in zip(scales, layout.segments(turns, list(SIZES), tokenizer, scales), strict=True):
@@ -176,11 +176,11 @@ def test_packs_of_pictures_hold_what_is_put_together_by_hand(name, tokenizer):
 
 
 def test_published_numbers_of_tokens():
-    hd = arrangement("HD", 24)
+    hd = visual("HD", 24)
     published = {(1, 2): 1776, (2, 1): 1752, (1, 3): 2376, (3, 1): 2328, (2, 2): 2928, (1, 4): 2976, (4, 1): 2904}
     assert {tiling: len(hd.slots(tiling, 576, (1, 1))) for tiling in DEEPSTACK} == published
     assert [hd.views(tiling) for tiling in ((1, 2), (2, 2))] == [15, 25]
-    unpad = arrangement("unpad", 24)
+    unpad = visual("unpad", 24)
     assert unpad.tokens([(672, 672)], 576).tolist() == [576 + 48 * 49]
     assert unpad.tiling(40, 9) == (1, 2)  # small and wide, on the portrait canvas
     assert unpad.tokens([(40, 9)], 1).tolist() == [1]  # of which nothing is left at the coarsest scale
@@ -191,7 +191,7 @@ def test_published_numbers_of_tokens():
 def test_counting_many_pictures_equals_laying_each_out(name):
     rng = np.random.default_rng(1)
     sizes = rng.integers(1, 900, (60, 2)) // rng.integers(1, 40, (60, 1)) + 1
-    a = Arrangement(84, 14, (84, 140), "own") if name == "own" else arrangement(name)
+    a = VisualLayout(84, 14, (84, 140), "own") if name == "own" else visual(name)
     for scale in (36, 9, 4, 1):
         tokens = a.tokens(sizes, scale)
         assert tokens.tolist() == [len(a.slots(a.tiling(*size), scale, size)) for size in sizes.tolist()]
@@ -216,26 +216,26 @@ def test_the_chosen_canvas_follows_the_rule_as_it_is_written():
 
 @pytest.mark.parametrize("name", ["L", "string_woglobal", "HD", "flat", "dummy_local"])
 def test_a_pack_has_room_for_the_units_of_any_pictures(name):
-    a = arrangement(name)
+    a = visual(name)
     tilings = [()] if name == "dummy_local" else a.tilings
-    kinds = sorted({(a.views(tiling), a.units(tiling)) for tiling in tilings})
+    kinds = sorted({(a.views(tiling), a.grids(tiling)) for tiling in tilings})
     for views in (0, 2, 7, 13, 30):
         most = views if a.direct else 0
         for counts in itertools.product(*(range(views // v + 1) for v, _ in kinds)):
             if sum(n * v for n, (v, _) in zip(counts, kinds, strict=True)) <= views:
                 most = max(most, sum(n * u for n, (_, u) in zip(counts, kinds, strict=True)))
-        assert a.most_units(views) == most
-    assert arrangement("L").most_units(15) == 5 and arrangement("flat").most_units(15) == 15
+        assert a.most_grids(views) == most
+    assert visual("L").most_grids(15) == 5 and visual("flat").most_grids(15) == 15
 
 
 def test_tiles_inside_the_encoder_leave_whole_pictures():
-    a = Arrangement(84, 14, (84, 84), "stretch", ((2, 2),), stacks="encoder")
-    assert a.direct and a.added == 0 and (a.views_step, a.most_units(15)) == (5, 3)
+    a = VisualLayout(84, 14, (84, 84), "stretch", ((2, 2),), stacks="encoder")
+    assert a.direct and a.added == 0 and (a.views_step, a.most_grids(15)) == (5, 3)
     placed = layout_of(a, 15, (36,)).place([(50, 50), (90, 20), (20, 90)])
-    assert [(p.view, p.unit) for p in placed] == [(0, 0), (5, 1), (10, 2)]
+    assert [(p.view, p.grid) for p in placed] == [(0, 0), (5, 1), (10, 2)]
 
 
-OWN = Arrangement(size=84, cell=14, canvas=(84, 140), aspect="own")
+OWN = VisualLayout(size=84, cell=14, canvas=(84, 140), aspect="own")
 
 
 @pytest.mark.parametrize("size", [(84, 84), (140, 84), (100, 84), (400, 300), (300, 400), (1000, 84), (60, 50)])
@@ -267,16 +267,16 @@ def test_canvases_say_what_they_show():
     sizes = [(100, 84), (400, 300)]
     out = layout.assemble([], [(size, np.full((1, 84, 140, 3), 9, np.uint8)) for size in sizes])
     np.testing.assert_array_equal(out["extent"], [[84, 100], [84, 112], [0, 0]])
-    assert "source" not in out and out["pixels"].shape == (3, 84, 140, 3) and not out["pixels"][2].any()
+    assert "gather" not in out and out["pixels"].shape == (3, 84, 140, 3) and not out["pixels"][2].any()
 
 
 def test_a_picture_that_is_not_shown_keeps_its_place():
-    a = arrangement("L")
+    a = visual("L")
     layout, size = layout_of(a, 10, (36,)), (300, 290)
     ones = np.ones((5, 84, 84, 3), np.uint8)
     both, second = (layout.assemble([], [(size, first), (size, ones)]) for first in (ones, None))
-    assert not second["pixels"][:5].any() and (second["source"][:, 0] == -1).all()
-    np.testing.assert_array_equal(both["source"][:, 1], second["source"][:, 1])
+    assert not second["pixels"][:5].any() and (second["gather"][:, 0] == -1).all()
+    np.testing.assert_array_equal(both["gather"][:, 1], second["gather"][:, 1])
     with pytest.raises(DoesNotFit, match=r"15 views of 3 pictures, room for 10; raise data\.views"):
         layout.assemble([], [(size, ones)] * 3)
 
@@ -306,4 +306,4 @@ def test_a_picture_that_is_not_shown_keeps_its_place():
 )
 def test_what_cannot_be_meant_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Arrangement(**{"size": 84, "cell": 14, "canvas": (84, 84)} | fields)
+        VisualLayout(**{"size": 84, "cell": 14, "canvas": (84, 84)} | fields)

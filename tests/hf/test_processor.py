@@ -13,7 +13,7 @@ from lmm_jax import config as c
 from lmm_jax.data.conversation import IMAGE, SYSTEM, TEMPLATES, encode, stop_id
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
 from lmm_jax.data.views import select_tiling, views
-from lmm_jax.data.visual_layout import Arrangement
+from lmm_jax.data.visual_layout import VisualLayout
 from lmm_jax.hf.processor import generation_config, write_processor
 from lmm_jax.hf.read_config import CLIP_MEAN, CLIP_STD
 from lmm_jax.hf.tokenizer_json import added_ids, tokenizer_json
@@ -231,13 +231,13 @@ def test_next_counts_as_many_tokens(transformers, models, write):
     tokenizer = Tokenizer(models["ours"])
     config, folder = write(tokenizer, "qa", "llava_next", size=336, scales=(576,))
     processor = transformers.AutoProcessor.from_pretrained(folder)
-    arrangement, image = Arrangement.from_config(config), added_ids(tokenizer)[0]
+    visual, image = VisualLayout.from_config(config), added_ids(tokenizer)[0]
     sizes = np.concatenate([np.random.default_rng(0).integers(1, 2000, (5000, 2)), SIZES])
     found = processor._get_num_multimodal_tokens(image_sizes=[(h, w) for w, h in sizes.tolist()])
-    np.testing.assert_array_equal(found["num_image_tokens"], arrangement.tokens(sizes, 576))
+    np.testing.assert_array_equal(found["num_image_tokens"], visual.tokens(sizes, 576))
     for size in SIZES[-3:]:
         ids = processor(text=["<image>"], images=[picture(*size)]).input_ids[0]
-        assert ids.count(image) == arrangement.tokens([size], 576)[0]
+        assert ids.count(image) == visual.tokens([size], 576)[0]
 
 
 def test_a_smaller_budget_is_a_larger_patch(transformers, models, write):

@@ -59,7 +59,7 @@ def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(set
         segments, seen = [], [((24, 24), None)]  # a picture that is not shown moves the others
         for record in records:
             (picture,) = as_pictures(record)
-            segments += layout.training_segments(as_turns(record), [picture.size], tokenizer, scales, unit=len(seen))
+            segments += layout.training_segments(as_turns(record), [picture.size], tokenizer, scales, grid=len(seen))
             seen.append((picture.size, layout.see(picture)))
         packs.append(layout.assemble(segments, seen))
     together = {name: np.stack([p[name] for p in packs]) for name in packs[0]}
@@ -85,7 +85,7 @@ def test_deepstack_adds_the_features_that_lie_under_each_cell(setup):
     s = setup(1, recipe="deepstack")
     model, params = s.program.model, s.state.params
     batch = {name: jnp.asarray(x) for name, x in s.host_batch(0).items()}
-    bank, stacks = model.apply({"params": params}, batch["pixels"], batch["source"], method="visual_tokens")
+    bank, stacks = model.apply({"params": params}, batch["pixels"], batch["gather"], method="visual_tokens")
     pixels = batch["pixels"].reshape(-1, *batch["pixels"].shape[2:])
     features = model.vision.apply({"params": params["vision"]}, pixels)[0].reshape(-1, 5, 3, 3, 16)
     projected = np.asarray(model.projector.apply({"params": params["projector"]}, features))
@@ -102,7 +102,7 @@ def seen(s, model=None):
     model, params = model or s.program.model, s.state.params
     batch = s.host_batch(0)
     bank, stacks = jax.jit(functools.partial(model.apply, method="visual_tokens"))(
-        {"params": params}, batch["pixels"], batch.get("source")
+        {"params": params}, batch["pixels"], batch.get("gather")
     )
     pixels = batch["pixels"].reshape(-1, *batch["pixels"].shape[2:])
     features = jax.jit(model.vision.apply)({"params": params["vision"]}, pixels)
@@ -132,7 +132,7 @@ def test_stacks_of_levels_lie_over_their_cells_at_every_scale(setup, recipe):
         for scale in layout.scales:
             for unit, placed in enumerate(layout.place([(24, 24)] * 2)):
                 k = 6 // int(scale**0.5)
-                for token, slot in enumerate(layout.slots(dataclasses.replace(placed, unit=unit), scale)):
+                for token, slot in enumerate(layout.slots(dataclasses.replace(placed, grid=unit), scale)):
                     r, c = k * np.array(divmod(token, 6 // k))
                     cell = grids[:, unit, r : r + k, c : c + k].mean(axis=(1, 2))
                     np.testing.assert_allclose(found[:, slot], cell, atol=1e-5)
@@ -143,8 +143,8 @@ def hd(setup):
     """DeepStack-L-HD at the size of digits, five units with four samples each, and one level of the encoder."""
     encoder = ("model.vision.depth=2", "model.vision.stack_levels=(1,)", "model.newline=True")
     decoder = ("model.decoder.depth=5", "model.decoder.inject_layers=(0,1,2,3,4)")
-    arrangement = ("data.sequence=grid", "data.stacks=zoom", "data.zoom=2", "data.views=25", "data.length=120")
-    return setup(1, *encoder, *decoder, *arrangement, recipe="deepstack")
+    visual = ("data.sequence=grid", "data.stacks=zoom", "data.zoom=2", "data.views=25", "data.length=120")
+    return setup(1, *encoder, *decoder, *visual, recipe="deepstack")
 
 
 def test_stacks_of_tiles_come_before_those_of_levels_which_are_of_what_the_bank_shows(hd):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmm_jax.data.segments import bank_slots
+from lmm_jax.data.pack_layout import bank_slots
 from lmm_jax.models import visual_tokens as vt
 
 

@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from lmm_jax import sharding
-from lmm_jax.data.packing import pack
-from lmm_jax.data.segments import NO_TARGET, bank_slots, blank, lay_out
+from lmm_jax.data.pack_layout import bank_slots
+from lmm_jax.data.segments import NO_TARGET, blank, lay_out, pack
 from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.hf import load
 from lmm_jax.hf import read_config as configs
@@ -81,7 +81,7 @@ class Reference:
 
     def _outputs(self, params, batch):
         def run(m):
-            bank, stacks = m.visual_tokens(batch["pixels"], batch.get("source"), batch.get("extent"))
+            bank, stacks = m.visual_tokens(batch["pixels"], batch.get("gather"), batch.get("extent"))
             embeds = m.decoder.embed(batch["id"])
             G, R, T, D = embeds.shape
             embeds = splice(embeds.reshape(G, R * T, D), bank, batch["slot"].reshape(G, R * T)).reshape(G, R, T, D)

@@ -9,7 +9,7 @@ import pytest
 
 from lmm_jax.data import views as v
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.segments import unpad
+from lmm_jax.data.views import unpad
 
 
 class Golden:

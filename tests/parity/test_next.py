@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.pack_layout import Layout
+from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.stream import Capacity
 from tests.parity.reference import Reference, close, labels_of, segment, unpadded, write_folder
 
@@ -27,13 +27,13 @@ class Next(Reference):
         self.pictures = [open_picture(golden / f"images/{name}.png") for name in self.z["image_names"]]
 
     def layout(self, scales, length=0):
-        probe = Layout.from_config(self.config)
-        views = [probe.arrangement.views(probe.arrangement.tiling(*p.size)) for p in self.pictures]
+        probe = PackLayout.from_config(self.config)
+        views = [probe.visual.views(probe.visual.tiling(*p.size)) for p in self.pictures]
         with self.config.unlocked():
             config = self.config.copy_and_resolve_references()
         with config.unlocked():
             config.model.scales = scales
-        return Layout.from_config(config, Capacity(1, length, max(views), length))
+        return PackLayout.from_config(config, Capacity(1, length, max(views), length))
 
     def slots(self, row, scale, scales=None):
         layout = self.layout(scales or self.scales)
@@ -113,7 +113,7 @@ def test_a_picture_of_one_crop_gets_one_newline(unpad, golden):
     bank, _ = unpad.model.apply({"params": unpad.params}, pixels[None], method="visual_tokens")
     for key in [k for k in unpad.z.files if k.startswith("single_")]:
         scale = int(key.removeprefix("single_"))
-        cells = layout.arrangement.slots((), scale, (1, 1))
+        cells = layout.visual.slots((), scale, (1, 1))
         before = sum(unpad.scales[: unpad.scales.index(scale)])
         close(bank[0][np.where(cells < 0, -1, before + cells)], unpad.z[key], ATOL)
 

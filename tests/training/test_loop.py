@@ -157,7 +157,7 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(tiny, tmp_path, monke
     monkeypatch.setattr(Prepared, "__getitem__", broken)
     result = lmm.train(tiny("train.steps=8", "train.log_every=4"), tmp_path / "a")
     assert result["bad_records"] == 8  # one epoch of 64 rows
-    lines = [json.loads(line) for line in (tmp_path / "a" / "ledger.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "a" / "bad_records.jsonl").read_text().splitlines()]
     assert sorted(line["row"] for line in lines) == list(range(3, 64, 8))
     assert np.isfinite(result["loss"])
     with pytest.raises(BadData, match="8 of 64 records could not be read"):

@@ -202,7 +202,7 @@ class ConvNeXt(nn.Module):
         return self.image_size // self.stride
 
     @property
-    def tiles(self) -> int:
+    def extra_views(self) -> int:
         """None: every view goes through the whole encoder."""
         return 0
 

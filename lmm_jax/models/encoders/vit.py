@@ -92,7 +92,7 @@ class ViT(nn.Module):
         return self.patch_size
 
     @property
-    def tiles(self) -> int:
+    def extra_views(self) -> int:
         """Views that each picture brings beside the whole one, to be regrouped inside."""
         return self.regroup[1] ** 2 if self.regroup else 0
 

@@ -113,7 +113,7 @@ def test_a_pack_shows_each_conversation_what_it_shows_alone(config, name):
         for member in packs.members(position):
             record, sizes = packs.data[0][member[1]], packs._sizes(*member)
             shown = layout.place(packs.sizes(*member))
-            views.append(sum(layout.arrangement.views(p.tiling) for p in shown))
+            views.append(sum(layout.visual.views(p.tiling) for p in shown))
             segment = layout.training_segments(as_turns(record), sizes, packs.tokenizer, (9, 1))
             seen = [(p.size, layout.see(picture)) for p, picture in zip(shown, as_pictures(record), strict=False)]
             alone = layout.assemble(segment, seen)
@@ -127,13 +127,13 @@ def test_a_pack_shows_each_conversation_what_it_shows_alone(config, name):
 
 def colours(pack, layout):
     """`[1 + S, R, T, 3]`: mean colour of what stands at each position, then of what each stack adds; newline is 1."""
-    a = layout.arrangement
-    (rows, columns), k = a.grid, a.cell
+    a = layout.visual
+    (rows, columns), k = a.view_grid, a.cell
     cells = pack["pixels"].astype(float).reshape(-1, rows, k, columns, k, 3).mean((2, 4))
     if a.stacks == "encoder":
         cells = cells.reshape(-1, 5, rows, columns, 3).sum(1)  # some function of all views of a picture
     table = np.concatenate([cells.reshape(-1, 3), np.zeros((1, 3))])
-    grids = cells[None] if a.direct else table[pack["source"]]
+    grids = cells[None] if a.direct else table[pack["gather"]]
     banks = []
     for grid in grids:
         parts = [grid[:, : rows // j * j, : columns // j * j] for j in (1, 3)]

@@ -114,7 +114,7 @@ def test_tiles_enter_the_whole_picture_sample_by_sample(pixels, first):
     got = jax.jit(model.apply)({"params": params}, pixels)
     for x, number in zip(got, (6, *levels), strict=True):
         np.testing.assert_allclose(x, states[number], atol=1e-4)
-    assert model.tiles == 4 and got[0].shape == (2, 4, 4, 12)
+    assert model.extra_views == 4 and got[0].shape == (2, 4, 4, 12)
 
 
 def by_hand(top_left, top_right, bottom_left, bottom_right):
