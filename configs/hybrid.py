@@ -18,7 +18,7 @@ from lmm_jax import config as c
 def get_config(arg=""):
     a = c.parse(arg, data="runs/digits_data")
     cfg = c.base()
-    c.use_convnext(cfg)
+    c.use_encoder(cfg, "convnext")
     cfg.model.dtype = "float32"
     cfg.model.scales = (1, 4, 9, 36)
     cfg.model.vision.update(image_size=24, patch_size=2, depths=(2, 2), widths=(32, 64))

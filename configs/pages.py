@@ -19,7 +19,7 @@ def get_config(arg=""):
     a = c.parse(arg, stages=3, pixels=64, start="", data="runs/pages_data")
     cfg = c.base()
     cfg.model.dtype = "float32"
-    c.use_convnext(cfg)
+    c.use_encoder(cfg, "convnext")
     depths, widths = (1, 2, 1, 1), (32, 64, 96, 128)
     cfg.model.vision.update(image_size=a.pixels, patch_size=4, remat=False)
     cfg.model.vision.update(depths=depths[: a.stages], widths=widths[: a.stages])

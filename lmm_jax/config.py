@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import math
 
 import ml_collections
 from etils import epath
@@ -29,19 +30,7 @@ def base() -> ml_collections.ConfigDict:
     m.scales = (576,)  # visual tokens per grid, one bank region and one loss group each
     m.newline = False  # a learned vector at the end of each row of a picture's tiles
     m.newline_in_stacks = True  # which every stack adds once more, as DeepStack-L-HD does
-    m.encoder = "vit"  # or "convnext", see `use_convnext`
-    m.vision = ml_collections.ConfigDict()  # models.vit.ViT
-    m.vision.image_size = 336  # pixels a side
-    m.vision.patch_size = 14  # pixels a side
-    m.vision.width = 1024
-    m.vision.depth = 24  # of the whole encoder; blocks past `level` are not built
-    m.vision.heads = 16
-    m.vision.mlp_dim = 4096
-    m.vision.level = -2  # hidden state that becomes the features, as Python counts
-    m.vision.stack_levels = ()  # further hidden states, one stack and one projector each (Qwen3-VL)
-    m.vision.norm_eps = 1e-5
-    m.vision.regroup = ()  # (layer, n): n · n tiles enter the whole picture from this layer on (DeepStack-V)
-    m.vision.remat = True  # recompute blocks in the backward pass
+    use_encoder(c, "vit")  # sets m.encoder, of models.encoders.ENCODERS, and m.vision, its fields: see its docstring
     m.projector = ml_collections.ConfigDict()  # models.visual_tokens.Projector
     m.projector.depth = 2  # linear layers, GELU between
     m.decoder = ml_collections.ConfigDict()  # models.decoder.Decoder
@@ -129,17 +118,23 @@ def base() -> ml_collections.ConfigDict:
     return c
 
 
-def use_convnext(config):
-    """Gives `config.model` a ConvNeXt, ConvLLaVA's by default: `config.model.vision` is models.convnext.ConvNeXt."""
-    config.model.encoder = "convnext"
-    config.model.vision = v = ml_collections.ConfigDict()
-    v.image_size = 1536  # pixels a side of a square picture
-    v.patch_size = 4  # stride of the stem
-    v.depths = (3, 3, 27, 3, 6)  # blocks of each stage
-    v.widths = (192, 384, 768, 1536, 3072)  # channels of each stage
-    v.stack_levels = ()  # earlier stages whose finer maps become stacks, counted from 1
-    v.norm_eps = 1e-6  # 1e-5 in the xxlarge model
-    v.remat = True  # recompute blocks in the backward pass
+def use_encoder(config, name):
+    """Gives `config.model` another encoder: `config.model.vision` is then its fields, as its class has them.
+
+    Args:
+      config: whose `model` is set.
+      name: in `models.encoders.ENCODERS`.
+
+    Raises:
+      ConfigError: an encoder that does not exist.
+    """
+    from lmm_jax.models.encoders import encoder_fields  # which imports jax
+
+    try:
+        fields = encoder_fields(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    config.model.encoder, config.model.vision = name, ml_collections.ConfigDict(fields)
 
 
 def use_llama(config, size):
@@ -246,10 +241,24 @@ def check(config):
         raise ConfigError(f"model.decoder.inject_layers={tuple(decoder.inject_layers)} names a layer twice")
 
 
+def visual_layout(config) -> VisualLayout:
+    """Where the visual tokens of a picture come from and where they stand: what config and encoder say of it.
+
+    Raises:
+      ValueError: fields that contradict each other, named; or an encoder that does not exist.
+    """
+    from lmm_jax.models.encoders import make_encoder  # which imports jax
+
+    return VisualLayout.from_config(config, make_encoder(config.model))
+
+
 def _check_visual_layout(config):
+    from lmm_jax.models.encoders import make_encoder
+
     data, model = config.data, config.model
     try:
-        visual = VisualLayout.from_config(config)
+        encoder = make_encoder(model)
+        visual = VisualLayout.from_config(config, encoder)
         for scale in model.scales:
             visual.window(scale)
     except ValueError as error:
@@ -259,25 +268,22 @@ def _check_visual_layout(config):
             f"data.views={data.views}: a picture has a multiple of {visual.views_step} views, so that the rest "
             "would never be used; set a multiple"
         )
-    regroup, n = tuple(model.vision.get("regroup", ())), visual.tilings[0][0] if visual.tilings else 0
-    if (regroup[1:] != (n,)) if data.stacks == "encoder" else regroup:
+    inside = math.prod(visual.tilings[0]) if data.stacks == "encoder" else 0
+    if encoder.extra_views != inside:
         raise ConfigError(
-            f"data.stacks='{data.stacks}' with data.tilings={visual.tilings} and "
-            f"model.vision.regroup={regroup}: "
-            "stacks 'encoder' go with tilings ((n, n),) and regroup (layer, n), others without regroup"
+            f"data.stacks='{data.stacks}' with data.tilings={visual.tilings}: {inside} tiles of a picture enter the "
+            f"encoder beside it, model.vision takes {encoder.extra_views}; set model.vision.regroup=(layer, n) for "
+            "stacks 'encoder' with tilings ((n, n),), and () for others"
         )
-    if (data.aspect == "own") and model.encoder != "convnext":
-        raise ConfigError(f"data.aspect='own' needs model.encoder='convnext', got '{model.encoder}'")
-    levels = tuple(model.vision.get("stack_levels", ()))
-    if model.encoder == "convnext":  # a finer stage's grid is sampled onto that of the last
-        of_encoder = sum(4 ** (len(model.vision.depths) - stage) for stage in levels)
-    else:
-        of_encoder = len(levels)
+    if data.aspect == "own" and not encoder.any_shape:
+        raise ConfigError(f"data.aspect='own' needs an encoder of any shape, model.encoder='{model.encoder}' has one")
+    # A map that is n times as fine as the grid is sampled onto it n · n times.
+    of_encoder = sum(n * n for n in encoder.level_strides)
     layers = tuple(model.decoder.inject_layers)
     if len(layers) != visual.added + of_encoder:
         raise ConfigError(
             f"data.stacks='{data.stacks}' with data.tilings={visual.tilings} gives {visual.added} stacks, "
-            f"model.vision.stack_levels={levels} {of_encoder}; model.decoder.inject_layers={layers} names "
+            f"the levels of the encoder (model.vision) {of_encoder}; model.decoder.inject_layers={layers} names "
             f"{len(layers)} layers, one is needed for each"
         )
 
@@ -297,8 +303,7 @@ def read_config(path) -> ml_collections.ConfigDict:
     if stored.get("schema") != SCHEMA:
         raise ConfigError(f"{path} has config schema {stored.get('schema')}, this version reads {SCHEMA}")
     config, stored = base(), ml_collections.ConfigDict(_tuples(stored))
-    if stored.model.get("encoder") == "convnext":
-        use_convnext(config)
+    use_encoder(config, stored.model.encoder)
     unknown = sorted(flatten(stored).keys() - flatten(config).keys())
     if unknown:
         raise ConfigError(f"{path} has fields that this version does not know: {', '.join(unknown)}")

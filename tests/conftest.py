@@ -153,9 +153,9 @@ def tiny(digits_folder):
 def setup(tiny):
     """`setup(devices, *overrides, recipe)`: program, a jitted step that keeps its state argument, host batches."""
     from lmm_jax import sharding
-    from lmm_jax.data.pipeline import Packs
     from lmm_jax.training.state import init_state, make_program
     from lmm_jax.training.step import train_step
+    from tests.opened import open_packs
 
     @functools.cache
     def make(devices, *overrides, recipe="m3"):
@@ -165,7 +165,7 @@ def setup(tiny):
             functools.partial(train_step, program.model, program.tx, program.rates),
             out_shardings=(program.shardings, None),
         )
-        packs = Packs(config, "train", config.train.batch_size, shuffle=True)
+        packs = open_packs(config, "train", config.train.batch_size, shuffle=True)
         return Setup(program, step, packs, init_state(program))
 
     return make

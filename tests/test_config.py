@@ -47,11 +47,11 @@ def test_file_arguments_come_after_a_colon_or_as_plain_pairs():
         ("log.wandb=1", "config field log.wandb is bool"),
         ("train.scales_per_step=9", "train.scales_per_step=9"),
         ("train.micro_batches=5", "does not divide"),
-        ("model.decoder.inject_layers=(1,)", "gives 0 stacks, model.vision.stack_levels=() 0"),
-        ("model.vision.stack_levels=(1,)", "gives 0 stacks, model.vision.stack_levels=(1,) 1"),
+        ("model.decoder.inject_layers=(1,)", "gives 0 stacks, the levels of the encoder (model.vision) 0"),
+        ("model.vision.stack_levels=(1,)", "gives 0 stacks, the levels of the encoder (model.vision) 1"),
         ("data.stacks=samples", "data.stacks='samples': data.tilings is empty"),
-        ("data.aspect=own", "data.aspect='own' needs model.encoder='convnext'"),
-        ("model.vision.regroup=(1,2)", "others without regroup"),
+        ("data.aspect=own", "data.aspect='own' needs an encoder of any shape"),
+        ("model.vision.regroup=(1,2)", "set model.vision.regroup=(layer, n)"),
         ("model.scales=(1,5)", "5 tokens do not tile a 6×6 grid"),
         ("data.rows=0", "data.rows is set"),
         ("data.too_long=drop", "neither 'cut' nor 'refuse'"),
@@ -74,13 +74,13 @@ def test_stacks_of_data_and_encoder_each_have_a_layer():
     assert lmm.load_config(deepstack, *inside).data.stacks == "encoder"
     config = lmm.load_config(DIGITS, "model.scales=(1,)", "train.scales_per_step=1")
     with config.unlocked():
-        c.use_convnext(config)
+        c.use_encoder(config, "convnext")
         config.model.vision.update(image_size=64, stack_levels=(4,))
         config.model.decoder.inject_layers = (0, 1, 2, 3)
         config.data.update(aspect="own", canvas=(64, 128))
     c.check(config)  # stage 4 lies over stage 5 four times
     config.model.decoder.inject_layers = (0, 1)
-    with pytest.raises(c.ConfigError, match=r"stack_levels=\(4,\) 4; .* names 2 layers"):
+    with pytest.raises(c.ConfigError, match=r"levels of the encoder \(model.vision\) 4; .* names 2 layers"):
         c.check(config)
 
 

@@ -23,7 +23,7 @@ ALLOWED = {
     "pods": set(),
     "models": {"sharding"},
     "data": {"storage"},
-    "config": {"data.visual_layout"},
+    "config": {"models", "data"},
     "hf": {"models", "data", "config", "storage"},
     "training": {"hf", "models", "data", "config", *LOWEST},
     "aot": {"training", "models", "data", "config", *LOWEST},

@@ -10,9 +10,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 import lmm_jax as lmm
 from lmm_jax import sharding
-from lmm_jax.config import ConfigError, flatten
+from lmm_jax.config import ConfigError, flatten, visual_layout
 from lmm_jax.data.packing import FULL, place_copies
-from lmm_jax.data.visual_layout import VisualLayout
 from lmm_jax.training import optimizer
 from lmm_jax.training.state import make_program
 
@@ -219,14 +218,14 @@ def test_stages_of_convllava_differ_in_data_as_published():
 )
 def test_a_picture_has_the_published_number_of_visual_tokens(recipe, picture, tokens):
     config = load(recipe)
-    visual = VisualLayout.from_config(config)
+    visual = visual_layout(config)
     assert {scale: int(visual.tokens([picture], scale)[0]) for scale in config.model.scales} == tokens
 
 
 def test_banks_stacks_and_views_are_those_of_the_papers():
     def of(recipe):
         config = load(recipe)
-        return config, VisualLayout.from_config(config)
+        return config, visual_layout(config)
 
     config, m3 = of("m3:view=square")
     assert sum(map(m3.grid_tokens, config.model.scales)) == 766
@@ -242,7 +241,7 @@ def test_banks_stacks_and_views_are_those_of_the_papers():
 def test_a_pack_of_m3_holds_the_copies_of_whatever_fits_a_row():
     for view, most in (("square", 2048 - 576), ("next", 4096 - 2928)):
         config = load(f"m3:view={view}")
-        tokens = [int(VisualLayout.from_config(config).tokens([(672, 672)], s)[0]) for s in config.model.scales]
+        tokens = [int(visual_layout(config).tokens([(672, 672)], s)[0]) for s in config.model.scales]
         for text in range(1, most + 1, 13):
             copies = sorted((text + n for n in tokens), reverse=True)
             empty = np.full((1, config.data.rows), config.data.length)

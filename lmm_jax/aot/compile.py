@@ -17,7 +17,7 @@ from lmm_jax.aot import collectives
 from lmm_jax.aot import topology as slices
 from lmm_jax.aot.flops import executed_flops, inference_flops, step_flops
 from lmm_jax.aot.hlo import Module
-from lmm_jax.config import choose
+from lmm_jax.config import choose, visual_layout
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.models.decoder import KVCache
 from lmm_jax.training import optimizer
@@ -188,7 +188,7 @@ def _inference(program, prompts):
     """Abstract bfloat16 parameters and a batch of `prompts`, the cache's positions, and the largest scale."""
     config, mesh = program.config, program.mesh
     prompts = prompts or math.prod(mesh.shape[axis] for axis in jax.tree.leaves([config.rules.get("batch")]))
-    layout, scale = PackLayout.from_config(config), max(config.model.scales)
+    layout, scale = PackLayout.from_config(config, visual_layout(config)), max(config.model.scales)
     pack = dataclasses.replace(layout, scales=(scale,), rows=1, targets=0).assemble([], [])
     sharding.check_packs(mesh, config.rules, prompts)
     placed = jax.NamedSharding(mesh, jax.P(*sharding.batch_sharding(mesh, config.rules).spec[1:]))
@@ -214,7 +214,7 @@ def abstract_batch(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
     Raises:
       ValueError: packs that do not divide over the mesh.
     """
-    layout, train = PackLayout.from_config(config), config.train
+    layout, train = PackLayout.from_config(config, visual_layout(config)), config.train
     targets = config.data.targets or layout.rows * layout.length
     pack = dataclasses.replace(layout, targets=targets).assemble([], [])
     shape = (train.micro_batches, train.batch_size // train.micro_batches)

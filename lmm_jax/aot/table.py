@@ -35,6 +35,7 @@ RECIPES = {
     ),  # each also in four of twice the size
     "ConvLLaVA 1536": ("convllava.py", "data.views=2"),
 }
+MOST_FSDP = {"convllava.py": 64}  # which its narrowest stage, 192 channels, divides by
 SIZES, SLICES = ("7b", "13b"), ("v5e-64", "v5e-256", "v5p-64", "v6e-64")
 HEAD = """# What the TPU compiler says of the recipes
 
@@ -49,10 +50,10 @@ compile --help`. A row is of the code of its date. Written by `python -m lmm_jax
 """  # noqa: E501
 
 
-def mesh_sizes(config, devices) -> dict[str, int]:
-    """As README says: fsdp divides the packs of a step, at most 64 for a ConvNeXt, the other devices are tensor's."""
+def mesh_sizes(config, devices, most) -> dict[str, int]:
+    """As README says: fsdp divides the packs of a step and is at most `most`, the other devices are tensor's."""
     packs = config.train.batch_size // config.train.micro_batches
-    fsdp = min(packs & -packs, devices, 64 if config.model.encoder == "convnext" else devices)
+    fsdp = min(packs & -packs, devices, most)
     return {"fsdp": fsdp, "tensor": devices // fsdp}
 
 
@@ -68,7 +69,7 @@ def cell(recipe, model_size, topology, run):
     config = load_config(str(ROOT / "configs" / argument), *overrides)
     results, target = [], slices.find_slice(topology)
     for tried in (target, *slices.larger(target)):
-        sizes = mesh_sizes(config, tried.devices)
+        sizes = mesh_sizes(config, tried.devices, MOST_FSDP.get(file.partition(":")[0], tried.devices))
         if sizes["tensor"] > 8:
             break
         arguments = (argument, *overrides, *(f"mesh.{axis}={n}" for axis, n in sizes.items()))

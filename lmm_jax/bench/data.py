@@ -13,11 +13,11 @@ from lmm_jax import sharding
 from lmm_jax.aot.flops import step_flops
 from lmm_jax.aot.topology import CHIPS
 from lmm_jax.bench.measure import Measurement
+from lmm_jax.config import visual_layout
 from lmm_jax.data.images import image_size, open_picture
 from lmm_jax.data.pipeline import HOST_ONLY, Packs
 from lmm_jax.data.prepare.folder import prepare_rows
 from lmm_jax.data.prepared import as_turns
-from lmm_jax.data.views import MEAN_COLOUR
 from lmm_jax.training.state import make_program
 
 CHIPS_OF_HOST = (4, 8)
@@ -38,7 +38,7 @@ def bench_data(config, records=200, step_seconds=None, packs_per_host=None) -> l
       Rates of each stage and of all together, bare Pillow's beside the pictures' part, and the cores that a host
       needs so that no step waits.
     """
-    packs = Packs(config, config.data.train, config.train.batch_size, shuffle=True)
+    packs = Packs(config, visual_layout(config), config.data.train, config.train.batch_size, shuffle=True)
     chosen, position = [], 0
     while len(chosen) < records:
         chosen += packs.members(position)
@@ -142,7 +142,7 @@ def _bare_pillow(data, size, pad) -> np.ndarray:
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     if pad and picture.width != picture.height:
         side = max(picture.size)
-        square = Image.new("RGB", (side, side), MEAN_COLOUR)
+        square = Image.new("RGB", (side, side))
         square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
         picture = square
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))

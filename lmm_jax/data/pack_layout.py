@@ -51,9 +51,15 @@ class PackLayout:
     too_long: str
 
     @classmethod
-    def from_config(cls, config, capacity=None):
-        """The layout that `config.model` and `config.data` describe; `capacity` is that of a pack, if known."""
-        data, visual = config.data, VisualLayout.from_config(config)
+    def from_config(cls, config, visual, capacity=None):
+        """The layout that `config.model` and `config.data` describe.
+
+        Args:
+          config: of the run.
+          visual: its `VisualLayout`, see `config.visual_layout`.
+          capacity: what a pack holds, if that is known already.
+        """
+        data = config.data
         capacity = capacity or Capacity(data.rows or 1, data.length, data.views or visual.fewest_views, 0)
         return cls(
             visual=visual,
@@ -154,7 +160,7 @@ class PackLayout:
         a = self.visual
         if a.aspect == "own":
             return resize_on_canvas(picture, a.size, *a.canvas[::-1])[None]
-        return views(picture, a.size, a.aspect, a.tiling(*picture.size), a.zoom)
+        return views(picture, a.size, a.aspect, a.tiling(*picture.size), a.zoom, a.padding)
 
     def assemble(self, segments, pictures, where=None):
         """One pack.

@@ -13,7 +13,6 @@ from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.prepared import Prepared, as_turns
 from lmm_jax.data.segments import blank
 from lmm_jax.data.stream import Capacity, Stream, choose_capacity, fits, scales_at
-from lmm_jax.data.visual_layout import VisualLayout
 
 
 class Packs:
@@ -29,8 +28,15 @@ class Packs:
       stream: `stream.Stream` over the usable rows.
     """
 
-    def __init__(self, config, split, packs_per_step, shuffle):
-        """`packs_per_step`: packs of a global batch, micro-batches included.
+    def __init__(self, config, visual, split, packs_per_step, shuffle):
+        """Plans the stream.
+
+        Args:
+          config: of the run.
+          visual: its `VisualLayout`, see `config.visual_layout`.
+          split: of the prepared folders.
+          packs_per_step: packs of a global batch, micro-batches included.
+          shuffle: whether records and packs come in an order of their own in each round.
 
         Raises:
           FileNotFoundError, ValueError: data that is not there, does not agree, or does not fit into a pack.
@@ -42,7 +48,7 @@ class Packs:
         self.per_step = packs_per_step
         # The sets of scales that train together; the rotation begins again after the last.
         self._phases = [scales_at(i, scales, config.train.scales_per_step or len(scales)) for i in range(len(scales))]
-        cut, visual = data.too_long == "cut", VisualLayout.from_config(config)
+        cut = data.too_long == "cut"
         self._counts = [count_rows(d.index, visual, scales, data.length, cut) for d in self.data]
         self._needs = [needs_of(counts, scales, self._phases) for counts in self._counts]
         weights = [weight for _, weight in sources]
@@ -64,7 +70,7 @@ class Packs:
                 )
         needs = [n.take(rows) for n, rows in zip(self._needs, self._rows, strict=True)]
         self.stream = Stream(needs, weights, capacity, config.seed, shuffle)
-        self.layout = PackLayout.from_config(config, capacity)
+        self.layout = PackLayout.from_config(config, visual, capacity)
         self._first = np.cumsum([0, *map(len, self.data)])
         self._known = None, False  # a step, and whether its batch has a picture
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 from lmm_jax.data.images import MAX_PIXELS
 
-MEAN_COLOUR = (122, 116, 104)  # int(255 · mean of CLIP's normalisation), LLaVA's padding
 STRIP = 256  # rows of a tall picture that are padded at a time
 
 
@@ -102,8 +101,8 @@ def resize(picture, width, height):
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def resize_padded(picture, width, height):
-    """Centres a picture on a square of its longer side in `MEAN_COLOUR`, and resizes that (LLaVA's "pad").
+def resize_padded(picture, width, height, colour):
+    """Centres a picture on a square of its longer side in an RGB `colour`, and resizes that (LLaVA's "pad").
 
     Pillow resizes along rows, rounds to uint8, and then along columns. Padding between the two gives the same bits
     for a wide picture and never builds the square; a tall one, whose rows are padded, goes in strips.
@@ -111,13 +110,13 @@ def resize_padded(picture, width, height):
     w, h = picture.size
     side = max(w, h)
     left, top = (side - w) // 2, (side - h) // 2
-    narrow = Image.new("RGB", (width, side), MEAN_COLOUR)
+    narrow = Image.new("RGB", (width, side), colour)
     if w >= h:
         narrow.paste(resize(picture, width, h), (0, top))
     else:
         for y in range(0, h, STRIP):
             rows = picture.crop((0, y, w, min(y + STRIP, h)))
-            strip = Image.new("RGB", (side, rows.height), MEAN_COLOUR)
+            strip = Image.new("RGB", (side, rows.height), colour)
             strip.paste(rows, (left, 0))
             narrow.paste(resize(strip, width, rows.height), (0, y))
     return resize(narrow, width, height)
@@ -171,7 +170,7 @@ _RESIZE = {
 ASPECTS = (*_RESIZE, "own")  # "own": `resize_on_canvas`
 
 
-def views(picture, size, aspect="pad", tiling=(), zoom=1) -> np.ndarray:
+def views(picture, size, aspect="pad", tiling=(), zoom=1, padding=(0, 0, 0)) -> np.ndarray:
     """What the encoder sees of one picture.
 
     | reference | aspect | tiling | zoom |
@@ -192,6 +191,8 @@ def views(picture, size, aspect="pad", tiling=(), zoom=1) -> np.ndarray:
         centre, "anyres" stretches the whole picture and fits the tiled one into a black canvas.
       tiling: `(columns, rows)` of tiles that the picture is cut into at higher resolution, or () for none.
       zoom: every view so far is followed up by zoom · zoom tiles at `zoom` times its resolution, if more than 1.
+      padding: RGB 0 … 255 of what stands beside the picture in its square, of aspect "pad"; LLaVA's is the mean of
+        the encoder's normalisation.
 
     Returns:
       `[(1 + columns · rows) · (1 + zoom² if zoom > 1), size, size, 3]` uint8: the whole picture, its tiles row by
@@ -206,7 +207,8 @@ def views(picture, size, aspect="pad", tiling=(), zoom=1) -> np.ndarray:
     for factor in (1, zoom) if zoom > 1 else (1,):
         canvases = [(1, 1), tuple(tiling)] if tiling else [(1, 1)]
         for (columns, rows), to_canvas in zip(canvases, _RESIZE[aspect], strict=False):
-            canvas = to_canvas(picture, columns * factor * size, rows * factor * size)
+            colour = {"colour": padding} if to_canvas is resize_padded else {}
+            canvas = to_canvas(picture, columns * factor * size, rows * factor * size, **colour)
             cells = np.asarray(canvas).reshape(rows, factor, size, columns, factor, size, 3)
             seen.append(cells.transpose(0, 3, 1, 4, 2, 5, 6).reshape(-1, size, size, 3))
     return np.concatenate(seen)

@@ -60,6 +60,7 @@ class VisualLayout:
       sampling: stack k = i · columns + j of a mosaic of (columns, rows) tiles is "2d": every (rows, columns)-th cell
         from (i, j); "1d": every (columns · rows)-th cell from k on, row by row; "grid": tile k.
       newline: whether a newline ends each row of "grid" and "unpad".
+      padding: RGB 0 … 255 of what stands beside a picture in its square, of aspect "pad".
     """
 
     size: int
@@ -72,19 +73,24 @@ class VisualLayout:
     stacks: str = ""
     sampling: str = "2d"
     newline: bool = False
+    padding: tuple[int, int, int] = (0, 0, 0)
 
     @classmethod
-    def from_config(cls, config):
-        """What `config.data` and `config.model` describe.
+    def from_config(cls, config, encoder):
+        """What `config.data` and `config.model` describe; `config.visual_layout` finds the encoder to it.
+
+        Args:
+          config: of the run.
+          encoder: `grid`, `stride` and `mean` of it are asked for, see `models.encoders`.
 
         Raises:
           ValueError: fields that are not of the known ones or contradict each other, named.
         """
-        data, vision = config.data, config.model.vision
+        data, size = config.data, encoder.grid * encoder.stride
         return cls(
-            size=vision.image_size,
-            cell=cell_size(config.model),
-            canvas=tuple(data.canvas) or (vision.image_size, vision.image_size),
+            size=size,
+            cell=encoder.stride,
+            canvas=tuple(data.canvas) or (size, size),
             aspect=data.aspect,
             tilings=tuple(map(tuple, data.tilings)),
             zoom=data.zoom,
@@ -92,6 +98,7 @@ class VisualLayout:
             stacks=data.stacks,
             sampling=data.sampling,
             newline=config.model.newline,
+            padding=tuple(int(255 * level) for level in encoder.mean),
         )
 
     def __post_init__(self):
@@ -310,12 +317,6 @@ class VisualLayout:
         else:
             return np.zeros(len(sizes), np.int64)
         return a.astype(np.int64) << 32 | b
-
-
-def cell_size(model) -> int:
-    """Pixels a side that one feature stands for, of `config.model`."""
-    halvings = len(model.vision.depths) - 1 if model.encoder == "convnext" else 0
-    return model.vision.patch_size * 2**halvings
 
 
 def mosaic(columns, rows, side, first) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from lmm_jax import sharding
-from lmm_jax.config import read_config, save_config
+from lmm_jax.config import read_config, save_config, visual_layout
 from lmm_jax.data.conversation import IMAGE_TAG, stop_id
 from lmm_jax.data.images import image_size, open_picture
 from lmm_jax.data.pack_layout import PackLayout
@@ -65,7 +65,7 @@ class Model:
 
     def __init__(self, program, params, tokenizer, table=()):
         self.program, self.params, self.tokenizer, self.table = program, params, tokenizer, table
-        self._layout = PackLayout.from_config(program.config)
+        self._layout = PackLayout.from_config(program.config, visual_layout(program.config))
         self.stop = stop_id(tokenizer, self._layout.template)
         self._generate = jax.jit(
             functools.partial(generate_tokens, program.model, eos=self.stop),

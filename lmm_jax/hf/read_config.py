@@ -14,7 +14,7 @@ from etils import epath
 from lmm_jax import config as c
 from lmm_jax.data.conversation import TEMPLATES, template_for
 from lmm_jax.data.views import deepstack_tilings
-from lmm_jax.data.visual_layout import cell_size
+from lmm_jax.models.encoders import make_encoder
 
 # Vision towers that a config may name without saying what they are.
 TOWERS = {
@@ -265,7 +265,7 @@ def _vision(cfg, tower, processor, keys):
     if "depths" in tower.content:
         tower.require("hidden_act", "gelu")
         tower.require("model_type", "convnext")
-        c.use_convnext(cfg)
+        c.use_encoder(cfg, "convnext")
         cfg.model.vision.update(
             image_size=tower["image_size"],
             patch_size=tower.get("patch_size", 4),
@@ -303,9 +303,7 @@ def _vision(cfg, tower, processor, keys):
 def _visual_layout(cfg, keys):
     """Which views there are and where their tokens go: see `data.visual_layout`."""
     vision, data = cfg.model.vision, cfg.data
-    cfg.model.scales = tuple(
-        keys.get("matryoshka_vis_token_scale", ((vision.image_size // cell_size(cfg.model)) ** 2,))
-    )
+    cfg.model.scales = tuple(keys.get("matryoshka_vis_token_scale", (make_encoder(cfg.model).grid ** 2,)))
     if keys.get("model_type") == "deepstack_llava":
         _exported_deepstack(cfg, keys)
         return

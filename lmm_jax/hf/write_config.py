@@ -3,10 +3,10 @@
 import math
 
 from lmm_jax.data.views import deepstack_tilings
-from lmm_jax.data.visual_layout import cell_size
 from lmm_jax.hf import deepstack
 from lmm_jax.hf.read_config import ABLATIONS, CLIP_MEAN, CLIP_STD, TOWERS
 from lmm_jax.hf.tokenizer_json import added_ids
+from lmm_jax.models.encoders import make_encoder
 
 CLASSES = {
     "llava": "LlavaForConditionalGeneration",
@@ -24,7 +24,7 @@ def architecture(config) -> str:
     model, data = config.model, config.data
     _require("model.projector.depth", model.projector.depth, 2)
     _require("model.vision.stack_levels", tuple(model.vision.stack_levels), ())
-    whole = (model.vision.image_size // cell_size(model)) ** 2
+    whole = make_encoder(model).grid ** 2
     if max(model.scales) != whole:
         raise ValueError(f"model.scales={tuple(model.scales)}: transformers gives a view all of its {whole} tokens")
     if data.stacks:

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from lmm_jax import sharding
 from lmm_jax.models.decoder import Decoder, KVCache
-from lmm_jax.models.encoders.convnext import ConvNeXt
-from lmm_jax.models.encoders.vit import ViT
+from lmm_jax.models.encoders import make_encoder
 from lmm_jax.models.visual_tokens import Projector, bank, sample_strided, splice, take
 from lmm_jax.sharding import constrain
 
@@ -152,10 +151,7 @@ def build(config) -> LMM:
       ValueError: heads that do not divide the width, or an encoder that does not exist.
     """
     common = {"dtype": config.dtype}
-    encoders = {"vit": ViT, "convnext": ConvNeXt}
-    if config.encoder not in encoders:
-        raise ValueError(f"model.encoder is '{config.encoder}', expected one of {sorted(encoders)}")
-    vision = encoders[config.encoder](**config.vision, **common)
+    vision = make_encoder(config)
     decoder = Decoder(**config.decoder, **common)
     for name, part in (("vision", vision), ("decoder", decoder)):
         if hasattr(part, "heads") and part.width % part.heads:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from lmm_jax.config import ConfigError
+from lmm_jax.config import ConfigError, visual_layout
 from lmm_jax.data.pipeline import Packs
 from lmm_jax.generation.model import load
 from lmm_jax.hf.load import report
@@ -65,7 +65,7 @@ def batch_page(config, count, path) -> str:
     """
     if not config.data.path and not config.data.mixture:
         raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
-    packs = Packs(config, config.data.train, config.train.batch_size, shuffle=True)
+    packs = Packs(config, visual_layout(config), config.data.train, config.train.batch_size, shuffle=True)
     body = "".join(_pack_html(packs, position) for position in range(count))
     with open(path, "w") as f:
         f.write(PAGE.format(body=body, title=html.escape(", ".join(f"{d.folder} ({d.split})" for d in packs.data))))

@@ -13,7 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from lmm_jax import sharding
-from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
+from lmm_jax.config import ConfigError, check, flatten, read_config, save_config, visual_layout
 from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
 from lmm_jax.pods import hosts
 from lmm_jax.training import metrics as metrics_lib
@@ -56,7 +56,7 @@ def train(config, workdir, profile=0):
         raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
     hosts.start()
     workdir = epath.Path(workdir)
-    packs = Packs(config, config.data.train, config.train.batch_size, shuffle=True)
+    packs = Packs(config, visual_layout(config), config.data.train, config.train.batch_size, shuffle=True)
     _check_vocabulary(config, packs)
     program = make_program(config)
     main = jax.process_index() == 0
@@ -310,7 +310,7 @@ def _validation_packs(config, packs, main):
     """Packs of the validation split, or None, said once, if the data has none."""
     split = config.data.validation
     if all(split in d.about["splits"] for d in packs.data):
-        return Packs(config, split, config.train.batch_size, shuffle=False)
+        return Packs(config, packs.layout.visual, split, config.train.batch_size, shuffle=False)
     if main:
         print(f"no split '{split}' in the data: no validation loss")
     return None

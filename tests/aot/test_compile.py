@@ -18,8 +18,9 @@ from lmm_jax.aot.fit import fit, fit_config
 from lmm_jax.aot.flops import executed_flops, step_flops
 from lmm_jax.aot.report import report
 from lmm_jax.config import ConfigError, flatten
-from lmm_jax.data.pipeline import HOST_ONLY, Packs
+from lmm_jax.data.pipeline import HOST_ONLY
 from lmm_jax.training.state import make_program
+from tests.opened import open_packs
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_an_unknown_slice_is_refused_with_those_there_are():
 def test_the_abstract_batch_has_the_shapes_of_a_real_one(tiny, recipe):
     config = tiny("train.micro_batches=2", recipe=recipe)
     mesh = sharding.make_mesh({"data": 4}, jax.devices()[:4])
-    pack = Packs(config, "train", 8, shuffle=True)[0]
+    pack = open_packs(config, "train", 8, shuffle=True)[0]
     want = {name: ((2, 4, *x.shape), x.dtype) for name, x in pack.items() if name not in HOST_ONLY}
     found = tool.abstract_batch(config, mesh)
     assert {name: (x.shape, x.dtype) for name, x in found.items()} == want

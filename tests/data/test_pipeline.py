@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from lmm_jax.config import ConfigError
-from lmm_jax.data.pipeline import Packs, batches
+from lmm_jax.data.pipeline import batches
 from lmm_jax.data.prepared import Prepared
+from tests.opened import open_packs
 
 DEVICE = ("id", "position", "segment", "slot", "target_at", "target", "group", "pixels")
 
 
 @pytest.fixture(scope="module")
 def packs(tiny):
-    return Packs(tiny(), "train", packs_per_step=8, shuffle=True)
+    return open_packs(tiny(), "train", packs_per_step=8, shuffle=True)
 
 
 def stream(packs, hosts, start, stop, **kwargs):
@@ -70,7 +71,7 @@ def test_an_epoch_is_a_permutation_and_the_next_one_another(packs):
 
 
 def test_seeds_differ(tiny, packs):
-    other = Packs(tiny("seed=1"), "train", packs_per_step=8, shuffle=True)
+    other = open_packs(tiny("seed=1"), "train", packs_per_step=8, shuffle=True)
     assert [other.members(p) for p in range(16)] != [packs.members(p) for p in range(16)]
 
 
@@ -80,7 +81,7 @@ def test_scales_rotate_by_step(packs):
 
 
 def test_rows_that_do_not_fit_are_left_out_and_named(tiny):
-    small = Packs(tiny("data.length=90"), "train", packs_per_step=8, shuffle=True)
+    small = open_packs(tiny("data.length=90"), "train", packs_per_step=8, shuffle=True)
     lengths = [small.data[0].index["turn_tokens"][end - 1] for end in small.data[0].index["turn_offsets"][1:]]
     too_long = [row for row, n in enumerate(lengths) if n + 36 > 90 or n + 36 + n + 4 > 90]
     assert 0 < len(too_long) < 64 and small.left_out == [(0, row) for row in too_long]
@@ -88,7 +89,7 @@ def test_rows_that_do_not_fit_are_left_out_and_named(tiny):
     assert used == set(range(64)) - set(too_long)
     assert small.name(0, 3).endswith("data (train) row 3")
     with pytest.raises(ValueError, match=r"none of 64 rows fits a pack of 1 × 20 positions.*raise data\.length"):
-        Packs(tiny("data.length=20"), "train", packs_per_step=8, shuffle=True)
+        open_packs(tiny("data.length=20"), "train", packs_per_step=8, shuffle=True)
 
 
 def failing(packs, monkeypatch, rows):
@@ -124,7 +125,7 @@ def test_a_bad_record_is_replaced_and_moves_no_other(packs, monkeypatch, hosts):
 
 
 def test_a_fault_in_a_pack_leaves_its_neighbours_as_they_are(tiny, monkeypatch):
-    packs = Packs(
+    packs = open_packs(
         tiny("data.rows=2", "data.length=256", "data.views=8", "data.targets=400"), "train", 2, shuffle=True
     )
     members = packs.members(1)
@@ -166,14 +167,14 @@ def test_a_killed_worker_is_an_error_at_once_and_nothing_is_lost_after_a_restart
 
 
 def test_the_state_tells_streams_apart(tiny, packs):
-    same = Packs(tiny(), "train", packs_per_step=8, shuffle=True).state()
+    same = open_packs(tiny(), "train", packs_per_step=8, shuffle=True).state()
     assert json.loads(json.dumps(same)) == packs.state()
     for override in ("seed=1", "data.length=128", "train.scales_per_step=1"):
-        assert Packs(tiny(override), "train", packs_per_step=8, shuffle=True).state() != same
+        assert open_packs(tiny(override), "train", packs_per_step=8, shuffle=True).state() != same
 
 
 def test_a_conversation_is_cut_at_the_same_turn_at_every_scale(tiny):
-    packs = Packs(tiny("data.too_long=cut"), "train", packs_per_step=8, shuffle=False)
+    packs = open_packs(tiny("data.too_long=cut"), "train", packs_per_step=8, shuffle=False)
     layout, tokenizer = packs.layout, packs.tokenizer
     turns = [("user", "<image>\ndigit at b2?"), ("assistant", "7"), *[("user", "and?"), ("assistant", "no")] * 40]
     fitting = layout.training_segments(turns[:4], [(24, 24)], tokenizer, layout.scales)
@@ -196,7 +197,7 @@ def test_several_sources_are_numbered_on_and_must_agree(tiny, digits_folder, tmp
     with config.unlocked():
         config.data.path = None
         config.data.mixture = ((str(digits_folder), 1.0), (str(digits_folder), 3.0))
-    packs = Packs(config, "train", packs_per_step=8, shuffle=True)
+    packs = open_packs(config, "train", packs_per_step=8, shuffle=True)
     drawn = [packs.members(p)[0] for p in range(128)]
     assert [source for source, _ in drawn].count(1) == 96
     source, row = drawn[5]
@@ -206,4 +207,4 @@ def test_several_sources_are_numbered_on_and_must_agree(tiny, digits_folder, tmp
     with config.unlocked():
         config.data.template = "vicuna_v1"
     with pytest.raises(ValueError, match="was prepared with template 'qa'"):
-        Packs(config, "train", packs_per_step=8, shuffle=True)
+        open_packs(config, "train", packs_per_step=8, shuffle=True)

@@ -17,13 +17,13 @@ import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.data.conversation import TEMPLATES
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.stream import Capacity
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
 from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.hf import deepstack
 from lmm_jax.hf.names import VIT_PREFIX, tensors, transformers_name
 from lmm_jax.training.state import make_program
+from tests.opened import pack_layout
 from tests.parity.test_deepstack import ACTIVATIONS, LOSS, DeepStack, variants
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -305,13 +305,13 @@ class Drawn:
         self.params, self.scale = unflatten_dict(drawn, sep="/"), config.model.scales[0]
         self.pictures = [[pictures[i] for i in of] for _, of in PROMPTS]
         sizes = [[p.size for p in of] for of in self.pictures]
-        views = max(sum(map(int, PackLayout.from_config(config).visual.views_of(of))) for of in sizes if of)
-        layout = PackLayout.from_config(config, Capacity(1, 0, views, 0))
+        views = max(sum(map(int, pack_layout(config).visual.views_of(of))) for of in sizes if of)
+        layout = pack_layout(config, Capacity(1, 0, views, 0))
         self.segments = [
             layout.segments([("user", text)], of, tokenizer, (self.scale,))[0]
             for (text, _), of in zip(PROMPTS, sizes, strict=True)
         ]
-        fitted = PackLayout.from_config(config, Capacity(1, max(map(len, self.segments)), views, 0))
+        fitted = pack_layout(config, Capacity(1, max(map(len, self.segments)), views, 0))
         packs = [
             fitted.assemble([segment], [(p.size, fitted.see(p)) for p in of])
             for segment, of in zip(self.segments, self.pictures, strict=True)
@@ -350,7 +350,7 @@ def test_the_processor_gives_our_ids_and_pixels_and_the_model_our_logits_and_tok
     pictures = [p for of in ours.pictures for p in of]
     inputs = processor(images=pictures, text=texts, padding=True, padding_side="left", return_tensors="pt")
     mean, std = np.float32(ours.model.vision.mean), np.float32(ours.model.vision.std)
-    visual, seen = PackLayout.from_config(ours.config), iter(inputs["pixel_values"].numpy())
+    visual, seen = pack_layout(ours.config), iter(inputs["pixel_values"].numpy())
     for ids, real, segment in zip(inputs["input_ids"], inputs["attention_mask"], ours.segments, strict=True):
         ids = ids[real.bool()].numpy()
         np.testing.assert_array_equal(ids == theirs.image, segment.slot >= 0)
@@ -371,7 +371,7 @@ def test_pictures_of_any_kind(both, tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     upright.save(tmp_path / "turned.png", exif=exif)
     given = [Image.open(tmp_path / "turned.png"), Image.fromarray(levels), Image.fromarray(levels[..., 0])]
-    layout = PackLayout.from_config(ours.config)
+    layout = pack_layout(ours.config)
     want = [layout.see(open_picture(picture)) for picture in [*given, tmp_path / "turned.png", upright]]
     seen = theirs.see([[*given, str(tmp_path / "turned.png")], [np.asarray(upright)]])["pixel_values"]
     vision = ours.model.vision
@@ -385,7 +385,7 @@ def test_tiles_and_tokens_of_any_size(recorded, recipe):
     """At the recipes' own sizes, of small and large pictures, where tilings tie and where they do not."""
     config = lmm.load_config(f"{ROOT}/configs/deepstack.py:recipe={recipe}")
     see = type(recorded()[1].see)(**deepstack.preprocessor_keys(config))
-    visual, rng = PackLayout.from_config(config).visual, np.random.default_rng(3)
+    visual, rng = pack_layout(config).visual, np.random.default_rng(3)
     sizes = np.exp(rng.uniform(np.log(8), np.log(4000), (1000, 2))).astype(int)
     tilings = [see.tiling(*size) for size in sizes.tolist()]
     assert [tuple(t) for t in tilings] == [visual.tiling(*size) for size in sizes.tolist()]

@@ -10,10 +10,10 @@ import sentencepiece as spm
 from PIL import Image
 
 from lmm_jax import config as c
+from lmm_jax.config import visual_layout
 from lmm_jax.data.conversation import IMAGE, SYSTEM, TEMPLATES, encode, stop_id
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
 from lmm_jax.data.views import select_tiling, views
-from lmm_jax.data.visual_layout import VisualLayout
 from lmm_jax.hf.processor import generation_config, write_processor
 from lmm_jax.hf.read_config import CLIP_MEAN, CLIP_STD
 from lmm_jax.hf.tokenizer_json import added_ids, tokenizer_json
@@ -221,7 +221,8 @@ def test_pixels(transformers, models, write, aspect, architecture, kind):
     for width, height in SIZES:
         image = picture(width, height)
         tiling = select_tiling(width, height, 56, config.data.tilings) if config.data.tilings else ()
-        seen = views(image, 56, aspect, tiling).astype(np.float32) / 255
+        padding = tuple(int(255 * level) for level in CLIP_MEAN)
+        seen = views(image, 56, aspect, tiling, padding=padding).astype(np.float32) / 255
         want = (seen - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
         found = processor.image_processor(image, return_tensors="np")["pixel_values"].reshape(-1, 3, 56, 56)
         np.testing.assert_allclose(found.transpose(0, 2, 3, 1), want, rtol=0, atol=1e-6)
@@ -231,7 +232,7 @@ def test_next_counts_as_many_tokens(transformers, models, write):
     tokenizer = Tokenizer(models["ours"])
     config, folder = write(tokenizer, "qa", "llava_next", size=336, scales=(576,))
     processor = transformers.AutoProcessor.from_pretrained(folder)
-    visual, image = VisualLayout.from_config(config), added_ids(tokenizer)[0]
+    visual, image = visual_layout(config), added_ids(tokenizer)[0]
     sizes = np.concatenate([np.random.default_rng(0).integers(1, 2000, (5000, 2)), SIZES])
     found = processor._get_num_multimodal_tokens(image_sizes=[(h, w) for w, h in sizes.tolist()])
     np.testing.assert_array_equal(found["num_image_tokens"], visual.tokens(sizes, 576))
@@ -252,7 +253,7 @@ def test_a_smaller_budget_is_a_larger_patch(transformers, models, write):
 
 def test_convnext_has_no_class_token_and_deepstack_names_its_code(models, tmp_path):
     config = c.base()
-    c.use_convnext(config)
+    c.use_encoder(config, "convnext")
     config.model.scales = (576,)
     write_processor(tmp_path, config, Tokenizer(models["ours"]), "fast_vlm")
     about = json.loads((tmp_path / "processor_config.json").read_text())

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmm_jax.data.visual_layout import VisualLayout
+from lmm_jax.config import visual_layout
 from lmm_jax.models.lmm import build
 from lmm_jax.training.optimizer import split
 from lmm_jax.training.step import loss_and_grads
@@ -19,7 +19,7 @@ SHARDED = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
 def test_the_data_knows_the_encoder_s_grid_and_the_decoder_its_stacks(tiny, recipe, strides):
     config = tiny(recipe=recipe)
     model = build(config.model)
-    assert VisualLayout.from_config(config).view_grid == (model.vision.grid,) * 2 == (6, 6)
+    assert visual_layout(config).view_grid == (model.vision.grid,) * 2 == (6, 6)
     assert model.vision.level_strides == strides and len(model.level_projectors) == len(strides)
     assert len(model.decoder.inject_layers) == sum(n * n for n in strides)
 

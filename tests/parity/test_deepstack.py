@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.segments import blank
 from lmm_jax.data.stream import Capacity
 from lmm_jax.models.encoders.vit import ViTBlock
 from lmm_jax.models.visual_tokens import sample_strided, tile_mosaic
+from tests.opened import pack_layout
 from tests.parity.reference import Reference, close, labels_of, segment, unpadded, write_folder
 
 # The set's README.
@@ -43,9 +43,9 @@ class DeepStack(Reference):
         """A batch of a pack a row; `placed` of each pack is left in `self.placed`."""
         rows, pictures = rows or self.rows, self.pictures if pictures is None else pictures
         sizes = [[p.size for p in of] for of in pictures]
-        probe = PackLayout.from_config(self.config)
+        probe = pack_layout(self.config)
         views = [sum(probe.visual.views(p.tiling) for p in probe.place(of)) for of in sizes]
-        layout = PackLayout.from_config(self.config, Capacity(1, 0, max(views), 0))
+        layout = pack_layout(self.config, Capacity(1, 0, max(views), 0))
         self.placed = [layout.place(of) for of in sizes]
         self.slots = [[layout.slots(p, self.scale) for p in of] for of in self.placed]
         segments = [segment(*row, slots, 1, most or self.most) for row, slots in zip(rows, self.slots, strict=True)]
@@ -55,7 +55,7 @@ class DeepStack(Reference):
             parts = [one]
             if side == "left":
                 parts = [*([blank(length - len(one))] if len(one) < length else []), one]
-            fitted = PackLayout.from_config(self.config, Capacity(1, length, max(views), length))
+            fitted = pack_layout(self.config, Capacity(1, length, max(views), length))
             packs.append(fitted.assemble(parts, [(p.size, fitted.see(p)) for p in of]))
         return {name: np.stack([p[name] for p in packs]) for name in packs[0]}
 
@@ -248,7 +248,7 @@ def test_ablations_rearrange_the_recorded_tokens(make, deepstack_l, word):
 
 
 def deepstack_l_tiling(m, row):
-    return PackLayout.from_config(m.config).place([m.pictures[row][0].size])[0].tiling
+    return pack_layout(m.config).place([m.pictures[row][0].size])[0].tiling
 
 
 def test_ablations_that_never_worked_are_refused(make):

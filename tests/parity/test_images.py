@@ -17,6 +17,7 @@ class Golden:
 
     def __init__(self, folder, mean, std):
         self.folder, self.mean, self.std = folder, np.float32(mean), np.float32(std)
+        self.padding = tuple(int(255 * level) for level in mean)
         with np.load(folder / "preprocess.npz") as arrays:
             self.arrays = dict(arrays)
 
@@ -48,7 +49,7 @@ def test_m3_views(m3):
         aspect, name = key.split("__")
         picture = m3.pictures[name]
         tiling = v.select_tiling(*picture.size, m3.size, tilings) if aspect == "anyres" else ()
-        seen = v.views(picture, m3.size, aspect, tiling)
+        seen = v.views(picture, m3.size, aspect, tiling, padding=m3.padding)
         m3.check(seen if aspect == "anyres" else seen[0], floats, 1e-5)
         kinds.add(aspect)
     assert kinds == {"pad", "square", "anyres"}
@@ -118,7 +119,7 @@ def convllava(golden):
 
 
 def test_convllava_views(convllava):
-    assert tuple(convllava.arrays["background_rgb"]) == v.MEAN_COLOUR
+    assert tuple(convllava.arrays["background_rgb"]) == convllava.padding
     kinds = set()
     for key, stored in convllava.arrays.items():
         if not key.startswith("img"):
@@ -127,13 +128,13 @@ def test_convllava_views(convllava):
         (path,) = convllava.folder.glob(f"{name}_*.png")
         picture = open_picture(path)
         if kind == "pad":
-            convllava.check(v.views(picture, convllava.size, "pad")[0], stored, 1e-5)
+            convllava.check(v.views(picture, convllava.size, "pad", padding=convllava.padding)[0], stored, 1e-5)
         elif kind == "padded_square_rgb":
             side = max(picture.size)
-            np.testing.assert_array_equal(np.asarray(v.resize_padded(picture, side, side)), stored)
+            np.testing.assert_array_equal(np.asarray(v.resize_padded(picture, side, side, convllava.padding)), stored)
         elif kind.endswith("_u8_chw"):
             ours = {
-                "pad_u8_chw": lambda p: v.views(p, convllava.size, "pad")[0],
+                "pad_u8_chw": lambda p: v.views(p, convllava.size, "pad", padding=convllava.padding)[0],
                 "crop_u8_chw": lambda p: v.views(p, convllava.size, "square")[0],
                 "shortside_u8_chw": lambda p: v.resize_short_side(p, convllava.size),
             }[kind](picture)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.stream import Capacity
+from tests.opened import pack_layout
 from tests.parity.reference import Reference, close, labels_of, segment, unpadded, write_folder
 
 ATOL = 1e-4  # the set's README
@@ -27,13 +27,13 @@ class Next(Reference):
         self.pictures = [open_picture(golden / f"images/{name}.png") for name in self.z["image_names"]]
 
     def layout(self, scales, length=0):
-        probe = PackLayout.from_config(self.config)
+        probe = pack_layout(self.config)
         views = [probe.visual.views(probe.visual.tiling(*p.size)) for p in self.pictures]
         with self.config.unlocked():
             config = self.config.copy_and_resolve_references()
         with config.unlocked():
             config.model.scales = scales
-        return PackLayout.from_config(config, Capacity(1, length, max(views), length))
+        return pack_layout(config, Capacity(1, length, max(views), length))
 
     def slots(self, row, scale, scales=None):
         layout = self.layout(scales or self.scales)

@@ -1,1 +1,48 @@
-"""Vision encoders: pictures to grids of features."""
+"""Vision encoders: pictures to grids of features.
+
+An encoder is a Linen module. Its fields, `dtype` apart, are the section `config.model.vision`, so that whatever it
+can be told can be set, stored with a run and read back. Beside them it says, as attributes or properties:
+
+    grid           side of a square view's grid of features
+    stride         side of the pixels that one feature stands for; a square view has grid · stride pixels a side
+    level_strides  how much finer than that grid each further map is that it returns, () if it returns one alone
+    extra_views    views that each picture brings beside the whole one and that end inside the encoder, mostly 0
+    any_shape      whether views may be other than square, each with the `extent` that its picture takes
+    mean           RGB in 0..1 of what stands beside a picture in its view
+
+and `__call__(pixels, extent)` turns `[N, H, W, 3]` uint8 views, of which `extent` `[N, 2]` (height, width) pixels are
+the picture's (None: all), into a tuple of maps `[N, h, w, C]`: the grid's, then one for each of `level_strides`.
+"""
+
+import dataclasses
+
+from lmm_jax.models.encoders.convnext import ConvNeXt
+from lmm_jax.models.encoders.vit import ViT
+
+ENCODERS = {"vit": ViT, "convnext": ConvNeXt}
+
+_OF_ALL_PARTS = ("dtype", "parent", "name")  # fields that are no section's own: Flax's, and what `config.model` holds
+
+
+def encoder_fields(name) -> dict:
+    """The fields of an encoder with their defaults: the section `config.model.vision`.
+
+    Raises:
+      ValueError: an encoder that does not exist.
+    """
+    return {f.name: f.default for f in dataclasses.fields(_find(name)) if f.name not in _OF_ALL_PARTS}
+
+
+def make_encoder(model):
+    """The encoder that `config.model` describes.
+
+    Raises:
+      ValueError: it does not exist.
+    """
+    return _find(model.encoder)(**model.vision, dtype=model.dtype)
+
+
+def _find(name):
+    if name not in ENCODERS:
+        raise ValueError(f"model.encoder is '{name}', expected one of {sorted(ENCODERS)}")
+    return ENCODERS[name]

@@ -207,6 +207,11 @@ class ConvNeXt(nn.Module):
         return 0
 
     @property
+    def any_shape(self) -> bool:
+        """Convolutions take any: see `cover`."""
+        return True
+
+    @property
     def level_strides(self) -> tuple[int, ...]:
         """How much finer than the bank's grid each of `stack_levels` is."""
         return tuple(2 ** (len(self.depths) - level) for level in self.stack_levels)

@@ -97,6 +97,11 @@ class ViT(nn.Module):
         return self.regroup[1] ** 2 if self.regroup else 0
 
     @property
+    def any_shape(self) -> bool:
+        """A ViT has one size: that of its table of positions."""
+        return False
+
+    @property
     def level_strides(self) -> tuple[int, ...]:
         """How much finer than the bank's grid each of `stack_levels` is."""
         return (1,) * len(self.stack_levels)

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 import lmm_jax as lmm
-from lmm_jax.config import use_convnext
-from lmm_jax.data.pipeline import Packs, batches
+from lmm_jax.config import use_encoder
+from lmm_jax.data.pipeline import batches
 from lmm_jax.data.prepare.folder import prepare_rows
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
+from tests.opened import open_packs
 
 WORDS = tuple(f"word{i}" for i in range(25))
 
@@ -62,7 +63,7 @@ def config(tiny, mixed_folder):
 
 
 def test_the_planner_packs_conversations_with_their_pictures(config):
-    packs = Packs(config("train.scales_per_step=4"), "train", packs_per_step=2, shuffle=True)
+    packs = open_packs(config("train.scales_per_step=4"), "train", packs_per_step=2, shuffle=True)
     seen, tokens = [], packs.data[0].index
     for position in range(packs.stream._end(0)):
         pack = packs[position]
@@ -104,7 +105,7 @@ def test_a_pack_shows_each_conversation_what_it_shows_alone(config, name):
                 "convnext",
                 {"image_size": 24, "patch_size": 4, "depths": (1, 1)},
             )
-    packs = Packs(config, "train", packs_per_step=1, shuffle=True)
+    packs = open_packs(config, "train", packs_per_step=1, shuffle=True)
     layout, views = packs.layout, []
     for position in range(packs.stream._end(0)):
         pack, segments = packs[position], iter(range(1, 99))
@@ -162,9 +163,9 @@ def test_pictures_that_are_too_thin_are_left_out_and_named(config, tmp_path):
     config = config("model.scales=(9,1)", "train.scales_per_step=2", f"data.path={tmp_path / 'out'}")
     with config.unlocked():
         config.data.update(ARRANGEMENTS["own"], rows=1, views=1)
-        use_convnext(config)
+        use_encoder(config, "convnext")
         config.model.vision.update(image_size=24, depths=(1, 1))
-    packs = Packs(config, "train", packs_per_step=1, shuffle=True)
+    packs = open_packs(config, "train", packs_per_step=1, shuffle=True)
     assert packs.left_out == [(0, 1), (0, 2)] and packs.members(0) == [(0, 0)]
 
 
@@ -180,7 +181,7 @@ def test_a_batch_without_pictures_has_no_pixels_and_trains(config, mixed_folder,
     with both.unlocked():
         both.data.path, both.data.mixture = None, ((str(mixed_folder), 1.0), (str(tmp_path / "text"), 40.0))
         both.data.rows, both.data.views = 1, 2
-    packs = Packs(both, "train", packs_per_step=1, shuffle=True)
+    packs = open_packs(both, "train", packs_per_step=1, shuffle=True)
     shows = ["pixels" in packs[p] for p in range(12)]
     assert True in shows and False in shows
     assert shows == [any(source == 0 and row % 3 for source, row in packs.members(p)) for p in range(12)]
@@ -196,7 +197,7 @@ def test_one_percent_bad_of_ten_thousand_moves_nothing(tiny, tmp_path, monkeypat
     config = tiny("model.decoder.vocab_size=512", f"data.path={tmp_path / 'out'}", "data.length=256")
     with config.unlocked():
         config.data.rows, config.data.views, config.data.targets = 2, 0, None
-    packs = Packs(config, "train", packs_per_step=8, shuffle=True)
+    packs = open_packs(config, "train", packs_per_step=8, shuffle=True)
     steps = packs.stream._end(0) // 8
     good = read_all(packs, 1, steps)
     bad_rows = set(rng.choice(10_000, 100, replace=False).tolist())
