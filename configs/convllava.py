@@ -25,7 +25,7 @@ INSTRUCTIONS = (("allava_instruct", 700.0), ("vflan", 190.0))
 def get_config(arg=""):
     a = c.parse(arg, size="7b", pixels=1536, stage=3, head="frozen", **c.FOLDERS)
     cfg = c.base()
-    c.use_llama(cfg, a.size)
+    c.use_family(cfg, "llama", a.size)
     c.use_encoder(cfg, "convnext")
     # Packs of a step, a row each: with 250 tokens of text a picture, a row holds about 4, 3 and 2 conversations.
     packs = c.choose("pixels", a.pixels, {768: 64, 1024: 64, 1536: 128})

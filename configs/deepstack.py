@@ -23,7 +23,7 @@ from lmm_jax.data.views import deepstack_tilings
 def get_config(arg=""):
     a = c.parse(arg, recipe="l", size="7b", stage="tune", tower="frozen", block=12, **c.FOLDERS)
     cfg = c.base()
-    c.use_llama(cfg, a.size)
+    c.use_family(cfg, "llama", a.size)
     cfg.data.update(aspect="stretch", rows=1, too_long="cut")
     stages = {"l": {"align": align, "tune": tune}, "hd": {"tune": hd}, "v": {"align": align, "tune": tune}}
     c.choose(f"stage of recipe={a.recipe}", a.stage, c.choose("recipe", a.recipe, stages))(cfg, a)

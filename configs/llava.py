@@ -23,7 +23,7 @@ from lmm_jax import config as c
 def get_config(arg=""):
     a = c.parse(arg, size="7b", stage="tune", view="square", **c.FOLDERS)
     cfg = c.base()
-    c.use_llama(cfg, a.size)
+    c.use_family(cfg, "llama", a.size)
     cfg.data.update(rows=1, too_long="cut")
     cfg.optimizer.clip = 0.0  # DeepSpeed clips only if its own file says so, and LLaVA's does not
     stages = c.choose("view", a.view, {"square": {"align": align, "tune": tune}, "next": {"tune": tiles}})

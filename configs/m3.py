@@ -19,7 +19,7 @@ from lmm_jax import config as c
 def get_config(arg=""):
     a = c.parse(arg, size="7b", view="square", tower="frozen", data="data", start="")
     cfg = c.base()
-    c.use_llama(cfg, a.size)
+    c.use_family(cfg, "llama", a.size)
     cfg.model.scales = (1, 9, 36, 144, 576)
     cfg.data.update(template="vicuna_v1", too_long="cut")
     cfg.optimizer.clip = 0.0  # DeepSpeed clips only if its own file says so, and M3's does not

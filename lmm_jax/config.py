@@ -10,6 +10,7 @@ import ml_collections
 from etils import epath
 from ml_collections.config_dict import placeholder
 
+from lmm_jax import families
 from lmm_jax.data.visual_layout import VisualLayout
 
 SCHEMA = 1  # raised when a stored config.json of an older version can no longer be read
@@ -30,6 +31,8 @@ def base() -> ml_collections.ConfigDict:
     m.scales = (576,)  # visual tokens per grid, one bank region and one loss group each
     m.newline = False  # a learned vector at the end of each row of a picture's tiles
     m.newline_in_stacks = True  # which every stack adds once more, as DeepStack-L-HD does
+    # The published families that the parts are of: what loading and exporting call them. "" for a part of our own.
+    m.families = ml_collections.ConfigDict({"vision": "", "decoder": families.DEFAULT_DECODER})
     use_encoder(c, "vit")  # sets m.encoder, of models.encoders.ENCODERS, and m.vision, its fields: see its docstring
     m.projector = ml_collections.ConfigDict()  # models.visual_tokens.Projector
     m.projector.depth = 2  # linear layers, GELU between
@@ -135,19 +138,31 @@ def use_encoder(config, name):
     except ValueError as error:
         raise ConfigError(str(error)) from error
     config.model.encoder, config.model.vision = name, ml_collections.ConfigDict(fields)
+    published = [family.name for family in families.ENCODERS.values() if family.encoder == name]
+    config.model.families.vision = published[0] if published else ""
 
 
-def use_llama(config, size):
-    """Gives `config.model.decoder` the sizes of LLaMA-2, which Vicuna 1.5 is: "7b" or "13b".
+def use_family(config, name, size=""):
+    """Gives `config.model` the decoder or the encoder of a published family.
+
+    Args:
+      config: whose `model` is set.
+      name: in `families.DECODERS` or `families.ENCODERS`.
+      size: in the family's `sizes`; "" keeps the sizes that the module has by itself.
 
     Raises:
-      ConfigError: another size.
+      ConfigError: another family or size; the message lists them.
     """
-    sizes = {
-        "7b": {"width": 4096, "depth": 32, "heads": 32, "kv_heads": 32, "mlp_dim": 11008},
-        "13b": {"width": 5120, "depth": 40, "heads": 40, "kv_heads": 40, "mlp_dim": 13824},
-    }
-    config.model.decoder.update(choose("size", size, sizes))
+    readable = {name: family for name, family in families.DECODERS.items() if family.tensors}
+    family = choose("family", name, readable | families.ENCODERS)
+    fields = dict(family.fields) | (dict(choose(f"size of {name}", size, family.sizes)) if size else {})
+    if name in readable:
+        config.model.families.decoder = name
+        config.model.decoder.update(fields)
+    else:
+        use_encoder(config, family.encoder)
+        config.model.families.vision = name
+        config.model.vision.update(fields | {"mean": family.mean, "std": family.std})
 
 
 # Arguments of the configs at real size: where prepared folders and others' models lie, and a workdir to start from.

@@ -6,87 +6,26 @@ import re
 
 import numpy as np
 
+from lmm_jax import families
+from lmm_jax.families.kinds import SYSTEM, Prompt
+
 IMAGE = -200  # stands in the ids where a picture's visual tokens go
 IMAGE_TAG = "<image>"
 TOO_LONG = ("cut", "refuse")  # policies of `truncate`
-SYSTEM = "{system}"  # where the system prompt goes in `Template.opening`
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """Text around each turn; control pieces in it (`</s>`, `<|end|>`) become ids where the tokenizer has them.
+def find_template(name) -> Prompt:
+    """The layout of a conversation that `config.data.template` names.
 
-    What stands in `assistant` is supervised, and is where generation begins.
-
-    Attributes:
-      opening: before the first user's text; `SYSTEM` in it is where a system turn goes.
-      user: before a later user's text, and after each.
-      assistant: before and after an assistant's text.
-      system: system prompt of a conversation without a system turn.
-      captions: one picture turn and its caption; what the user says is dropped.
-      apart: pieces of text are stripped and tokenised on their own, and pictures stay where they are.
+    Raises:
+      ValueError: there is none of that name; the message lists them.
     """
-
-    opening: str = ""
-    user: tuple[str, str] = ("", "")
-    assistant: tuple[str, str] = ("", "</s>")
-    system: str = ""
-    captions: bool = False
-    apart: bool = False
-
-
-# The layouts, and to the letter the system prompts, that published checkpoints were trained with.
-TEMPLATES = {
-    # Bare questions and answers, told apart by `</s>` alone.
-    "qa": Template(apart=True),
-    # LLaVA's first stage (M3 too): the caption ends with a newline, not with </s>.
-    "plain": Template(assistant=("", "\n"), captions=True),
-    # LLaVA-1.5, M3, ConvLLaVA, DeepStack.
-    "vicuna_v1": Template(
-        opening="{system} USER: ",
-        user=("USER: ", " ASSISTANT:"),
-        assistant=(" ", "</s>"),
-        system="A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
-    ),
-    # LLaVA on Llama-2-chat (its `llava_llama_2`): each round has a begin and an end piece.
-    "llama_2": Template(
-        opening="[INST] <<SYS>>\n{system}\n<</SYS>>\n\n",
-        user=("<s>[INST] ", " [/INST]"),
-        assistant=(" ", " </s>"),
-        system="You are a helpful language and vision assistant. "
-        "You are able to understand the visual content that the user provides, "
-        "and assist the user with a variety of tasks using natural language.",
-    ),
-    # LLaVA-1.6 on Mistral-instruct: as before, with neither system prompt nor begin pieces between rounds.
-    "mistral": Template(opening="[INST] ", user=("[INST] ", " [/INST]"), assistant=(" ", " </s>")),
-    # DeepStack on Phi-3.
-    "phi3": Template(
-        opening="<|system|>\n{system}<|end|>\n<|user|>\n",
-        user=("\n<|user|>\n", "<|end|>\n<|assistant|>\n"),
-        assistant=("", "<|end|>"),
-        system="You are a helpful AI assistant.",
-    ),
-    # LLaVA-1.6 on Yi (its `chatml_direct`): no newline after <|im_end|>, unlike other ChatML.
-    "chatml": Template(
-        opening="<|im_start|>system\n{system}<|im_end|><|im_start|>user\n",
-        user=("<|im_start|>user\n", "<|im_end|><|im_start|>assistant\n"),
-        assistant=("", "<|im_end|>"),
-        system="Answer the questions.",
-    ),
-}
-
-
-# What a decoder's type says, then what its checkpoint's name says; the first match counts, None is refused.
-FAMILIES = (
-    (r"phi[-_]?3", "phi3"),
-    (r"mistral|mixtral", "mistral"),
-    (r"phi|qwen|gemma|mpt|llama4", None),
-    (r"\bllama|llava", "vicuna_v1"),
-)
-LLAMAS = ((r"llama-?3", None), (r"\byi-|v1\.6-34b", "chatml"), (r"llama-?2.*chat", "llama_2"))
+    known = families.prompts()
+    if name not in known:
+        raise ValueError(f"data.template: no template '{name}'; known are {', '.join(known)}")
+    return known[name]
 
 
 def template_for(config) -> str:
@@ -94,7 +33,7 @@ def template_for(config) -> str:
 
     Args:
       config: dict. `text_config.model_type` says what the decoder is; without it (LLaVA's own checkpoints) the type
-        and architectures of the model do. Among LLaMAs the name of the language model (`_name_or_path`) decides.
+        and architectures of the model do. Among a family's templates the name of the checkpoint decides.
 
     Raises:
       ValueError: a decoder whose template is not among ours.
@@ -102,22 +41,18 @@ def template_for(config) -> str:
     text = config.get("text_config") or {}
     decoder = text.get("model_type") or " ".join([config.get("model_type", ""), *config.get("architectures", ())])
     name = (text.get("_name_or_path") or config.get("_name_or_path") or "").rstrip("/").split("/")[-1]
-    template = _first_match(FAMILIES, decoder)
-    if template == "vicuna_v1":
-        template = _first_match((*LLAMAS, ("", "vicuna_v1")), name)
+    family = next((f for f in families.DECODERS.values() if f.types and re.search(f.types, decoder.lower())), None)
+    rules = family.prompt_rules if family else ()
+    template = next((template for pattern, template in rules if re.search(pattern, name.lower())), None)
     if template is None:
-        known = ", ".join(TEMPLATES)
+        known = ", ".join(families.prompts())
         raise ValueError(f"no template for decoder '{decoder}', name '{name}'; set data.template to one of {known}")
     return template
 
 
-def _first_match(rules, text):
-    return next((template for pattern, template in rules if re.search(pattern, text.lower())), None)
-
-
 def stop_id(tokenizer, template) -> int:
     """The id that ends an answer in a template: the last one that is supervised."""
-    last = tokenizer.markup(TEMPLATES[template].assistant[1])[-1]
+    last = tokenizer.markup(find_template(template).assistant[1])[-1]
     return last if isinstance(last, int) else tokenizer.encode(last, prefix=False)[-1]
 
 
@@ -153,15 +88,13 @@ def encode(turns, tokenizer, template) -> Encoded:
         `<image>` in a user's text stands for the next picture. A single one is moved to the front of its turn, on a
         line of its own, as the checkpoints were trained (not in "qa"); several stay where they are.
       tokenizer: a `Tokenizer`.
-      template: name in `TEMPLATES`.
+      template: a name that `find_template` knows.
 
     Raises:
       ValueError: an unknown template or role, roles out of turn, turns that the template has no place for, or an
         empty answer.
     """
-    if template not in TEMPLATES:
-        raise ValueError(f"data.template: no template '{template}'; known are {sorted(TEMPLATES)}")
-    form = TEMPLATES[template]
+    form = find_template(template)
     system, turns = _check_turns(turns, template)
     head, slot, tail = form.opening.partition(SYSTEM)
     before = [*tokenizer.markup(head), system if slot else "", *tokenizer.markup(tail)]
@@ -189,7 +122,8 @@ def encode(turns, tokenizer, template) -> Encoded:
 
 def _check_turns(turns, template):
     """The system prompt, and the other turns with our names for their roles."""
-    form, system, named = TEMPLATES[template], TEMPLATES[template].system, []
+    form = find_template(template)
+    system, named = form.system, []
     for number, (role, text) in enumerate(turns, start=1):
         if role not in ROLES:
             raise ValueError(f"turn {number}: unknown role '{role}'; known are {', '.join(ROLES)}")

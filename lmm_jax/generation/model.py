@@ -14,8 +14,8 @@ from lmm_jax.data.images import image_size, open_picture
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
 from lmm_jax.generation.greedy import generate_tokens
-from lmm_jax.hf import read_config as configs
 from lmm_jax.hf.load import load_params, stored_dtype
+from lmm_jax.hf.read_config import is_model, read_model_config
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.state import abstract_params, make_program
 
@@ -40,11 +40,11 @@ def load(path, vision=None, allow_pickle=False):
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} is neither a workdir of `lmm train` nor a model (no config.json)")
     table = []
-    if configs.is_model(path):
-        config = configs.read_config(path, vision)
+    if is_model(path):
+        config = read_model_config(path, vision)
         program = make_program(config, _mesh(config))
         abstract = abstract_params(program, stored_dtype(path, allow_pickle))
-        params, table = load_params(path, program.model, abstract, vision, allow_pickle)
+        params, table = load_params(path, config.model, abstract, vision, allow_pickle)
     else:
         config = read_config(path / "config.json")
         program = make_program(config, _mesh(config))

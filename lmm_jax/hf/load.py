@@ -16,10 +16,21 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, VOCABULARY, ignored, original_name, tensors
+from lmm_jax.families import ORIGINAL
+from lmm_jax.hf.names import (
+    VOCABULARY,
+    block_number,
+    decoder_family,
+    encoder_family,
+    ignored,
+    original_name,
+    part_of,
+    tensors,
+)
 from lmm_jax.hf.read_config import Keys, LoadError, tied, tower_folder
 from lmm_jax.hf.safetensors import DTYPES, Folder
 
+HEAD = "decoder/head/kernel"
 PARTS = {"vision": ("vision",), "language": ("decoder",), "projector": ("projector", "image_newline")}
 READERS = 4  # threads that read and transpose layers
 
@@ -46,7 +57,7 @@ def load_params(folder, model, abstract, vision=None, allow_pickle=False):
 
     Args:
       folder: of the model.
-      model: the `LMM` that `configs.read_config` describes.
+      model: `config.model` as `read_config.read_model_config` reads it.
       abstract: our parameters as `ShapeDtypeStruct`s with shardings.
       vision: folder of the vision tower, where it lies apart.
       allow_pickle: see `safetensors.Folder`.
@@ -61,7 +72,7 @@ def load_params(folder, model, abstract, vision=None, allow_pickle=False):
     keys = Keys(folder / "config.json")
     found = _Tensors([Folder(folder, allow_pickle)])
     tower = tower_folder(folder, keys, vision)
-    if tower is not None and not any(name.startswith(CONVNEXT_PREFIX) for name in found.shapes):
+    if tower is not None and not any(name.startswith(ORIGINAL.tower) for name in found.shapes):
         found = _Tensors([Folder(folder, allow_pickle), Folder(tower, allow_pickle)])
     flat = flatten_dict(abstract, sep="/")
     params, table = _load(folder, found, model, flat, flat, tied(keys))
@@ -75,7 +86,8 @@ def load_part(folder, part, model, abstract, fresh=(), allow_pickle=False):
       folder: for "vision" a CLIP, its vision side or a ConvNeXt (of transformers, timm or open_clip); for "language"
         a LLaMA; for any part a LLaVA in a layout that `load_params` reads.
       part: "vision", "language" or "projector".
-      model, abstract: of the run.
+      model: `config.model` of the run.
+      abstract: its parameters, as for `load_params`.
       fresh: path prefixes of our parameters that keep the values they start with.
       allow_pickle: see `safetensors.Folder`.
 
@@ -93,30 +105,32 @@ def load_part(folder, part, model, abstract, fresh=(), allow_pickle=False):
     return _load(folder, _Tensors([Folder(folder, allow_pickle)]), model, flat, wanted, shared, part)
 
 
-# What a part's `config.json` says and its tensors do not: our field, their key.
-HYPERPARAMETERS = {
-    "vit": {"heads": "num_attention_heads", "image_size": "image_size", "norm_eps": "layer_norm_eps"},
-    "decoder": {"heads": "num_attention_heads", "norm_eps": "rms_norm_eps", "rope_theta": "rope_theta"},
-}
+TOLD_APART = ("heads", "norm_eps", "rope_theta")  # fields of a decoder that `config.json` says and tensors do not
 
 
 def check_part(folder, part, model):
     """Raises LoadError if a part's `config.json`, where there is one, says other than `config.model` of the run."""
     path = epath.Path(folder) / "config.json"
-    if not path.exists() or part == "projector" or (part == "vision" and model.encoder == "convnext"):
+    if not path.exists() or part == "projector":
         return
-    keys, inner = Keys(path), {"vision": "vision_config", "language": "text_config"}[part]
+    if part == "vision":
+        family, ours, inner = encoder_family(model), model.vision, "vision_config"
+        told_apart = family.told_apart
+    else:
+        family, ours, inner, told_apart = decoder_family(model), model.decoder, "text_config", TOLD_APART
+    if not told_apart:
+        return
+    keys = Keys(path)
     if inner in keys.content:
         keys = Keys(path, keys[inner])
-    elif part == "vision" and "mm_projector_type" in keys.content:
+    elif part == "vision" and ORIGINAL.told_by in keys.content:
         return  # the tower's own config lies elsewhere
-    which, ours = ("vit", model.vision) if part == "vision" else ("decoder", model.decoder)
-    keys.require("rope_scaling")
-    keys.require("hidden_act", "quick_gelu" if part == "vision" else "silu")
+    for key, allowed in family.constants.items():
+        keys.require(key, *allowed)
     wrong = [
-        f"{name} is {keys[key]} there, {ours[name]} here"
-        for name, key in HYPERPARAMETERS[which].items()
-        if key in keys.content and not math.isclose(keys[key], ours[name], rel_tol=1e-6)
+        f"{name} is {keys[family.keys[name]]} there, {ours[name]} here"
+        for name in told_apart
+        if family.keys[name] in keys.content and not math.isclose(keys[family.keys[name]], ours[name], rel_tol=1e-6)
     ]
     if wrong:
         raise LoadError(f"{path}: not the {part} part of this run: {'; '.join(wrong)}")
@@ -153,8 +167,8 @@ def _load(folder, found, model, flat, wanted, shared, part=None):
         if tensor.path not in wanted:
             continue
         source = tensor.name
-        if shared and source == "lm_head.weight" and source not in found.shapes:
-            source = "model.embed_tokens.weight"
+        if shared and tensor.path == HEAD and source not in found.shapes:
+            source = decoder_family(model).tensors["table"][0]
         shape, theirs = _unpadded(tensor, vocabulary), found.shapes.get(source)
         if theirs is None:
             faults.append(f"missing {source} {shape}")
@@ -216,13 +230,13 @@ def _unpadded(tensor, vocabulary):
 
 def _unused(name, model):
     """Why this model in particular does not read a tensor, or None."""
-    if name == "model.image_newline" and not model.newline:
+    if name == ORIGINAL.newline and not model.newline:
         return "this recipe has no newline"
-    blocks = VIT_PREFIX + "encoder.layers."
-    if name.startswith(blocks) and model.vision.level < -1:
-        number = int(name.removeprefix(blocks).split(".")[0])
-        if model.vision.depth + 1 + model.vision.level <= number < model.vision.depth:
-            return f"past the hidden state {model.vision.level} that is read"
+    number = block_number(name, model)
+    if number is not None:
+        level, depth = (model.vision[field] for field in encoder_family(model).level)
+        if range(depth + 1)[level] <= number < depth:
+            return f"past the hidden state {level} that is read"
     return None
 
 
@@ -233,12 +247,7 @@ def _under(path, prefixes):
 
 def _of_another_part(name, part):
     """Why a part of a run does not read a tensor of a whole model, or None."""
-    if name.startswith(CONVNEXT_PREFIX):
-        of = "vision"
-    elif name.startswith(("model.mm_projector.", "model.image_newline")):
-        of = "projector"
-    else:
-        of = "language"
+    of = part_of(name)
     return f"of the {of} part" if of != part else None
 
 

@@ -20,39 +20,35 @@ import math
 
 from etils import epath
 
-from lmm_jax.data.conversation import IMAGE_TAG, SYSTEM, TEMPLATES, stop_id
-from lmm_jax.hf import deepstack
-from lmm_jax.hf.read_config import CLIP_MEAN, CLIP_STD
+from lmm_jax.data.conversation import IMAGE_TAG, find_template, stop_id
+from lmm_jax.families.kinds import SYSTEM
+from lmm_jax.hf.names import encoder_family
+from lmm_jax.hf.read_config import select_strategy
 from lmm_jax.hf.tokenizer_json import PAD, SPACE, added_ids, added_tokens, read_model, tokenizer_json
+from lmm_jax.hf.write_config import get_field, listed, picture_keys, tiling_pixels
 
 BICUBIC = 3  # Pillow's number
-PROCESSORS = {
-    "llava": "LlavaProcessor",
-    "llava_next": "LlavaNextProcessor",
-    "fast_vlm": "LlavaProcessor",
-    "deepstack": "DeepStackProcessor",
-}
 
 
-def write_processor(folder, config, tokenizer, architecture):
+def write_processor(folder, config, tokenizer, whole):
     """Writes the files of tokenizer and processor into an exported folder, for transformers 4.57 and later.
 
     Args:
       folder: that exists.
       config: of the model, see `lmm_jax.config.base`.
       tokenizer: a `Tokenizer`; `Tokenizer.load` reads an equal one back.
-      architecture: "llava", "llava_next" (sequence "unpad"), "fast_vlm" (ConvLLaVA) or "deepstack" (remote code).
+      whole: the family of `families.WHOLES` that the folder is of.
 
     Raises:
       ValueError: a SentencePiece model of a kind that tokenizer.json cannot hold.
     """
     folder = epath.Path(folder)
-    name = PROCESSORS[architecture]
+    name = whole.processor
     files = {
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": {"processor_class": name, **_tokenizer_config(tokenizer)},
-        "processor_config.json": {"processor_class": name, **_processor_config(config, architecture)},
-        "preprocessor_config.json": {"processor_class": name, **_preprocessor_config(config, architecture)},
+        "processor_config.json": {"processor_class": name, **processor_config(config, whole)},
+        "preprocessor_config.json": {"processor_class": name, **preprocessor_config(config, whole)},
         "generation_config.json": generation_config(tokenizer, config.data.template),
     }
     for file, content in files.items():
@@ -95,53 +91,50 @@ def _tokenizer_config(tokenizer):
     }
 
 
-def _processor_config(config, architecture):
-    vision = config.model.vision
+def processor_config(config, whole) -> dict:
+    """Content of `processor_config.json`: how many placeholders transformers puts where a picture goes."""
+    vision, encoder = config.model.vision, encoder_family(config.model)
     about = {
         "image_token": IMAGE_TAG,
         # Of a visual token at the largest scale, in pixels: of M3's and ConvLLaVA's too.
         "patch_size": vision.image_size // math.isqrt(max(config.model.scales)),
-        "num_additional_image_tokens": 0,
-        "vision_feature_select_strategy": "full",
+        "num_additional_image_tokens": int(encoder.class_token),  # counted, and dropped by the strategy
+        "vision_feature_select_strategy": select_strategy(encoder),
     }
-    if config.model.encoder == "vit":  # which counts its class token and drops it
-        about |= {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
-    if architecture == "deepstack":
-        about |= deepstack.processor_keys()
-    return about
+    return about | _auto_map(whole, "AutoProcessor", "AutoImageProcessor")
 
 
-def _preprocessor_config(config, architecture):
+def preprocessor_config(config, whole) -> dict:
+    """Content of `preprocessor_config.json`: how transformers makes the pixels of a picture."""
     side, data = config.model.vision.image_size, config.data
     square = {"height": side, "width": side}
-    about = {
-        "image_processor_type": "CLIPImageProcessor",
+    about = picture_keys(config) | {
+        "image_processor_type": whole.image_processors[data.aspect],
         "do_convert_rgb": True,
         "do_resize": True,
         "resample": BICUBIC,
-        "size": {"shortest_edge": side},
         "do_center_crop": True,
-        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
     }
-    if architecture == "deepstack":
-        about |= deepstack.preprocessor_keys(config)
-    elif data.aspect == "pad":  # to a square, before all else
-        about |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    if whole.picture_fields:  # code that the folder ships reads our own words
+        fields = {key: listed(get_field(config, field)) for key, field in whole.picture_fields.items()}
+        return about | fields | {"size": square} | _auto_map(whole, "AutoProcessor", "AutoImageProcessor")
+    if data.aspect == "pad":  # to a square, before all else
+        about |= {"do_pad": True}
     elif data.aspect == "stretch":
         about |= {"size": square, "do_center_crop": False}
     elif data.aspect == "anyres":
-        pinpoints = [[rows * side, columns * side] for columns, rows in data.tilings]
-        about |= {
-            "image_processor_type": "LlavaNextImageProcessor",
-            "do_pad": True,  # a batch to as many views
-            "image_grid_pinpoints": pinpoints,
-        }
+        about |= {"do_pad": True}  # a batch to as many views
+    if whole.tilings_key:
+        about[whole.tilings_key] = tiling_pixels(config)
     return about
+
+
+def _auto_map(whole, *names):
+    """Where transformers finds classes of the code that the folder ships, if it ships any."""
+    return {"auto_map": {name: whole.auto_map[name] for name in names}} if whole.auto_map else {}
 
 
 # A chat is written text after text. `next.mark` is what the next one begins with: nothing, or the space that becomes
@@ -201,7 +194,7 @@ def chat_template(tokenizer, template) -> str:
     which stands for `<image>` and a newline. The opening of the answer follows every user's turn, as in training,
     with `add_generation_prompt` or without.
     """
-    form = TEMPLATES[template]
+    form = find_template(template)
     head, slot, tail = form.opening.partition(SYSTEM)
     model = read_model(tokenizer.model)
     space = SPACE if model.prefix and not tokenizer.legacy else ""  # if legacy, the normalizer marks

@@ -1,57 +1,22 @@
 """Configs of models that others trained, read into ours: what a model is stands in its `config.json`.
 
-Two layouts are known: LLaVA's original one, in which LLaVA-1.5, -1.6, M3, ConvLLaVA and DeepStack are released, and
-that of transformers (`llava`, `llava_next`, `fast_vlm`, and what `lmm export` writes for DeepStack).
+Two kinds of layout are known: the original one of LLaVA's code, in which LLaVA-1.5, -1.6, M3, ConvLLaVA and DeepStack
+are released, and that of transformers. What they are called and what they fix is asked of `lmm_jax.families`.
 """
 
 import ast
 import json
-import math
 
-import numpy as np
 from etils import epath
 
 from lmm_jax import config as c
-from lmm_jax.data.conversation import TEMPLATES, template_for
-from lmm_jax.data.views import deepstack_tilings
+from lmm_jax import families
+from lmm_jax.data.conversation import find_template, template_for
+from lmm_jax.families import ORIGINAL
+from lmm_jax.hf.stacking import WORDS, read_stacking
 from lmm_jax.models.encoders import make_encoder
 
-# Vision towers that a config may name without saying what they are.
-TOWERS = {
-    "openai/clip-vit-large-patch14-336": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-    },
-}
-TOWERS["openai/clip-vit-large-patch14"] = TOWERS["openai/clip-vit-large-patch14-336"] | {"image_size": 224}
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-# What transformers leaves out of a config because it is its default.
-LLAMA_DEFAULTS = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "vocab_size": 32000,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 2048,
-}
-CLIP_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-}
+TEMPLATE_KEY = "lmm_jax_template"  # in which we write the template of a model, which no other layout says
 
 
 class LoadError(ValueError):
@@ -59,16 +24,16 @@ class LoadError(ValueError):
 
 
 def is_model(folder) -> bool:
-    """Whether a folder's `config.json` is of a model that `read_config` knows, and not one of a workdir of ours."""
+    """Whether a folder's `config.json` is of a published model, and not that of a workdir of ours."""
     path = epath.Path(folder) / "config.json"
     return path.exists() and "model_type" in read_json(path)
 
 
-def read_config(folder, vision=None):
+def read_model_config(folder, vision=None):
     """Our config of a model.
 
     Args:
-      folder: with `config.json` and `tokenizer.model`.
+      folder: with `config.json` and a tokenizer.
       vision: folder of the vision tower, where it lies apart and the config does not lead to it.
 
     Raises:
@@ -77,38 +42,46 @@ def read_config(folder, vision=None):
     """
     folder = epath.Path(folder)
     keys = Keys(folder / "config.json")
-    processor = None
-    if "mm_projector_type" in keys.content:
+    whole = next((w for w in families.WHOLES.values() if w.model_type == keys.get("model_type")), None)
+    if ORIGINAL.told_by in keys.content:
+        whole, decoder = None, families.DECODERS[families.DEFAULT_DECODER]
         tower, processor = _tower(folder, keys, vision)
-    elif keys.get("model_type") in TRANSFORMERS:
-        tower, processor = _transformers(folder, keys)
+    elif whole is not None:
+        decoder, tower, processor = _transformers(folder, keys, whole)
     else:
-        raise LoadError(
-            f"{keys.path}: model_type '{keys.get('model_type')}' is not supported: neither LLaVA's original layout "
-            f"(no mm_projector_type) nor {', '.join(TRANSFORMERS)}"
+        raise keys.error(
+            f"model_type '{keys.get('model_type')}' is not supported: neither the original layout (no "
+            f"{ORIGINAL.told_by}) nor {', '.join(w.model_type for w in families.WHOLES.values())}"
         )
-    cfg = c.base()
+    config = c.base()
     stored = keys.get("torch_dtype") or keys.get("dtype", "float32")
-    cfg.model.dtype = {"float16": "bfloat16"}.get(stored, stored)
-    _decoder(cfg, keys)
-    _vision(cfg, tower, processor, keys)
-    kind = keys.get("mm_projector_type", "linear")
+    config.model.dtype = {"float16": "bfloat16"}.get(stored, stored)
+    _decoder(config, keys, decoder)
+    _vision(config, tower, processor, keys)
+    kind = keys.get(ORIGINAL.told_by, "linear")
     depth = {"linear": 1, **{f"mlp{n}x_gelu": n for n in range(1, 9)}}.get(kind)
     if depth is None:
-        raise LoadError(f"{keys.path}: mm_projector_type '{kind}' is not supported; linear and mlpNx_gelu are")
-    cfg.model.projector.depth = depth
-    _visual_layout(cfg, keys)
-    cfg.data.template = _template(keys)
-    cfg.data.length = keys.get("tokenizer_model_max_length") or keys.get("max_position_embeddings", 2048)
-    return cfg.lock()
+        raise keys.error(f"{ORIGINAL.told_by} '{kind}' is not supported; linear and mlpNx_gelu are")
+    config.model.projector.depth = depth
+    whole_grid = (make_encoder(config.model).grid ** 2,)
+    config.model.scales = tuple(keys.get(ORIGINAL.keys["scales"], whole_grid))
+    if whole is None:
+        _original_layout(config, keys)
+    else:
+        _layout_of(whole, config, keys, processor)
+    config.data.template = _template(keys)
+    config.data.length = keys.get(ORIGINAL.keys["length"]) or keys.get("max_position_embeddings", 2048)
+    return config.lock()
 
 
 def _template(keys):
-    named = keys.get("lmm_jax_template")
+    named = keys.get(TEMPLATE_KEY)
     if named is None:
         return template_for(keys.content)
-    if named not in TEMPLATES:
-        raise LoadError(f"{keys.path}: lmm_jax_template '{named}' is not known; {', '.join(TEMPLATES)} are")
+    try:
+        find_template(named)
+    except ValueError as error:
+        raise keys.error(f"{TEMPLATE_KEY} '{named}': {error}") from error
     return named
 
 
@@ -133,7 +106,13 @@ class Keys:
         """Raises LoadError for a key whose value is none of those that we reproduce; missing ones are fine."""
         value = self.content.get(key)
         if value is not None and value not in allowed:
-            raise LoadError(f"{self.path}: {key} = {value!r} is not supported, {' or '.join(map(repr, allowed))} is")
+            known = [x for x in allowed if x is not None]
+            can = f"{' or '.join(map(repr, known))} is" if known else "nothing is"
+            raise self.error(f"{key} = {value!r} is not supported, {can}")
+
+    def error(self, words):
+        """A LoadError that names the file."""
+        return LoadError(f"{self.path}: {words}")
 
 
 def tied(keys) -> bool:
@@ -152,48 +131,46 @@ def read_json(path) -> dict:
     return content
 
 
-TRANSFORMERS = ("llava", "llava_next", "fast_vlm", "deepstack_llava")
+def _transformers(folder, keys, whole):
+    """Puts the keys of a transformers config under the original names.
 
-
-def _transformers(folder, keys):
-    """Puts the keys of a transformers config under LLaVA's names; `(keys of the tower, of the image processor)`."""
-    kind = keys["model_type"]
-    keys.require("projector_hidden_act", "gelu")
-    keys.require("multimodal_projector_bias", True)
-    keys.require("use_image_newline_parameter", True)
-    keys.require("vision_feature_select_strategy", "full" if kind == "fast_vlm" else "default")
+    Returns:
+      the family of the decoder, the keys of the tower, and those of the image processor or None.
+    """
+    readable = [family for family in families.DECODERS.values() if family.tensors]
     text = Keys(keys.path, keys.get("text_config", {}))
-    text.require("model_type", "llama", "mistral")
-    text.require("sliding_window")
+    text.require("model_type", *(kind for family in readable for kind in family.model_types))
+    decoder = next((f for f in readable if text.get("model_type") in f.model_types), None)
+    decoder = decoder or families.DECODERS[families.DEFAULT_DECODER]
     tower = Keys(keys.path, keys.get("vision_config", {}))
-    tower.require("model_type", "convnext" if kind == "fast_vlm" else "clip_vision_model")
-    if kind != "fast_vlm":
-        tower.content = CLIP_DEFAULTS | tower.content
-        tower.require("hidden_act", "quick_gelu")
+    encoders = [families.ENCODERS[name] for name in whole.encoders]
+    tower.require("model_type", *(kind for family in encoders for kind in family.model_types))
+    encoder = next((f for f in encoders if tower.get("model_type") in f.model_types), encoders[0])
+    tower.content = {"model_type": encoder.model_types[0]} | tower.content
+    for key, allowed in whole.constants.items():
+        keys.require(key, *allowed)
+    keys.require("vision_feature_select_strategy", select_strategy(encoder))
     processor = _processor(folder)
     pieces = keys.get("image_token_index") or keys.get("image_token_id", 0)
-    rows = text.get("vocab_size", LLAMA_DEFAULTS["vocab_size"])
+    rows = text.get("vocab_size", decoder.defaults["vocab_size"])
     keys.content = (
-        LLAMA_DEFAULTS
+        decoder.defaults
         | text.content
         | {
-            "mm_projector_type": "mlp2x_gelu",
-            "mm_vision_select_layer": keys.get("vision_feature_layer", -1 if kind == "fast_vlm" else -2),
+            ORIGINAL.told_by: "mlp2x_gelu",
+            ORIGINAL.keys["level"]: keys.get("vision_feature_layer", whole.level),
             "vocab_size": min(pieces, rows) or rows,  # the placeholder stands after the pieces, padding after it
         }
         | keys.content
     )
-    if not isinstance(keys["mm_vision_select_layer"], int):
-        raise LoadError(f"{keys.path}: vision_feature_layer names several layers; one is supported")
-    if kind == "llava_next":
-        pinpoints = [(width, height) for height, width in keys["image_grid_pinpoints"]]
-        keys.content |= {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
-        keys.content["image_grid_pinpoints"] = pinpoints
-    elif kind == "deepstack_llava" and processor is not None:
-        keys.content |= {key: processor[key] for key in ("aspect", "tilings")}
-    else:
-        keys.content["image_aspect_ratio"] = _aspect(processor)
-    return tower, processor
+    if not isinstance(keys[ORIGINAL.keys["level"]], int):
+        raise keys.error("vision_feature_layer names several layers; one is supported")
+    return decoder, tower, processor
+
+
+def select_strategy(encoder) -> str:
+    """What transformers calls leaving out the class token, or having none."""
+    return "default" if encoder.class_token else "full"
 
 
 def _processor(folder):
@@ -213,10 +190,15 @@ def _aspect(processor):
     return "square" if processor is None or processor.get("do_center_crop", False) else "stretch"
 
 
+def _named_tower(keys):
+    """What an original layout says that its vision tower is."""
+    return keys.get(ORIGINAL.keys["tower"], keys.get(ORIGINAL.keys["tower, by other code"], ""))
+
+
 def tower_folder(folder, keys, vision):
     """Folder of the vision tower, or None: the one asked for, the one the config leads to, or the one beside it."""
-    named = keys.get("mm_vision_tower", keys.get("vision_tower", ""))
-    inside = [] if {"", ".."} & set(str(named).split("/")) else [folder / str(named)]  # a config leads nowhere else
+    named = str(_named_tower(keys))
+    inside = [] if {"", ".."} & set(named.split("/")) else [folder / named]  # a config leads nowhere else
     for choice in map(epath.Path, [vision] if vision else [*inside, folder / "vision_tower"]):
         if (choice / "config.json").exists():
             return choice
@@ -229,162 +211,130 @@ def _tower(folder, keys, vision):
     """`(keys of the vision tower, keys of its image processor or None)`."""
     apart = tower_folder(folder, keys, vision)
     tower = Keys((apart or folder) / "config.json")
-    named = keys.get("mm_vision_tower", keys.get("vision_tower", ""))
     if apart is None and "vision_config" not in keys.content:
-        if named not in TOWERS:
-            raise LoadError(
-                f"{keys.path}: the vision tower '{named}' is neither a folder nor known; name its folder with vision="
+        named = _named_tower(keys)
+        known = [family.towers[named] for family in families.ENCODERS.values() if named in family.towers]
+        if not known:
+            raise keys.error(
+                f"the vision tower '{named}' is neither a folder nor known; name its folder with vision="
             )
-        tower.content = TOWERS[named]
-    elif "vision_config" in tower.content:  # inside a whole CLIP model or a golden set
+        tower.content = known[0]
+    elif "vision_config" in tower.content:  # inside a whole model of pictures and text, or a golden set
         tower.content = tower.content["vision_config"]
     return tower, next((p for f in (apart, folder) if f and (p := _processor(f))), None)
 
 
-def _decoder(cfg, keys):
-    keys.require("hidden_act", "silu")
-    keys.require("rope_scaling")
-    keys.require("attention_bias", False)
+def _decoder(config, keys, family):
+    for key, allowed in family.constants.items():
+        keys.require(key, *allowed)
     rope = keys.get("rope_parameters", {})
     Keys(keys.path, rope).require("rope_type", "default")
-    heads = keys["num_attention_heads"]
-    cfg.model.decoder.update(
-        vocab_size=keys["vocab_size"],
-        width=keys["hidden_size"],
-        depth=keys["num_hidden_layers"],
-        heads=heads,
-        kv_heads=keys.get("num_key_value_heads", heads),
-        mlp_dim=keys["intermediate_size"],
-        rope_theta=float(keys.get("rope_theta", rope.get("rope_theta", 10000.0))),
-        norm_eps=float(keys.get("rms_norm_eps", 1e-6)),
-    )
-    keys.require("head_dim", keys["hidden_size"] // heads)
+    of = family.keys
+    heads = keys[of["heads"]]
+    fields = {field: keys[of[field]] for field in ("vocab_size", "width", "depth", "heads", "mlp_dim")}
+    fields |= {
+        "kv_heads": keys.get(of["kv_heads"], heads),
+        "rope_theta": float(keys.get(of["rope_theta"], rope.get("rope_theta", 10000.0))),
+        "norm_eps": float(keys.get(of["norm_eps"], family.defaults[of["norm_eps"]])),
+    }
+    head_dim = keys.get("head_dim", 0)
+    if head_dim and head_dim * heads != fields["width"]:
+        fields["head_dim"] = head_dim
+    config.model.families.decoder = family.name
+    config.model.decoder.update(dict(family.fields) | fields)
 
 
-def _vision(cfg, tower, processor, keys):
-    if "depths" in tower.content:
-        tower.require("hidden_act", "gelu")
-        tower.require("model_type", "convnext")
-        c.use_encoder(cfg, "convnext")
-        cfg.model.vision.update(
-            image_size=tower["image_size"],
-            patch_size=tower.get("patch_size", 4),
-            depths=tuple(tower["depths"]),
-            widths=tuple(tower["hidden_sizes"]),
-        )
-    else:
-        tower.require("model_type", "clip_vision_model", "clip")
-        tower.require("hidden_act", "quick_gelu")
-        keys.require("mm_vision_select_feature", "patch")
-        cfg.model.vision.update(
-            image_size=tower["image_size"],
-            patch_size=tower["patch_size"],
-            width=tower["hidden_size"],
-            depth=tower["num_hidden_layers"],
-            heads=tower["num_attention_heads"],
-            mlp_dim=tower["intermediate_size"],
-            norm_eps=float(tower.get("layer_norm_eps", 1e-5)),
-            level=keys.get("mm_vision_select_layer", -1),
-        )
+def _vision(config, tower, processor, keys):
+    kind, known = tower.get("model_type"), families.ENCODERS.values()
+    told = [f for f in known if (kind in f.model_types if kind else f.told_by in tower.content)]
+    if not told:
+        names = [repr(name) for f in known for name in f.model_types]
+        raise tower.error(f"model_type = {kind!r} is not supported, {' or '.join(names)} is")
+    family = told[0]
+    for key, allowed in family.constants.items():
+        tower.require(key, *allowed)
+    keys.require("mm_vision_select_feature", *ORIGINAL.constants["mm_vision_select_feature"])
+    c.use_family(config, family.name)
+    vision = config.model.vision
+    for field, key in family.keys.items():
+        value = family.defaults[key] if key in family.defaults and key not in tower.content else tower[key]
+        vision[field] = tuple(value) if isinstance(value, list) else type(vision[field])(value)
+    if family.level:
+        vision[family.level[0]] = keys.get(ORIGINAL.keys["level"], -1)
     if processor is None:
         return
-    for key, clip in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
-        if not np.allclose(processor.get(key, clip), clip):
-            raise LoadError(f"{processor.path}: {key} = {processor.get(key)} is not supported, CLIP's {clip} is")
-    size = processor.get("crop_size", processor.get("size", cfg.model.vision.image_size))
+    for field, key in (("mean", "image_mean"), ("std", "image_std")):
+        vision[field] = _colour(processor, key, vision[field])
+    size = processor.get("crop_size", processor.get("size", vision.image_size))
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
-    if cfg.model.encoder == "convnext":  # the processor alone says at what resolution ConvLLaVA works
-        cfg.model.vision.image_size = size
-    elif size != cfg.model.vision.image_size:
-        raise LoadError(f"{processor.path}: pictures of {size} pixels for a tower of {cfg.model.vision.image_size}")
+    if make_encoder(config.model).any_shape:  # the processor alone says at what resolution it works
+        vision.image_size = size
+    elif size != vision.image_size:
+        raise processor.error(f"pictures of {size} pixels for a tower of {vision.image_size}")
 
 
-def _visual_layout(cfg, keys):
-    """Which views there are and where their tokens go: see `data.visual_layout`."""
-    vision, data = cfg.model.vision, cfg.data
-    cfg.model.scales = tuple(keys.get("matryoshka_vis_token_scale", (make_encoder(cfg.model).grid ** 2,)))
-    if keys.get("model_type") == "deepstack_llava":
-        _exported_deepstack(cfg, keys)
+def _colour(processor, key, usual):
+    """Three numbers of an image processor, those of the family where it says none."""
+    found = processor.get(key, usual)
+    good = isinstance(found, list | tuple) and len(found) == 3 and all(isinstance(x, int | float) for x in found)
+    if not good or (key == "image_std" and min(found) <= 0):
+        raise processor.error(f"{key} = {found!r} is not supported, three numbers are")
+    return tuple(map(float, found))
+
+
+def _original_layout(config, keys):
+    """Which views there are and where their tokens go, as an original layout says it: see `data.visual_layout`."""
+    for key, allowed in ORIGINAL.constants.items():
+        keys.require(key, *allowed)
+    aspect_key, merge_key = ORIGINAL.keys["aspect"], ORIGINAL.keys["merge"]
+    keys.require(aspect_key, "pad", "square", "anyres", WORDS.aspect)
+    aspect = keys.get(aspect_key, "square")
+    if aspect == WORDS.aspect:
+        read_stacking(config, keys)
         return
-    keys.require("mm_use_im_start_end", False)
-    keys.require("mm_use_im_patch_token", False)
-    keys.require("image_aspect_ratio", "pad", "square", "anyres", "deepstack")
-    aspect = keys.get("image_aspect_ratio", "square")
-    if aspect == "deepstack":
-        _deepstack(cfg, keys)
-        return
-    data.aspect = aspect
+    config.data.aspect = aspect
     if aspect == "anyres":
-        keys.require("mm_patch_merge_type", "flat", "spatial", "spatial_unpad")
-        merge = keys.get("mm_patch_merge_type", "flat")
-        data.tilings = _pinpoints(keys, vision.image_size)
-        data.sequence = {"flat": "flat", "spatial": "grid", "spatial_unpad": "unpad"}[merge]
-        cfg.model.newline = merge == "spatial_unpad"
+        keys.require(merge_key, *ORIGINAL.merges)
+        config.data.sequence = ORIGINAL.merges[keys.get(merge_key, next(iter(ORIGINAL.merges)))]
+        config.data.tilings = _tilings(keys, ORIGINAL.keys["tilings"], config.model.vision.image_size)
+        config.model.newline = config.data.sequence == "unpad"
 
 
-def _exported_deepstack(cfg, keys):
-    """What `hf.deepstack.keys` and `preprocessor_keys` say."""
-    cfg.data.update({key: keys[key] for key in ("aspect", "zoom", "sequence", "stacks", "sampling")})
-    cfg.data.tilings = tuple((int(columns), int(rows)) for columns, rows in keys["tilings"])
-    cfg.model.update({key: keys[key] for key in ("newline", "newline_in_stacks")})
-    cfg.model.decoder.inject_layers = tuple(keys["inject_layers"])
-    cfg.model.vision.regroup = tuple(keys["regroup"])
+def _layout_of(whole, config, keys, processor):
+    """Which views there are and where their tokens go, as a family of transformers' classes says it."""
+    if not (whole.read_as or whole.fields):
+        config.data.aspect = _aspect(processor)
+    for field, value in whole.read_as.items():
+        _set(config, field, value)
+    if whole.tilings_key:
+        size = config.model.vision.image_size
+        config.data.tilings = tuple((w, h) for h, w in _tilings(keys, whole.tilings_key, size))
+    for fields, of in ((whole.fields, keys), (whole.picture_fields, processor or keys)):
+        for key, field in fields.items():
+            _set(config, field, _tuples(of[key]))
 
 
-def _pinpoints(keys, size):
-    found = keys["image_grid_pinpoints"]
+def _set(config, field, value):
+    *parents, leaf = field.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = value
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _tilings(keys, key, size):
+    """The two sides of each tiling in tiles, from a list of pairs of pixels."""
+    found = keys[key]
     try:
         found = ast.literal_eval(found) if isinstance(found, str) else found
-        pairs = [(int(width), int(height)) for width, height in found]
+        pairs = [(int(first), int(second)) for first, second in found]
     except (ValueError, SyntaxError, TypeError):
-        raise LoadError(f"{keys.path}: image_grid_pinpoints = {found!r} is no list of (width, height)") from None
+        raise keys.error(f"{key} = {found!r} is no list of (width, height)") from None
     if any(side % size for pair in pairs for side in pair):
-        raise LoadError(f"{keys.path}: image_grid_pinpoints {pairs} are not multiples of {size} pixels")
-    return tuple((width // size, height // size) for width, height in pairs)
-
-
-# What the words of deepstack_args_for_ablation make of the sequence and of the stacks.
-ABLATIONS = {
-    "dummy_local": {"stacks": "copies"},
-    "only_global_features": {"stacks": "whole", "sequence": "blank", "tilings": ()},
-    "global_and_local": {"stacks": "whole+samples", "sequence": "blank"},
-    "string_woglobal": {"stacks": "", "sequence": "samples"},
-    "string_withglobal": {"stacks": "", "sequence": "whole+samples"},
-}
-
-
-def _deepstack(cfg, keys):
-    data, crops = cfg.data, keys.get("num_crops", 4)
-    side = math.isqrt(crops)
-    words = [word for word in keys.get("deepstack_args_for_ablation", "").split("+") if word]
-    keys.require("deepstack_sampling", "2d", "1d", "grid")
-    data.update(aspect="stretch", sequence="whole", stacks="samples", sampling=keys.get("deepstack_sampling", "2d"))
-    data.tilings = tuple(deepstack_tilings(crops))
-    start, into_vit = None, False
-    for word in words:
-        if word == "2xsample":
-            data.tilings = ((side, side),)
-        elif word in ("inconsistent", "anyres_unpad"):
-            data.aspect = "anyres"
-        elif word == "deepstack_vit":
-            into_vit = True
-        elif word.startswith("lsvit_start_layer_"):
-            start = int(word.rsplit("_", 1)[1])
-        elif word in ABLATIONS:
-            data.update(ABLATIONS[word])
-        else:
-            raise LoadError(f"{keys.path}: deepstack_args_for_ablation has '{word}', which is not supported")
-    if into_vit:
-        if start is None or data.tilings != ((side, side),):
-            raise LoadError(f"{keys.path}: deepstack_vit needs the words 2xsample and lsvit_start_layer_N beside it")
-        cfg.model.vision.regroup, data.stacks = (start, side), "encoder"
-        return
-    stacks = {"copies": crops, "whole": 1, "whole+samples": 1 + crops, "samples": crops, "": 0}[data.stacks]
-    if data.tilings == ((side, side),):
-        stacks -= crops - side**2
-    if keys.get("is_anyres_deepstack", False):
-        data.update(sequence="grid", stacks="zoom", zoom=side)
-        cfg.model.newline, stacks = True, side**2
-    first, step = keys.get("deepstack_start_id", 1), keys.get("deepstack_interval", 1)
-    cfg.model.decoder.inject_layers = tuple(first + k * step for k in range(stacks))
+        raise keys.error(f"{key} {pairs} are not multiples of {size} pixels")
+    return tuple((first // size, second // size) for first, second in pairs)

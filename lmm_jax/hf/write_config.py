@@ -1,211 +1,208 @@
-"""`config.json` of an exported model: what `hf.configs` reads, from our config."""
+"""`config.json` of an exported model: what `hf.read_config` reads, from our config."""
 
-import math
-
-from lmm_jax.data.views import deepstack_tilings
-from lmm_jax.hf import deepstack
-from lmm_jax.hf.read_config import ABLATIONS, CLIP_MEAN, CLIP_STD, TOWERS
+from lmm_jax import families
+from lmm_jax.families import ORIGINAL
+from lmm_jax.hf.names import decoder_family, encoder_family
+from lmm_jax.hf.read_config import TEMPLATE_KEY, select_strategy
+from lmm_jax.hf.stacking import stacking_keys
 from lmm_jax.hf.tokenizer_json import added_ids
 from lmm_jax.models.encoders import make_encoder
 
-CLASSES = {
-    "llava": "LlavaForConditionalGeneration",
-    "llava_next": "LlavaNextForConditionalGeneration",
-    "fast_vlm": "FastVlmForConditionalGeneration",
-}
+SEQUENCES_OF_STACKS = ("blank", "samples", "whole+samples")  # of what is stacked, put into the sequence instead
 
 
-def architecture(config) -> str:
-    """The class of transformers that computes what a model of ours does, or "deepstack" for our own code.
+def architecture(config) -> families.kinds.Whole:
+    """The family of transformers' classes that computes what a model of ours does.
 
     Raises:
-      ValueError: none does; the message names the field.
+      ValueError: none does; the message names the field, of the family that is nearest.
     """
-    model, data = config.model, config.data
+    model = config.model
+    encoder = encoder_family(model)
+    _check_fields(model)
     _require("model.projector.depth", model.projector.depth, 2)
-    _require("model.vision.stack_levels", tuple(model.vision.stack_levels), ())
-    whole = make_encoder(model).grid ** 2
-    if max(model.scales) != whole:
-        raise ValueError(f"model.scales={tuple(model.scales)}: transformers gives a view all of its {whole} tokens")
-    if data.stacks:
-        deepstack.keys(config)  # refuses what its code does not do
-        return "deepstack"
-    if model.encoder == "convnext":
-        _require("data.aspect", data.aspect, "pad", "stretch", "square")
-        _require("data.sequence", data.sequence, "whole")
-        return "fast_vlm"
-    if data.sequence == "unpad":
-        _require("model.newline", model.newline, True)
-        _require("data.aspect", data.aspect, "anyres")
-        return "llava_next"
-    _require("data.sequence", data.sequence, "whole")
-    _require("data.aspect", data.aspect, "pad", "stretch", "square")
-    return "llava"
+    whole_grid = make_encoder(model).grid ** 2
+    if max(model.scales) != whole_grid:
+        raise ValueError(
+            f"model.scales={tuple(model.scales)}: transformers gives a view all of its {whole_grid} tokens"
+        )
+    candidates = [whole for whole in families.WHOLES.values() if encoder.name in whole.encoders]
+    if not candidates:
+        raise ValueError(f"model.families.vision='{encoder.name}': no class of transformers is made with it")
+    faults = {whole.name: _faults(whole, config, whole_grid) for whole in candidates}
+    # The nearest is the one that goes wrong last: a family names what it is told by first.
+    nearest = min(candidates, key=lambda whole: [fault is not None for fault in faults[whole.name]])
+    wrong = [fault for fault in faults[nearest.name] if fault is not None]
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)}: nearest among transformers' classes is {nearest.architecture}")
+    return nearest
 
 
-def transformers_keys(config, tokenizer, kind) -> dict:
-    """`config.json` of `kind`, as `architecture` names it, in the words of transformers 4, which 5 reads too."""
+def _faults(whole, config, whole_grid):
+    """What keeps a family from computing the model: a sentence for each condition in order, None where it holds."""
+    conditions = dict(whole.accepts)
+    if not whole.nested:
+        conditions["model.scales"] = ((whole_grid,),)
+    values = {field: get_field(config, field) for field in conditions}
+    return [
+        None
+        if values[field] in allowed
+        else f"{field}={values[field]!r} cannot be exported, {' or '.join(map(repr, allowed))} can"
+        for field, allowed in conditions.items()
+    ]
+
+
+def _check_fields(model):
+    """Raises ValueError for a field of encoder or decoder that is not as the family fixes it."""
+    for part, family in (("vision", encoder_family(model)), ("decoder", decoder_family(model))):
+        for field, value in family.fields.items():
+            if model[part][field] != value:
+                raise ValueError(f"model.{part}.{field}={model[part][field]!r}: a {family.title} has {value!r}")
+
+
+def transformers_keys(config, tokenizer, whole) -> dict:
+    """`config.json` of a family of `architecture`, in the words of transformers 4, which 5 reads too."""
     model, data = config.model, config.data
+    decoder, encoder = decoder_family(model), encoder_family(model)
     image, pad, rows = added_ids(tokenizer)
     text = _decoder(config) | {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
+        "model_type": decoder.model_types[0],
+        "architectures": [decoder.architecture],
         "vocab_size": rows,
         "bos_token_id": tokenizer.bos,
         "eos_token_id": tokenizer.eos,
         "pad_token_id": pad,
     }
-    convnext = model.encoder == "convnext"
-    keys = {
-        "architectures": [CLASSES.get(kind)],
-        "model_type": kind,
+    keys = own_keys(config, whole) | {
         "text_config": text,
-        "vision_config": _convnext(config) if convnext else _clip(config, blocks_built(config)),
+        "vision_config": tower_keys(config, blocks_built(config)),
         "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "full" if convnext else "default",
-        "projector_hidden_act": "gelu",
-        "multimodal_projector_bias": True,
+        "vision_feature_select_strategy": select_strategy(encoder),
+        **{key: allowed[0] for key, allowed in whole.constants.items()},
         "image_token_index": image,
         "image_seq_length": max(model.scales),
         "pad_token_id": pad,
         "tie_word_embeddings": False,
         "torch_dtype": model.dtype,
-        "lmm_jax_template": data.template,
+        TEMPLATE_KEY: data.template,
     }
     if len(model.scales) > 1:
-        keys["matryoshka_vis_token_scale"] = list(model.scales)
-    if kind == "llava_next":
-        side = model.vision.image_size
-        keys["image_grid_pinpoints"] = [[rows * side, columns * side] for columns, rows in data.tilings]
-        keys["use_image_newline_parameter"] = True
-    return keys | (deepstack.keys(config) if kind == "deepstack" else {})
+        keys[ORIGINAL.keys["scales"]] = list(model.scales)
+    if whole.tilings_key:
+        keys[whole.tilings_key] = tiling_pixels(config)
+    return keys
+
+
+def own_keys(config, whole) -> dict:
+    """The keys of `config.json` that say which class a model is of, and hold fields of our config as they are."""
+    keys = {"architectures": [whole.architecture], "model_type": whole.model_type}
+    if whole.auto_map:
+        keys["auto_map"] = dict(whole.auto_map)
+    return keys | {key: listed(get_field(config, field)) for key, field in whole.fields.items()}
 
 
 def original_keys(config) -> tuple[dict, dict | None]:
-    """`config.json` of LLaVA's original layout, and that of the vision tower if no released one is meant.
+    """`config.json` of the original layout, and that of the vision tower if no released one is meant.
 
     Raises:
       ValueError: a field that the layout has no word for.
     """
-    model, data = config.model, config.data
-    _require("model.vision.stack_levels", tuple(model.vision.stack_levels), ())
+    model, data, of = config.model, config.data, ORIGINAL.keys
+    encoder = encoder_family(model)
+    _check_fields(model)
     keys = _decoder(config) | {
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
+        "architectures": [ORIGINAL.architecture],
+        "model_type": ORIGINAL.model_type,
         "vocab_size": model.decoder.vocab_size,
-        "tokenizer_model_max_length": data.length,
-        "mm_projector_type": "linear" if model.projector.depth == 1 else f"mlp{model.projector.depth}x_gelu",
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-        "mm_vision_select_feature": "patch",
-        "unfreeze_mm_vision_tower": True,
-        "image_aspect_ratio": data.aspect,
+        of["length"]: data.length,
+        ORIGINAL.told_by: "linear" if model.projector.depth == 1 else f"mlp{model.projector.depth}x_gelu",
+        **{key: allowed[0] for key, allowed in ORIGINAL.constants.items()},
+        of["trains tower"]: True,
+        of["aspect"]: data.aspect,
         "torch_dtype": model.dtype,
-        "lmm_jax_template": data.template,
+        TEMPLATE_KEY: data.template,
     }
-    if model.encoder == "convnext":
-        keys["mm_vision_select_layer"], tower = -1, _convnext(config)
+    if encoder.level:
+        level, depth = (model.vision[field] for field in encoder.level)
+        keys[of["level"]], tower = level, tower_keys(config, depth)
     else:
-        keys["mm_vision_select_layer"], tower = model.vision.level, _clip(config, model.vision.depth)
-    named = [name for name, about in TOWERS.items() if about.items() <= tower.items()]
-    keys["mm_vision_tower"] = named[0] if named else "vision_tower"
+        keys[of["level"]], tower = -1, tower_keys(config)
+    named = [name for name, about in encoder.towers.items() if about.items() <= tower.items()]
+    keys[of["tower"]] = named[0] if named else "vision_tower"
     if len(model.scales) > 1:
-        keys["matryoshka_vis_token_scale"] = list(model.scales)
-    if data.stacks or data.sequence in ("blank", "samples", "whole+samples"):
-        keys |= _deepstack(config)
+        keys[of["scales"]] = list(model.scales)
+    if data.stacks or data.sequence in SEQUENCES_OF_STACKS:
+        keys |= stacking_keys(config)
     elif data.tilings:
         side = model.vision.image_size
-        keys["image_grid_pinpoints"] = [[columns * side, rows * side] for columns, rows in data.tilings]
-        keys["mm_patch_merge_type"] = {"flat": "flat", "grid": "spatial", "unpad": "spatial_unpad"}[data.sequence]
+        merges = {sequence: merge for merge, sequence in ORIGINAL.merges.items()}
+        keys[of["tilings"]] = [[columns * side, rows * side] for columns, rows in data.tilings]
+        keys[of["merge"]] = merges[data.sequence]
     return keys, None if named else tower
 
 
-def tower_processor(config) -> dict:
-    """`preprocessor_config.json` of a vision tower."""
-    side = config.model.vision.image_size
+def picture_keys(config) -> dict:
+    """Keys of `preprocessor_config.json` that every image processor of transformers reads: side and normalisation."""
+    vision = config.model.vision
+    side = vision.image_size
     return {
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": encoder_family(config.model).image_processor,
         "crop_size": {"height": side, "width": side},
         "size": {"shortest_edge": side},
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
+        "image_mean": list(vision.mean),
+        "image_std": list(vision.std),
     }
 
 
-def blocks_built(config) -> int:
-    """Blocks of a ViT up to the hidden state that is read: those that have weights."""
-    return range(config.model.vision.depth + 1)[config.model.vision.level]
+def tower_keys(config, depth=None) -> dict:
+    """`config.json` of the vision tower, of `depth` blocks if its family numbers them."""
+    family, vision = encoder_family(config.model), config.model.vision
+    keys = {"model_type": family.model_types[0]}
+    keys |= {key: listed(vision[field]) for field, key in family.keys.items()}
+    keys |= {key: len(vision[field]) for key, field in family.counts.items()}
+    keys |= {key: vision[field][-1] for key, field in family.lasts.items()}
+    keys |= {key: allowed[0] for key, allowed in family.constants.items()}
+    if depth is not None:
+        keys[family.keys[family.level[1]]] = depth
+    return keys
+
+
+def blocks_built(config) -> int | None:
+    """Blocks of the encoder up to the hidden state that is read, those that have weights; None if all are."""
+    level = encoder_family(config.model).level
+    if not level:
+        return None
+    state, depth = (config.model.vision[field] for field in level)
+    return range(depth + 1)[state]
+
+
+def get_field(config, name):
+    """A field of a config by its dotted name, lists as tuples."""
+    for part in name.split("."):
+        config = config[part]
+    return tuple(config) if isinstance(config, list) else config
+
+
+def tiling_pixels(config) -> list[list[int]]:
+    """(height, width) in pixels of each tiling, as transformers' classes say it."""
+    side = config.model.vision.image_size
+    return [[rows * side, columns * side] for columns, rows in config.data.tilings]
 
 
 def _decoder(config):
-    decoder = config.model.decoder
-    return {
-        "hidden_size": decoder.width,
-        "intermediate_size": decoder.mlp_dim,
-        "num_hidden_layers": decoder.depth,
-        "num_attention_heads": decoder.heads,
-        "num_key_value_heads": decoder.kv_heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": decoder.norm_eps,
-        "rope_theta": decoder.rope_theta,
+    family, decoder = decoder_family(config.model), config.model.decoder
+    keys = {key: decoder[field] for field, key in family.keys.items() if field != "vocab_size"}
+    keys |= {key: allowed[0] for key, allowed in family.constants.items() if allowed[0] is not None}
+    return keys | {
         "max_position_embeddings": config.data.length,
         "tie_word_embeddings": False,
         "torch_dtype": config.model.dtype,
     }
 
 
-def _clip(config, depth):
-    vision = config.model.vision
-    return {
-        "model_type": "clip_vision_model",
-        "hidden_size": vision.width,
-        "intermediate_size": vision.mlp_dim,
-        "num_hidden_layers": depth,
-        "num_attention_heads": vision.heads,
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": vision.norm_eps,
-    }
-
-
-def _convnext(config):
-    vision = config.model.vision
-    return {
-        "model_type": "convnext",
-        "num_stages": len(vision.depths),
-        "depths": list(vision.depths),
-        "hidden_sizes": list(vision.widths),
-        "hidden_size": vision.widths[-1],
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "hidden_act": "gelu",
-    }
-
-
-def _deepstack(config):
-    """DeepStack's own keys: what its words are for, see `configs.ABLATIONS`; whoever reads it back sees the rest."""
-    model, data = config.model, config.data
-    crops = max((columns * rows for columns, rows in data.tilings), default=1)
-    side, layers = math.isqrt(crops), tuple(model.decoder.inject_layers)
-    words = []
-    if data.stacks == "encoder":
-        words = ["2xsample", "deepstack_vit", f"lsvit_start_layer_{model.vision.regroup[0]}"]
-    elif data.tilings == ((side, side),) and side > 1:
-        words = ["2xsample"]
-    elif data.tilings:
-        _require("data.tilings", tuple(data.tilings), tuple(deepstack_tilings(crops)))
-    if data.aspect == "anyres":
-        words.append("inconsistent")
-    said = {"sequence": data.sequence, "stacks": data.stacks, "tilings": tuple(data.tilings)}
-    usual = {"sequence": "whole", "stacks": "samples", "tilings": said["tilings"]}
-    words += [word for word, change in ABLATIONS.items() if usual | change == said]
-    keys = {"image_aspect_ratio": "deepstack", "num_crops": crops, "deepstack_sampling": data.sampling}
-    if layers:
-        keys |= {"deepstack_start_id": layers[0], "deepstack_interval": layers[1] - layers[0] if layers[1:] else 1}
-    if data.stacks == "zoom":
-        keys["is_anyres_deepstack"] = True
-    return keys | ({"deepstack_args_for_ablation": "+".join(words)} if words else {})
+def listed(value):
+    """Tuples as JSON's lists."""
+    return list(map(listed, value)) if isinstance(value, list | tuple) else value
 
 
 def _require(field, value, *allowed):

@@ -2,6 +2,9 @@
 
 import json
 
+from lmm_jax.families import ORIGINAL
+from lmm_jax.hf.names import decoder_family, encoder_family
+
 CARD = """\
 ---
 library_name: {library}
@@ -63,23 +66,23 @@ answer = model.generate(**inputs, mm_encoder_outputs={{"image": features}}, max_
 ```"""
 
 
-def model_card(workdir, config, kind) -> str:
+def model_card(workdir, config, whole) -> str:
     """Text of README.md.
 
     Args:
       workdir: what it holds of metrics and evaluations is quoted.
       config: of the run.
-      kind: architecture as `describe.architecture` names it, or None for LLaVA's original layout.
+      whole: the family that the folder is of, see `hf.write_config.architecture`; None for the original layout.
     """
     model, vision = config.model, config.model.vision
-    remote = ", trust_remote_code=True" if kind == "deepstack" else ""
+    remote = ", trust_remote_code=True" if whole is not None and whole.code else ""
     load = LOAD.format(remote=remote)
-    if kind is None:
-        load = 'In LLaVA\'s original layout, for code that reads it. In JAX: `lmm_jax.load("FOLDER")`.'
+    if whole is None:
+        load = f'In {ORIGINAL.title}\'s original layout, for code that reads it. In JAX: `lmm_jax.load("FOLDER")`.'
     elif not remote:
         load = load.replace("The code that this folder ships is run only with `trust_remote_code=True`. ", "")
     scales = sorted(model.scales)
-    if len(scales) > 1 and kind is not None:
+    if len(scales) > 1 and whole is not None:
         side = int(scales[-1] ** 0.5)
         load += BUDGETS.format(
             scales=", ".join(map(str, scales[:-1])),
@@ -89,15 +92,15 @@ def model_card(workdir, config, kind) -> str:
             patch=vision.image_size // side,
             side=side,
         )
-    encoder = "ConvNeXt" if model.encoder == "convnext" else "CLIP ViT"
+    encoder, decoder = encoder_family(model).title, decoder_family(model).title
     what = (
         f"A large multimodal model: {encoder} of {vision.image_size} pixels a side, {', '.join(map(str, scales))} "
-        f"visual tokens a view, a LLaMA decoder of {model.decoder.depth} layers and width {model.decoder.width}. "
+        f"visual tokens a view, a {decoder} decoder of {model.decoder.depth} layers and width {model.decoder.width}. "
         "Trained and exported by lmm_jax."
     )
     return CARD.format(
-        library="transformers" if kind else "llava",
-        tags=", ".join(["lmm_jax", kind or "llava"]),
+        library="transformers" if whole else ORIGINAL.name,
+        tags=", ".join(["lmm_jax", whole.name if whole else ORIGINAL.name]),
         name=workdir.name,
         what=what,
         load=load,

@@ -16,21 +16,21 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from lmm_jax import sharding
+from lmm_jax import hf, sharding
 from lmm_jax.config import flatten, read_config
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
-from lmm_jax.hf import deepstack, safetensors
-from lmm_jax.hf import read_config as configs
-from lmm_jax.hf import write_config as describe
-from lmm_jax.hf.names import CONVNEXT_PREFIX, VIT_PREFIX, VOCABULARY, tensors, transformers_name
+from lmm_jax.families import ORIGINAL
+from lmm_jax.hf import safetensors, write_config
+from lmm_jax.hf.names import VOCABULARY, encoder_family, tensors, transformers_name
 from lmm_jax.hf.processor import write_processor
+from lmm_jax.hf.read_config import read_model_config
 from lmm_jax.hf.tokenizer_json import added_ids
-from lmm_jax.models.encoders.convnext import ConvNeXt
 from lmm_jax.release.card import model_card
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.state import abstract_params, make_program
 
-LAYOUTS = ("hf", "llava")
+LAYOUTS = ("hf", ORIGINAL.name)
+CODE = pathlib.Path(hf.__file__).parent  # in it, a folder for each family whose code an export ships
 AHEAD = 2  # tensors that are transposed while one is written
 
 
@@ -43,7 +43,7 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
       workdir: of `lmm train`, on whatever mesh.
       folder: to write; it must not exist.
       layout: "hf" for transformers: llava (LLaVA-1.5, M3), llava_next, fast_vlm (ConvLLaVA) or, for DeepStack, code
-        that the folder ships; "llava" for LLaVA's original layout.
+        that the folder ships; "llava" for LLaVA's original layout, see `families.ORIGINAL`.
       verify: whether to run the folder in transformers beside our model, see `hf.verify`; needs the extra 'hf'.
 
     Returns:
@@ -67,16 +67,16 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; move it away, or name another folder")
     config, tokenizer = read_config(workdir / "config.json"), Tokenizer.load(workdir / "tokenizer.model")
-    kind = describe.architecture(config) if layout == "hf" else None
+    whole = write_config.architecture(config) if layout == "hf" else None
     partial = folder.parent / f"{folder.name}.partial"
     if partial.exists():  # of an export that was killed
         partial.rmtree()
     partial.mkdir(parents=True)
     try:
-        _describe(partial, config, tokenizer, kind)
+        _describe(partial, config, tokenizer, whole)
         _check_read_back(partial, config)
-        _write_weights(partial, workdir, config, tokenizer, kind)
-        (partial / "README.md").write_text(model_card(workdir, config, kind))
+        _write_weights(partial, workdir, config, tokenizer, whole)
+        (partial / "README.md").write_text(model_card(workdir, config, whole))
         partial.rename(folder)
     except BaseException:
         partial.rmtree()
@@ -85,31 +85,32 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
     return {"files": sorted(path.name for path in folder.iterdir()), "max_logit_difference": difference}
 
 
-def _describe(folder, config, tokenizer, kind):
+def _describe(folder, config, tokenizer, whole):
     """Writes everything but weights."""
-    if kind is None:
-        keys, tower = describe.original_keys(config)
+    if whole is None:
+        keys, tower = write_config.original_keys(config)
         tokenizer.save(folder)
         if tower is not None:
             (folder / "vision_tower").mkdir()
             _write_json(folder / "vision_tower" / "config.json", tower)
-            _write_json(folder / "vision_tower" / "preprocessor_config.json", describe.tower_processor(config))
+            _write_json(folder / "vision_tower" / "preprocessor_config.json", write_config.picture_keys(config))
     else:
-        keys = describe.transformers_keys(config, tokenizer, kind)
-        write_processor(folder, config, tokenizer, kind)
-        for name in deepstack.FILES if kind == "deepstack" else ():
-            shutil.copyfile(pathlib.Path(deepstack.__file__).parent / name, folder / name)
+        keys = write_config.transformers_keys(config, tokenizer, whole)
+        write_processor(folder, config, tokenizer, whole)
+        for name in whole.code:
+            shutil.copyfile(CODE / whole.name / name, folder / name)
     _write_json(folder / "config.json", keys)
 
 
 def _check_read_back(folder, config):
     """Raises ValueError for fields that would be others when the folder is loaded."""
-    found = configs.read_config(folder)
+    found = read_model_config(folder)
+    blocks, level = write_config.blocks_built(config), encoder_family(config.model).level
 
     def matters(config):
         fields = flatten(config)
-        if config.model.encoder == "vit":
-            fields |= {"model.vision.level": -1, "model.vision.depth": describe.blocks_built(config)}
+        if level:  # the same blocks may be said in two ways: those past the state that is read are not there
+            fields |= {f"model.vision.{level[0]}": -1, f"model.vision.{level[1]}": blocks}
         return {name: x for name, x in fields.items() if name.startswith(OF_MODEL) and name not in OF_TRAINING}
 
     ours, theirs = matters(config), matters(found)
@@ -125,19 +126,19 @@ OF_MODEL = ("model.", *(f"data.{name}" for name in ARRANGEMENT))
 OF_TRAINING = {"model.vision.remat", "model.decoder.remat", "model.decoder.vocab_size"}
 
 
-def _write_weights(folder, workdir, config, tokenizer, kind):
+def _write_weights(folder, workdir, config, tokenizer, whole):
     """Streams the newest sound checkpoint into safetensors files, with a bar of the bytes."""
     program = make_program(config, sharding.make_mesh({"fsdp": -1}))
     abstract = flatten_dict(abstract_params(program, jax.numpy.dtype(config.model.dtype)), sep="/")
-    parts = tensors(program.model, {path: x.shape for path, x in abstract.items()})
-    rows = config.model.decoder.vocab_size if kind is None else added_ids(tokenizer)[2]
-    pieces = rows if kind is None else tokenizer.vocab_size
+    parts = tensors(config.model, {path: x.shape for path, x in abstract.items()})
+    rows = config.model.decoder.vocab_size if whole is None else added_ids(tokenizer)[2]
+    pieces = rows if whole is None else tokenizer.vocab_size
     shapes, by_path = {}, {}
     for part in parts:
-        name = part.name if kind is None else transformers_name(part.name, kind)
+        name = part.name if whole is None else transformers_name(part.name, whole)
         shapes[name] = (rows, *part.shape[1:]) if part.path in VOCABULARY else part.shape
         by_path.setdefault(part.path, []).append((name, part))
-    norm = _unread_norm(program.model, kind)
+    norm = _unread_norm(config.model, whole)
     shapes |= {name: array.shape for name, array in norm.items()}
     dtype, checkpoints = np.dtype(config.model.dtype), Checkpoints(workdir)
 
@@ -182,14 +183,15 @@ def _with_rows(table, pieces, rows):
     return np.concatenate([table[:pieces], *[mean] * (rows - pieces)])
 
 
-def _unread_norm(model, kind):
+def _unread_norm(model, whole):
     """The norm behind the tower's last block, which transformers builds and nothing reads."""
-    if kind is None:
+    family = encoder_family(model)
+    if whole is None or not family.unread_norm:
         return {}
-    convnext = isinstance(model.vision, ConvNeXt)
-    name = CONVNEXT_PREFIX + "layernorm." if convnext else VIT_PREFIX + "post_layernorm."
-    width = model.vision.widths[-1] if convnext else model.vision.width
-    name = transformers_name(name, kind)
+    name, field = family.unread_norm
+    width = model.vision[field]
+    width = width if isinstance(width, int) else width[-1]
+    name = transformers_name(ORIGINAL.tower + family.prefix + name, whole)
     return {name + "weight": np.ones(width, np.float32), name + "bias": np.zeros(width, np.float32)}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from lmm_jax.generation.model import Model, load
+from lmm_jax.hf.write_config import architecture
 from lmm_jax.training.state import make_program
 
 LOGITS = 1e-4  # in float32, of logits of about 1
@@ -42,7 +43,7 @@ def verify(workdir, folder, note=print) -> float:
     """
     torch, transformers = require()
     ours = _in_float32(load(workdir))
-    remote = {"trust_remote_code": True} if (folder / "modeling_deepstack.py").exists() else {}
+    remote = {"trust_remote_code": True} if architecture(ours.program.config).code else {}
     theirs, info = transformers.AutoModelForImageTextToText.from_pretrained(
         str(folder), dtype=torch.float32, output_loading_info=True, **remote
     )

@@ -39,7 +39,7 @@ def start(program, state, note=print):
     for part, folder in folders.items():
         check_part(folder, part, program.config.model)
         abstract = abstract_params(program)
-        read, table = load_part(folder, part, program.model, abstract, tuple(init.new), init.allow_pickle)
+        read, table = load_part(folder, part, program.config.model, abstract, tuple(init.new), init.allow_pickle)
         params |= read
         if jax.process_index() == 0:
             note(f"init.{part}={folder}\n{report(table)}")

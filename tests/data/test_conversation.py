@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lmm_jax.data.conversation import IMAGE, TEMPLATES, encode, stop_id, template_for, truncate
+from lmm_jax import families
+from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id, template_for, truncate
 from lmm_jax.data.prepared import Prepared
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
 
@@ -66,7 +67,7 @@ def test_unknown_template_lists_the_known(tokenizer):
         encode(TURNS, tokenizer, "vicunia")
 
 
-VICUNA, LLAMA_2 = TEMPLATES["vicuna_v1"].system, TEMPLATES["llama_2"].system
+VICUNA, LLAMA_2 = find_template("vicuna_v1").system, find_template("llama_2").system
 
 # The prompt of ROUNDS in each layout, as the references write it.
 ROUNDS = [("human", "look: <image> "), ("gpt", "42"), ("human", "why? "), ("gpt", " so.\nyes")]
@@ -190,7 +191,7 @@ def test_a_family_without_template_is_refused(decoder):
         template_for(config)
 
 
-@pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "plain"])
+@pytest.mark.parametrize("template", [name for name in families.prompts() if name != "plain"])
 def test_generation_stops_where_training_ended_an_answer(llama_like, template):
     encoded = encode([("user", "why?"), ("assistant", "because")], llama_like, template)
     assert stop_id(llama_like, template) == encoded.ids[-1]

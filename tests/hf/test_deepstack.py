@@ -14,19 +14,22 @@ from PIL import ExifTags, Image
 from safetensors.numpy import save_file
 
 import lmm_jax as lmm
-from lmm_jax import sharding
-from lmm_jax.data.conversation import TEMPLATES
+from lmm_jax import hf, sharding
+from lmm_jax.data.conversation import find_template
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.stream import Capacity
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
+from lmm_jax.families import ORIGINAL, WHOLES
 from lmm_jax.generation.greedy import generate_tokens
-from lmm_jax.hf import deepstack
-from lmm_jax.hf.names import VIT_PREFIX, tensors, transformers_name
+from lmm_jax.hf.names import tensors, transformers_name
+from lmm_jax.hf.processor import preprocessor_config, processor_config
+from lmm_jax.hf.write_config import architecture, own_keys
 from lmm_jax.training.state import make_program
 from tests.opened import pack_layout
 from tests.parity.test_deepstack import ACTIVATIONS, LOSS, DeepStack, variants
 
 ROOT = pathlib.Path(__file__).parents[2]
+DEEPSTACK = WHOLES["deepstack"]
 OURS = 2e-5  # between the two programs in float32; 7e-6 was found
 
 
@@ -62,19 +65,19 @@ def write_folder(folder, config, params, model, tokenizer=None):
         "torch_dtype": "float32",
     }
     flat, weights = flatten_dict(params, sep="/"), {}
-    for t in tensors(model, {path: x.shape for path, x in flat.items()}):
+    for t in tensors(config.model, {path: x.shape for path, x in flat.items()}):
         array = t.to_theirs(flat[t.path] if t.layer is None else flat[t.path][t.layer])
         if t.path in ("decoder/table", "decoder/head/kernel"):
             array = array[: decoder.vocab_size]
             array = np.concatenate([array, *[array.mean(0, keepdims=True)] * 2])  # which greedy decoding never takes
-        weights[transformers_name(t.name, "deepstack")] = array
-    after = transformers_name(VIT_PREFIX + "post_layernorm.", "deepstack")
+        weights[transformers_name(t.name, DEEPSTACK)] = array
+    after = transformers_name(ORIGINAL.tower + "vision_model.post_layernorm.", DEEPSTACK)
     weights |= {after + "weight": np.ones(vision.width, "f"), after + "bias": np.zeros(vision.width, "f")}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     files = {
-        "config.json": about | deepstack.keys(config),
-        "processor_config.json": deepstack.processor_keys(),
-        "preprocessor_config.json": deepstack.preprocessor_keys(config),
+        "config.json": about | own_keys(config, DEEPSTACK),
+        "processor_config.json": processor_config(config, DEEPSTACK),
+        "preprocessor_config.json": preprocessor_config(config, DEEPSTACK),
     }
     if tokenizer is not None:
         added = {
@@ -85,8 +88,8 @@ def write_folder(folder, config, params, model, tokenizer=None):
         (folder / "tokenizer.model").write_bytes(tokenizer.model)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
-    for name in deepstack.FILES:
-        shutil.copyfile(pathlib.Path(deepstack.__file__).parent / name, folder / name)
+    for name in DEEPSTACK.code:
+        shutil.copyfile(pathlib.Path(hf.__file__).parent / "deepstack" / name, folder / name)
     return folder
 
 
@@ -339,7 +342,7 @@ def both(request, golden, tmp_path_factory, transformers, pictures):
 
 
 def prompt(text):
-    form = TEMPLATES["vicuna_v1"]
+    form = find_template("vicuna_v1")
     return form.opening.format(system=form.system) + text + form.user[1]
 
 
@@ -384,7 +387,7 @@ def test_pictures_of_any_kind(both, tmp_path):
 def test_tiles_and_tokens_of_any_size(recorded, recipe):
     """At the recipes' own sizes, of small and large pictures, where tilings tie and where they do not."""
     config = lmm.load_config(f"{ROOT}/configs/deepstack.py:recipe={recipe}")
-    see = type(recorded()[1].see)(**deepstack.preprocessor_keys(config))
+    see = type(recorded()[1].see)(**preprocessor_config(config, DEEPSTACK))
     visual, rng = pack_layout(config).visual, np.random.default_rng(3)
     sizes = np.exp(rng.uniform(np.log(8), np.log(4000), (1000, 2))).astype(int)
     tilings = [see.tiling(*size) for size in sizes.tolist()]
@@ -449,14 +452,13 @@ def test_pipeline(both, transformers):
 )
 def test_what_the_code_does_not_reproduce_is_refused(change, message):
     config = lmm.load_config(f"{ROOT}/configs/deepstack.py", *TINY, *change)
-    for keys in (deepstack.keys, deepstack.preprocessor_keys):
-        with pytest.raises(ValueError) as error:
-            keys(config)
-        assert message in str(error.value)
+    with pytest.raises(ValueError) as error:
+        architecture(config)
+    assert message in str(error.value)
 
 
 def test_config_keys_are_plain_json():
     config = lmm.load_config(f"{ROOT}/configs/deepstack.py:recipe=v", *TINY, "model.vision.regroup=(1,2)")
-    found = json.loads(json.dumps(deepstack.keys(config)))
-    assert found == deepstack.keys(config)
+    found = json.loads(json.dumps(own_keys(config, DEEPSTACK)))
+    assert found == own_keys(config, DEEPSTACK)
     assert (found["regroup"], found["inject_layers"], found["stacks"]) == ([1, 2], [], "encoder")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.hf import load
-from lmm_jax.hf import read_config as configs
+from lmm_jax.hf.read_config import LoadError, read_model_config
 from lmm_jax.training.state import abstract_params, make_program
 from tests.parity.test_convllava import released
 
@@ -42,9 +42,9 @@ def edit(path, **keys):
 
 
 def read(folder, mesh=None, devices=1):
-    config = configs.read_config(folder)
+    config = read_model_config(folder)
     program = make_program(config, sharding.make_mesh(mesh or {}, jax.devices()[:devices]))
-    return load.load_params(folder, program.model, abstract_params(program)), program
+    return load.load_params(folder, config.model, abstract_params(program)), program
 
 
 def test_lmm_load_generates_at_every_budget(m3):
@@ -69,7 +69,7 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(m3):
     weights["model.layers.0.mlp.experts.weight"] = np.zeros((2, 2), np.float32)
     weights["model.norm.weight"] = np.zeros(3, np.float32)
     save_file(weights, m3 / "model.safetensors")
-    with pytest.raises(configs.LoadError) as error:
+    with pytest.raises(LoadError) as error:
         read(m3)
     text = str(error.value)
     assert "3 tensors do not fit, nothing was loaded" in text
@@ -120,15 +120,15 @@ def test_shards_with_an_index_are_one_model(m3):
 )
 def test_keys_that_cannot_be_reproduced_are_named(m3, keys, message):
     edit(m3 / "config.json", **keys)
-    with pytest.raises(configs.LoadError, match="config.json") as error:
-        configs.read_config(m3)
+    with pytest.raises(LoadError, match="config.json") as error:
+        read_model_config(m3)
     assert message in str(error.value)
 
 
 def test_pinpoints_may_be_text_as_released_configs_have_them(m3):
     edit(m3 / "config.json", image_aspect_ratio="anyres", image_grid_pinpoints="[(96, 192), (192, 96)]")
     edit(m3 / "config.json", mm_patch_merge_type="spatial_unpad")
-    config = configs.read_config(m3)
+    config = read_model_config(m3)
     assert config.data.tilings == ((1, 2), (2, 1))
     assert config.data.sequence == "unpad" and config.model.newline
 
@@ -137,7 +137,7 @@ def test_released_deepstack_hd_keys(m3):
     """The released HD config has merge type flat, no start and no interval, and a newline all the same."""
     edit(m3 / "config.json", image_aspect_ratio="deepstack", is_anyres_deepstack=True, num_crops=4)
     edit(m3 / "config.json", mm_patch_merge_type="flat", matryoshka_vis_token_scale=None)
-    config = configs.read_config(m3)
+    config = read_model_config(m3)
     assert (config.data.sequence, config.data.stacks, config.data.zoom) == ("grid", "zoom", 2)
     assert config.model.newline and config.model.decoder.inject_layers == (1, 2, 3, 4)
 
@@ -189,8 +189,8 @@ def rename(folder, out, names):
 
 
 def part(folder, which, m3, fresh=()):
-    program = make_program(configs.read_config(m3), sharding.make_mesh({}, jax.devices()[:1]))
-    return load.load_part(folder, which, program.model, abstract_params(program), fresh)
+    program = make_program(read_model_config(m3), sharding.make_mesh({}, jax.devices()[:1]))
+    return load.load_part(folder, which, program.config.model, abstract_params(program), fresh)
 
 
 def tower(name):
@@ -226,7 +226,7 @@ def test_a_language_model_alone_with_more_rows_and_a_tied_head(m3, tmp_path):
     weights["model.embed_tokens.weight"] = np.concatenate([table, np.ones((64, table.shape[1]), np.float32)])
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(configs.LoadError, match="missing lm_head.weight"):
+    with pytest.raises(LoadError, match="missing lm_head.weight"):
         part(folder, "language", m3)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": True}))
     found, entries = part(folder, "language", m3)
@@ -248,8 +248,8 @@ def test_a_language_model_alone_with_more_rows_and_a_tied_head(m3, tmp_path):
 )
 def test_a_part_of_another_model_is_refused(m3, tmp_path, which, keys, message):
     (tmp_path / "config.json").write_text(json.dumps(keys))
-    with pytest.raises(configs.LoadError, match=message):
-        load.check_part(tmp_path, which, configs.read_config(m3).model)
+    with pytest.raises(LoadError, match=message):
+        load.check_part(tmp_path, which, read_model_config(m3).model)
 
 
 TIMM = {
@@ -285,14 +285,14 @@ def test_a_convnext_of_timm_or_open_clip_and_a_fifth_stage_that_starts_fresh(gol
     weights |= {f"{prefix}head.norm.weight": np.ones(3, np.float32), "logit_scale": np.ones(1, np.float32)}
     save_file(weights, folder / "model.safetensors")
     abstract = abstract_params(whole.program)
-    found, table = load.load_part(folder, "vision", whole.model, abstract, (last,))
+    found, table = load.load_part(folder, "vision", whole.config.model, abstract, (last,))
     ours = flatten_dict(whole.params, sep="/")
     assert found.keys() == {p for p in ours if p.startswith("vision/") and not p.startswith(last)}
     for path, x in found.items():
         np.testing.assert_array_equal(x, ours[path])
     assert {entry.name for entry in table if entry.fate == "initialised"} == {p for p in ours if p.startswith(last)}
-    with pytest.raises(configs.LoadError, match="missing model.vision_tower.vision_tower.encoder.stages"):
-        load.load_part(folder, "vision", whole.model, abstract)
+    with pytest.raises(LoadError, match="missing model.vision_tower.vision_tower.encoder.stages"):
+        load.load_part(folder, "vision", whole.config.model, abstract)
 
 
 def test_pickles_are_read_when_allowed_by_torch_alone(m3):
@@ -331,7 +331,7 @@ def test_integers_are_no_weights(m3):
     weights = load_file(m3 / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"].astype(np.int32)
     save_file(weights, m3 / "model.safetensors")
-    with pytest.raises(configs.LoadError, match="model.norm.weight is I32, expected one of float64, float32"):
+    with pytest.raises(LoadError, match="model.norm.weight is I32, expected one of float64, float32"):
         read(m3)
 
 

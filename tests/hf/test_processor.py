@@ -10,12 +10,14 @@ import sentencepiece as spm
 from PIL import Image
 
 from lmm_jax import config as c
+from lmm_jax import families
 from lmm_jax.config import visual_layout
-from lmm_jax.data.conversation import IMAGE, SYSTEM, TEMPLATES, encode, stop_id
+from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
 from lmm_jax.data.views import select_tiling, views
+from lmm_jax.families.clip import MEAN, STD
+from lmm_jax.families.kinds import SYSTEM
 from lmm_jax.hf.processor import generation_config, write_processor
-from lmm_jax.hf.read_config import CLIP_MEAN, CLIP_STD
 from lmm_jax.hf.tokenizer_json import added_ids, tokenizer_json
 
 LINES = [
@@ -80,12 +82,14 @@ def write(tmp_path):
     def make(tokenizer, template="vicuna_v1", architecture="llava", size=28, scales=(4,), **fields):
         config = c.base()
         config.model.scales = scales
+        if architecture == "fast_vlm":
+            c.use_family(config, "convnext")
         config.model.vision.update(image_size=size, patch_size=14)
         config.data.update(template=template, **fields)
         if architecture == "llava_next":
             config.model.newline = True
             config.data.update(aspect="anyres", sequence="unpad", tilings=PINPOINTS)
-        write_processor(tmp_path, config, tokenizer, architecture)
+        write_processor(tmp_path, config, tokenizer, families.WHOLES[architecture])
         (tmp_path / "config.json").write_text(json.dumps({"model_type": architecture}))
         return config, tmp_path
 
@@ -137,7 +141,7 @@ ANSWERS = ("yes", " no", "a cat  sat", "the\ndog ", "▁x")
 
 def chats(template, count):
     """Conversations of one to three turns, with and without pictures, a system turn and an answer at the end."""
-    rng, form = random.Random(0), TEMPLATES[template]
+    rng, form = random.Random(0), find_template(template)
     for question in QUESTIONS:
         if not form.captions or "<image>" in question:
             yield [("user", question)]
@@ -151,7 +155,7 @@ def chats(template, count):
         yield turns[: len(turns) - rng.randrange(2)]
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", families.prompts())
 @pytest.mark.parametrize("legacy", [False, True])
 def test_ids_of_chats(transformers, models, write, template, legacy):
     names = ["ours with bytes", "LLaMA", "LLaMA with markers"]
@@ -221,9 +225,9 @@ def test_pixels(transformers, models, write, aspect, architecture, kind):
     for width, height in SIZES:
         image = picture(width, height)
         tiling = select_tiling(width, height, 56, config.data.tilings) if config.data.tilings else ()
-        padding = tuple(int(255 * level) for level in CLIP_MEAN)
+        padding = tuple(int(255 * level) for level in MEAN)
         seen = views(image, 56, aspect, tiling, padding=padding).astype(np.float32) / 255
-        want = (seen - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+        want = (seen - np.float32(MEAN)) / np.float32(STD)
         found = processor.image_processor(image, return_tensors="np")["pixel_values"].reshape(-1, 3, 56, 56)
         np.testing.assert_allclose(found.transpose(0, 2, 3, 1), want, rtol=0, atol=1e-6)
 
@@ -255,13 +259,13 @@ def test_convnext_has_no_class_token_and_deepstack_names_its_code(models, tmp_pa
     config = c.base()
     c.use_encoder(config, "convnext")
     config.model.scales = (576,)
-    write_processor(tmp_path, config, Tokenizer(models["ours"]), "fast_vlm")
+    write_processor(tmp_path, config, Tokenizer(models["ours"]), families.WHOLES["fast_vlm"])
     about = json.loads((tmp_path / "processor_config.json").read_text())
     assert (about["patch_size"], about["num_additional_image_tokens"]) == (64, 0)
     assert about["vision_feature_select_strategy"] == "full"
     config = c.base()
     config.data.update(aspect="stretch", tilings=((1, 2), (2, 1)), stacks="samples")
-    write_processor(tmp_path, config, Tokenizer(models["ours"]), "deepstack")
+    write_processor(tmp_path, config, Tokenizer(models["ours"]), families.WHOLES["deepstack"])
     about = json.loads((tmp_path / "processor_config.json").read_text())
     assert about["auto_map"]["AutoProcessor"] == "processing_deepstack.DeepStackProcessor"
     about = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -305,8 +309,8 @@ def test_only_pieces_are_generated(transformers, models, write):
 
 def test_an_answer_ends_where_its_template_says(models):
     tokenizer = Tokenizer(models["LLaMA with markers"])
-    ends = {name: generation_config(tokenizer, name)["eos_token_id"] for name in TEMPLATES}
-    assert ends == {name: stop_id(tokenizer, name) for name in TEMPLATES}
+    ends = {name: generation_config(tokenizer, name)["eos_token_id"] for name in families.prompts()}
+    assert ends == {name: stop_id(tokenizer, name) for name in families.prompts()}
     assert ends["vicuna_v1"] == tokenizer.eos and tokenizer.piece(ends["chatml"]) == "<|im_end|>"
 
 

@@ -16,8 +16,8 @@ from lmm_jax.data.pack_layout import bank_slots
 from lmm_jax.data.segments import NO_TARGET, blank, lay_out, pack
 from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.hf import load
-from lmm_jax.hf import read_config as configs
 from lmm_jax.hf.names import tensors
+from lmm_jax.hf.read_config import read_model_config
 from lmm_jax.models.decoder import Block, at_positions, inject
 from lmm_jax.models.visual_tokens import splice
 from lmm_jax.training.optimizer import split
@@ -52,12 +52,12 @@ class Reference:
     """
 
     def __init__(self, folder):
-        self.folder, self.config = folder, configs.read_config(folder)
+        self.folder, self.config = folder, read_model_config(folder)
         self.weights = load_file(folder / "model.safetensors")
         self.program = make_program(self.config, sharding.make_mesh({}, jax.devices()[:1]))
         self.model = self.program.model
         abstract = abstract_state(self.program).params
-        self.params, table = load.load_params(folder, self.model, abstract)
+        self.params, table = load.load_params(folder, self.config.model, abstract)
         self.skipped = {entry.name: entry.why for entry in table if entry.fate == "ignored"}
         self._forward = jax.jit(self._outputs)
         self._loss = jax.jit(loss_and_grads, static_argnums=0)
@@ -120,7 +120,7 @@ class Reference:
         """A flat dict of ours under the names, and in the layout, of the reference."""
         shapes = {path: x.shape for path, x in flat.items()}
         out = {}
-        for t in tensors(self.model, shapes):
+        for t in tensors(self.config.model, shapes):
             array = t.to_theirs(flat[t.path] if t.layer is None else flat[t.path][t.layer])
             table = t.path in ("decoder/table", "decoder/head/kernel")
             out[t.name] = array[: self.model.decoder.vocab_size] if table else array

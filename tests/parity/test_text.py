@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece as spm
 
-from lmm_jax.data.conversation import IMAGE, IMAGE_TAG, ROLES, TEMPLATES, encode, truncate
+from lmm_jax.data.conversation import IMAGE, IMAGE_TAG, ROLES, encode, find_template, truncate
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
 
 IGNORE = -100
@@ -64,7 +64,7 @@ def expected_by_hand(turns, model, legacy):
             continue
         if text.count(IMAGE_TAG) == 1:
             text = f"{IMAGE_TAG}\n{text.replace(IMAGE_TAG, '').strip()}".strip()
-        opening = TEMPLATES["vicuna_v1"].system + " USER: " if n == 0 else "USER: "
+        opening = find_template("vicuna_v1").system + " USER: " if n == 0 else "USER: "
         head, *rest = (opening + text + " ASSISTANT:").split(IMAGE_TAG)
         add(head, False)
         for part in rest:
@@ -157,7 +157,7 @@ def test_open_prompts(m3):
             system = case["prompt"].partition(" USER: ")[0]
             turns = [("system", system), ("human", case["question"])]
             if case["conv_mode"] == "vicuna_v1":
-                assert system == TEMPLATES["vicuna_v1"].system
+                assert system == find_template("vicuna_v1").system
                 turns = turns[1:]
             encoded = encode(turns, tokenizer, OURS.get(case["conv_mode"], case["conv_mode"]))
             np.testing.assert_array_equal(encoded.ids, case["input_ids"])

@@ -17,8 +17,8 @@ import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.config import ConfigError, read_config, save_config
 from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
-from lmm_jax.hf import read_config as configs
 from lmm_jax.hf import safetensors
+from lmm_jax.hf.read_config import LoadError
 from lmm_jax.release import export as exporter
 from lmm_jax.release.verify import LOGITS
 from lmm_jax.training.checkpoint import Checkpoints
@@ -187,7 +187,7 @@ def test_a_model_of_another_kind_is_refused(exported, tmp_path, where, key, valu
     keys = json.loads((exported("llava")[1] / "config.json").read_text())
     (keys[where] if where else keys)[key] = value
     (tmp_path / "config.json").write_text(json.dumps(keys))
-    with pytest.raises(configs.LoadError, match=message):
+    with pytest.raises(LoadError, match=message):
         lmm.load(tmp_path)
 
 

@@ -76,7 +76,7 @@ def check_row(text, number, folder, tokenizer, template) -> Checked:
       number: of the row in its file.
       folder: that the names of pictures are relative to, and may not leave.
       tokenizer: a `Tokenizer`.
-      template: name in `TEMPLATES`.
+      template: a name that `conversation.find_template` knows.
 
     Raises:
       Refused: a row that cannot be used.

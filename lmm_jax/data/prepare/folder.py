@@ -22,8 +22,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from lmm_jax import storage
-from lmm_jax.data.conversation import IMAGE_TAG, TEMPLATES
+from lmm_jax import families, storage
+from lmm_jax.data.conversation import IMAGE_TAG, find_template
 from lmm_jax.data.prepare.check import check_rows, measure
 from lmm_jax.data.prepare.datasets import digits, pages
 from lmm_jax.data.prepare.index import Index
@@ -72,7 +72,7 @@ def prepare_dataset(name, out, rows=None):
     return _write(out, name, {split: checked(split) for split in counts}, tokenizer, "qa", source)
 
 
-def prepare_rows(data, images, out, tokenizer=None, template="vicuna_v1", workers=None, max_refused=0.05):
+def prepare_rows(data, images, out, tokenizer=None, template=families.DEFAULT_PROMPT, workers=None, max_refused=0.05):
     """Prepares conversations of a JSON or JSONL file, as split `train`; the result does not depend on `workers`.
 
     Args:
@@ -80,7 +80,7 @@ def prepare_rows(data, images, out, tokenizer=None, template="vicuna_v1", worker
       images: folder that pictures lie in, that of `data` if None.
       out: folder to write; a finished one of the same arguments is left as it is, an unfinished one starts again.
       tokenizer: a `tokenizer.model` file; if None a small one is trained on the text of the first rows.
-      template: name in `conversation.TEMPLATES`.
+      template: a name that `conversation.find_template` knows.
       workers: processes that check rows, as many as there are processors if None; 0 checks in this one.
       max_refused: share of refused rows that stops the run, from the 1,000th row on.
 
@@ -91,8 +91,7 @@ def prepare_rows(data, images, out, tokenizer=None, template="vicuna_v1", worker
       OSError: a file that is not there, or an `out` that holds something else.
       ValueError: an argument out of range, an array that breaks off, too many refused rows, or none that can be used.
     """
-    if template not in TEMPLATES:
-        raise ValueError(f"no template '{template}'; known are {', '.join(TEMPLATES)}")
+    find_template(template)
     if not 0 <= max_refused <= 1:
         raise ValueError(f"the share of refused rows is a number from 0 to 1, not {max_refused}")
     workers = (os.cpu_count() or 1) if workers is None else workers

@@ -1,0 +1,71 @@
+"""DeepStack-L, -L-HD and -V: the words of its own code, and the class that an exported folder ships."""
+
+from lmm_jax.families.kinds import Stacking, Whole
+
+STACKING = Stacking(
+    aspect="deepstack",
+    crops="num_crops",
+    sampling="deepstack_sampling",
+    first="deepstack_start_id",
+    interval="deepstack_interval",
+    doubled="is_anyres_deepstack",
+    words="deepstack_args_for_ablation",
+    square="2xsample",
+    keeps_aspect=("inconsistent", "anyres_unpad"),
+    inside=("deepstack_vit", "lsvit_start_layer_"),
+    changes={
+        "dummy_local": {"stacks": "copies"},
+        "only_global_features": {"stacks": "whole", "sequence": "blank", "tilings": ()},
+        "global_and_local": {"stacks": "whole+samples", "sequence": "blank"},
+        "string_woglobal": {"stacks": "", "sequence": "samples"},
+        "string_withglobal": {"stacks": "", "sequence": "whole+samples"},
+    },
+)
+
+DEEPSTACK = Whole(
+    name="deepstack",
+    model_type="deepstack_llava",
+    architecture="DeepStackForConditionalGeneration",
+    processor="DeepStackProcessor",
+    encoders=("clip",),
+    accepts={
+        "data.stacks": ("samples", "zoom", "encoder"),
+        "data.sequence": ("whole", "grid"),
+        "data.aspect": ("stretch", "anyres"),
+    },
+    image_processors={"stretch": "DeepStackImageProcessor", "anyres": "DeepStackImageProcessor"},
+    names=(
+        ("model.vision_tower.vision_tower.", "vision_tower."),
+        ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
+        ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
+        ("model.image_newline", "image_newline"),
+        ("model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    ),
+    nested=False,
+    constants={"projector_hidden_act": ("gelu",), "multimodal_projector_bias": (True,)},
+    fields={
+        "inject_layers": "model.decoder.inject_layers",
+        "sequence": "data.sequence",
+        "stacks": "data.stacks",
+        "sampling": "data.sampling",
+        "zoom": "data.zoom",
+        "newline": "model.newline",
+        "newline_in_stacks": "model.newline_in_stacks",
+        "regroup": "model.vision.regroup",
+    },
+    picture_fields={
+        "patch_size": "model.vision.patch_size",
+        "tilings": "data.tilings",
+        "aspect": "data.aspect",
+        "zoom": "data.zoom",
+        "sequence": "data.sequence",
+        "newline": "model.newline",
+    },
+    auto_map={
+        "AutoConfig": "configuration_deepstack.DeepStackConfig",
+        "AutoModelForImageTextToText": "modeling_deepstack.DeepStackForConditionalGeneration",
+        "AutoImageProcessor": "processing_deepstack.DeepStackImageProcessor",
+        "AutoProcessor": "processing_deepstack.DeepStackProcessor",
+    },
+)
