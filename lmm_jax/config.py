@@ -46,6 +46,7 @@ def base() -> ml_collections.ConfigDict:
     m.decoder.rope_theta = 10000.0
     m.decoder.norm_eps = 1e-5
     m.decoder.inject_layers = ()  # stack s is added before layer inject_layers[s]
+    m.decoder.vocab_multiple = 128  # rows of the table are a multiple of it, so that they divide over meshes
     m.decoder.remat = "full"  # a layer recomputes: none, dots (all but matmuls), full, offload (and inputs on hosts)
 
     c.init = i = ml_collections.ConfigDict()

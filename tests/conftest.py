@@ -95,7 +95,7 @@ def pytest_runtest_logreport(report):
 def pytest_terminal_summary(terminalreporter, config):
     for folder, seconds in SPENT.items():
         over = " OVER BUDGET" if _over(folder, config) else ""
-        terminalreporter.write_line(f"{folder}: {seconds:.0f} s of {BUDGETS[folder]} s{over}")
+        terminalreporter.write_line(f"{folder}: {seconds:.0f} s of {BUDGETS.get(folder, 60)} s{over}")
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -105,7 +105,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def _over(folder, config):
-    return SPENT[folder] > BUDGETS[folder] and not config.getoption("--long")
+    return SPENT[folder] > BUDGETS.get(folder, 60) and not config.getoption("--long")
 
 
 @pytest.fixture(scope="session")

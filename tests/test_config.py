@@ -1,11 +1,16 @@
 """Config files, overrides and their errors."""
 
+import dataclasses
 import pathlib
 
 import pytest
 
 import lmm_jax as lmm
 from lmm_jax import config as c
+from lmm_jax.models.decoder import Decoder
+from lmm_jax.models.encoders import ENCODERS
+from lmm_jax.models.lmm import LMM
+from lmm_jax.models.visual_tokens import Projector
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs/digits.py")
@@ -129,3 +134,44 @@ def test_a_stored_config_gets_the_defaults_of_newer_fields_and_no_foreign_ones(t
 def test_config_files_are_short_and_load(path):
     assert len(path.read_text().splitlines()) <= 60
     lmm.load_config(path)
+
+
+def own_fields(module, *left_out):
+    """Fields of a module with their defaults, without Flax's and those that `config.model` holds for all parts."""
+    fields = {f.name: f.default for f in dataclasses.fields(module)}
+    return {name: x for name, x in fields.items() if name not in ("dtype", "parent", "name", *left_out)}
+
+
+def test_every_field_of_a_module_is_a_field_of_the_config():
+    model = c.base().model
+    for name, encoder in ENCODERS.items():
+        config = c.base()
+        c.use_encoder(config, name)
+        assert dict(config.model.vision) == own_fields(encoder)
+    assert dict(model.decoder) == own_fields(Decoder)
+    assert dict(model.projector) == own_fields(Projector, "width")  # the decoder's
+    parts = ("vision", "projector", "level_projectors", "decoder")
+    assert own_fields(LMM, *parts, "scales").items() <= dict(model).items()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_whatever_a_run_sets_of_its_encoder_is_read_back(name, tmp_path):
+    """A mean that was set could not be read back: it was a field of the module, and none of the config."""
+    config = c.base()
+    c.use_encoder(config, name)
+    other = {int: 7, float: 0.25, bool: False, tuple: (0.25, 0.5, 0.75)}
+    for field, value in own_fields(ENCODERS[name]).items():
+        config.model.vision[field] = other[type(value)]
+    c.save_config(config, tmp_path / "config.json")
+    assert c.flatten(c.read_config(tmp_path / "config.json")) == c.flatten(config)
+
+
+def test_a_family_gives_a_part_its_sizes_and_its_name():
+    config = c.base()
+    c.use_family(config, "llama", "13b")
+    assert (config.model.decoder.width, config.model.families.decoder) == (5120, "llama")
+    c.use_family(config, "convnext")
+    assert (config.model.encoder, config.model.families.vision) == ("convnext", "convnext")
+    for wrong, message in ((("gpt",), "family 'gpt' does not exist"), (("llama", "3b"), "choose from 7b, 13b")):
+        with pytest.raises(c.ConfigError, match=message):
+            c.use_family(config, *wrong)
