@@ -11,8 +11,8 @@ from lmm_jax.models.attention.blocked import blocked_attention
 from lmm_jax.models.attention.splash import splash_attention
 from lmm_jax.sharding import platform
 
-# Positions up to which all scores are taken at once. On one core of a CPU, with gradients (2026-11-20): 11 ms against
-# 14 in blocks at 128 (batch 32, 4 heads of 16), 36 to 50 against 34 to 39 at 256, 212 against 136 at 384.
+# Positions up to which all scores are taken at once: about where a CPU becomes faster block by block, see
+# lmm_jax/bench/README.md.
 SHORT = 256
 
 _counting = contextvars.ContextVar("counting", default=False)
@@ -91,8 +91,7 @@ def softmax_attention(q, k, v, mask):
     """Attention of `[B, Tq, H, d]` to `[B, Tk, N, d]`, all scores at a time; `mask`: `[B or 1, Tq, Tk]` bool or None.
 
     Heads stand before positions, the mask is added, and the weights are normalised after they met the values: on a
-    CPU forward and backward take less than half the time of the textbook order (10.8 against 26.8 ms at B 32, T 128,
-    H 4, d 16 on two cores, 2026-11-20).
+    CPU forward and backward take less than half the time of the textbook order, see lmm_jax/bench/README.md.
     """
     B, T, H, d = q.shape
     N, S = k.shape[2], k.shape[1]

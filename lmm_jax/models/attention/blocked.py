@@ -16,14 +16,9 @@ MASKED = -1e30  # added to a score; its weight is 0 in float32, and a row of suc
 def blocked_attention(q, k, v, segment=None, causal=False, rows="batch"):
     """`attention.attention` that keeps no scores: the softmax is taken as its blocks come, and again for gradients.
 
-    The loops run from the first to the last block of keys that shares a segment with a block of queries, as the
-    data has it. Milliseconds of one core, forward and with gradients, and MiB of temporary memory of the latter
-    (float32, batch 4, heads of 64, 2026-11-20), beside all scores at once and PyTorch's own:
-
-        positions, heads               blocks          all at once        PyTorch
-        672, 8, causal                 45, 155, 32     121, 289, 126      40, 146
-        1246, 8, causal, M3's 5 copies 95, 330, 78     467, 1042, 408     194, 677
-        577, 6, not causal             40, 132, 27     67, 133, 71        28, 98
+    For each block of queries a loop runs from the first to the last block of keys that shares a segment with it, as
+    the data has it, so that most pairs of blocks of two conversations are skipped. The figures beside all scores at
+    once and PyTorch's own attention stand in lmm_jax/bench/README.md.
 
     Args:
       q: `[B, T, H, d]`.
@@ -37,7 +32,7 @@ def blocked_attention(q, k, v, segment=None, causal=False, rows="batch"):
       `[B, T, H, d]` in the dtype of `v`.
     """
     T = q.shape[1]
-    # Larger where every pair is needed: of 577 positions on two cores 81 ms instead of 108.
+    # Larger where every pair is needed, which is faster on a CPU, see lmm_jax/bench/README.md.
     block = -(-T // max(1, round(T / (BLOCK if causal else 2 * BLOCK))))
 
     def kernel(q, k, v, segment=None):

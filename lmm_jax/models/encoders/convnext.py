@@ -25,12 +25,10 @@ def space_to_depth(x, side):
 def depthwise(x, kernel):
     """Depthwise convolution with zero padding, in the form that is the fastest where it runs.
 
-    On a CPU these are shifted multiply-adds that XLA fuses into one loop, with a gradient of its own: of one core,
-    1.4 ms and back 3.8 at 64² × 96 channels, 9.3 and 16 at 96² × 192 (PyTorch 0.8 and 7.8, 3.9 and 42; XLA's grouped
-    convolution 24 ms forward at the first, on two cores; float32, 2026-11-20). For TPUs XLA's own is estimated by its
-    compiler at a seventh of the cycles of the multiply-adds and back at a tenth (v5e, bfloat16, 8 × 64² × 96; at
-    2 × 192² × 192 a quarter and a sixth), though it takes five to ten times as long to compile; it rounds the kernel
-    to the dtype of `x`, as every matmul's is. On GPUs it is cuDNN's; nothing was measured there.
+    On a CPU these are shifted multiply-adds, which XLA fuses into one loop, with a gradient of their own: XLA's
+    grouped convolution is many times slower there. On a TPU that convolution is the faster one by the estimate of
+    XLA's compiler, although it takes longer to compile; it rounds the kernel to the dtype of `x`, as every matmul's
+    is. On a GPU it is cuDNN's; nothing was measured there. The figures stand in lmm_jax/bench/README.md.
 
     Args:
       x: `[N, h, w, C]`.

@@ -163,14 +163,19 @@ class ViT(nn.Module):
                 x, stacks = self._regroup(x)
             x = self._run(x, start, end, stacks)
             states[end] = x[:, 1:].reshape(x.shape[0], g, g, self.width)
-        if stacks is not None and end - self.regroup[0] < len(stacks):
-            # What a block past `level` would be given belongs to the hidden state before it, as in the reference.
-            states[end] += stacks[end - self.regroup[0]].reshape(states[end].shape)
+        if stacks is not None:
+            # The reference adds a sample to a block's input in place, so that the hidden state it has recorded holds
+            # the sample too. The features are the input of block `end`, which is not built: where the tiles have a
+            # sample for that block it is added here.
+            sample = end - self.regroup[0]
+            if sample < len(stacks):
+                states[end] += stacks[sample].reshape(states[end].shape)
         return states[end], *(states[level % (self.depth + 1)] for level in self.stack_levels)
 
     def _run(self, x, start, end, stacks):
+        """Hidden states `[N', T, C]` after the blocks from `start` to `end` (exclusive), as one scan."""
         numbers = None
-        if stacks is not None:
+        if stacks is not None:  # block `regroup[0] + k` adds stack k; blocks after the last stack add none
             numbers = np.arange(start, end) - self.regroup[0]
             numbers = jnp.asarray(np.where(numbers < len(stacks), numbers, -1))
         block = nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock
