@@ -102,29 +102,15 @@ def use(mesh, rules):
         _mesh.reset(token)
 
 
+def current_mesh() -> Mesh | None:
+    """The mesh of `use` with its devices, which JAX's abstract mesh leaves out; None outside `use`."""
+    return _mesh.get()
+
+
 def platform() -> str:
     """`"cpu"`, `"gpu"` or `"tpu"`: what the current mesh is made of, so that kernels follow the compile target."""
-    mesh = _mesh.get()
+    mesh = current_mesh()
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-
-
-def rings(axis) -> tuple[int, ...]:
-    """Sizes, outer first, into which a mesh axis of the current mesh falls along the axes of a TPU slice.
-
-    64 devices along all of an 8 × 8 slice are (8, 8). Other devices have no such axes: (size,).
-    """
-    mesh = _mesh.get()
-    line = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)[:, 0]
-    sizes = []
-    while len(line) > 1:
-        places = np.array([(*getattr(device, "coords", ()), getattr(device, "core_on_chip", 0)) for device in line])
-        moved = places != places[0]
-        size = next((i for i in range(2, len(line)) if (moved[i] != moved[1]).any()), len(line))
-        if len(line) % size:
-            return (mesh.shape[axis],)
-        sizes.append(size)
-        line = line[::size]
-    return tuple(reversed(sizes)) or (1,)
 
 
 def check_rules(rules):

@@ -1,5 +1,9 @@
-"""The linear map's own gradient: that of XLA, reduced and scattered where the batch is shared out."""
+"""The linear map's own gradient: that of XLA, reduced and scattered where the batch is shared out; the plain path."""
 
+import os
+import pathlib
+import subprocess
+import sys
 import types
 
 import jax
@@ -9,7 +13,9 @@ import pytest
 
 from lmm_jax import config, sharding
 from lmm_jax.aot.hlo import Module
-from lmm_jax.models.linear import linear
+from lmm_jax.models.linear import linear, plain, rings
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def loss(x, kernel):
@@ -57,6 +63,45 @@ def rings_of(size, axes):
     return (*(2 if size >> i > 1 else 1 for i in range(axes - 1)), max(size >> (axes - 1), 1))
 
 
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "context": 2}])
+@pytest.mark.parametrize("fn", [loss, back])
+def test_the_plain_path_gives_the_same_values_and_gradients(mesh, fn):
+    rng = np.random.default_rng(0)
+    inside, outside = ((16,), (4, 6)) if fn is loss else ((4, 6), (16,))
+    x = jnp.asarray(rng.normal(size=(8, 3, *inside)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(*inside, *outside)), jnp.float32)
+    rules, mesh = dict(config.base().rules), sharding.make_mesh(mesh)
+
+    def run():
+        def values(x, kernel):  # anew, so that nothing that was traced before is taken
+            return jax.value_and_grad(fn, argnums=(0, 1))(x, kernel)
+
+        with sharding.use(mesh, rules):
+            batch = jax.NamedSharding(mesh, sharding.partition(x.shape, "batch", *[None] * (x.ndim - 1)))
+            names = ("embed", "heads", "head_dim") if fn is loss else ("heads", "head_dim", "embed")
+            placed = jax.NamedSharding(mesh, sharding.partition(kernel.shape, *names))
+            traced = jax.jit(values).trace(jax.device_put(x, batch), jax.device_put(kernel, placed))
+            found = traced.lower().compile()(jax.device_put(x, batch), jax.device_put(kernel, placed))
+            return found, "psum_scatter" in str(traced.jaxpr) or "reduce_scatter" in str(traced.jaxpr)
+
+    want, scattered = run()
+    with plain():
+        found, scattered_plainly = run()
+    assert scattered and not scattered_plainly
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, want)
+
+
+def test_an_environment_variable_takes_the_plain_path():
+    traced = (
+        "import jax, jax.numpy as jnp; from lmm_jax.models.linear import linear; "
+        "print(jax.make_jaxpr(lambda x, y: linear(x, y, ('embed',), ('mlp',)))(jnp.ones((2, 3)), jnp.ones((3, 4))))"
+    )
+    for value, is_plain in (("1", True), ("0", False)):
+        env = os.environ | {"LMM_PLAIN_LINEAR": value, "JAX_PLATFORMS": "cpu"}
+        run = subprocess.run([sys.executable, "-c", traced], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert "dot_general" in run.stdout and ("custom_vjp" not in run.stdout) == is_plain, run.stderr
+
+
 def saved(*differentiated):
     """Shapes that the backward pass of `loss` is given."""
     shapes = (jnp.ones((8, 3, 16)), jnp.ones((16, 4, 6)))
@@ -91,12 +136,12 @@ def test_an_axis_over_a_torus_falls_into_its_rings(grid, sizes):
     )
     token = sharding._mesh.set(mesh)
     try:
-        assert sharding.rings("fsdp") == sizes
+        assert rings("fsdp") == sizes
     finally:
         sharding._mesh.reset(token)
 
 
 def test_other_devices_have_no_rings():
     with sharding.use(sharding.make_mesh({"fsdp": 8}), {}):
-        assert sharding.rings("fsdp") == (8,)
-        assert sharding.rings("tensor") == (1,)
+        assert rings("fsdp") == (8,)
+        assert rings("tensor") == (1,)
