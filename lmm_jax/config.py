@@ -43,7 +43,12 @@ def base() -> ml_collections.ConfigDict:
     m.decoder.heads = 32
     m.decoder.kv_heads = 32  # fewer than heads: grouped-query attention
     m.decoder.mlp_dim = 11008
+    m.decoder.head_dim = 0  # width of a head of attention; 0 = width / heads
+    m.decoder.tied = False  # the token table is the head too, which then has no parameters of its own
+    m.decoder.qk_norm = False  # queries and keys are normed head by head before they are rotated (Qwen3)
+    m.decoder.qkv_bias = False  # the maps to queries, keys and values have biases (Qwen2)
     m.decoder.rope_theta = 10000.0
+    m.decoder.rope_scaling = ()  # ("linear", factor), or LLaMA 3.1's: see models.layers.scale_frequencies
     m.decoder.norm_eps = 1e-5
     m.decoder.inject_layers = ()  # stack s is added before layer inject_layers[s]
     m.decoder.vocab_multiple = 128  # rows of the table are a multiple of it, so that they divide over meshes

@@ -199,7 +199,7 @@ def _inference(program, prompts):
 def _cache(program, prompts, size):
     """An abstract `KVCache`, rows over the batch axes and heads over theirs, and its shardings."""
     decoder = program.model.decoder
-    shape = (decoder.depth, prompts, decoder.kv_heads, size, decoder.width // decoder.heads)
+    shape = (decoder.depth, prompts, decoder.kv_heads, size, decoder.head_width)
     with program.use():
         spec = sharding.partition(shape, None, "batch", "kv_heads", None, None)
     placed, rows = jax.NamedSharding(program.mesh, spec), jax.NamedSharding(program.mesh, jax.P(spec[1]))

@@ -1,4 +1,7 @@
-"""LLaMA decoder as one scan over its layers, with visual stacks added to the residual stream on the way."""
+"""LLaMA-like decoder as one scan over its layers, with visual stacks added to the residual stream on the way.
+
+What LLaMA's successors do otherwise is a field of `Decoder` that is off for LLaMA.
+"""
 
 import dataclasses
 import functools
@@ -13,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lmm_jax.models.attention.attention import attention, cached_attention
 from lmm_jax.models.attention.context import bring_back, context_attention, share_out, ways
 from lmm_jax.models.attention.on_mesh import SAVED
-from lmm_jax.models.layers import Dense, RMSNorm, rope
+from lmm_jax.models.layers import Dense, RMSNorm, check_rope_scaling, contract, rope
 from lmm_jax.models.visual_tokens import take
 from lmm_jax.sharding import constrain
 
@@ -91,13 +94,18 @@ class Block(nn.Module):
 
     What is recomputed in the backward pass starts after the injection, which is linear and needs no value of its
     own there: neither a second lookup of the stack, nor the stacks in memory.
+
+    The fields are those of `Decoder`, but `head_dim` is always the width of a head.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     mlp_dim: int
+    qk_norm: bool
+    qkv_bias: bool
     rope_theta: float
+    rope_scaling: tuple
     norm_eps: float
     dtype: str
     remat: str
@@ -129,11 +137,14 @@ class Block(nn.Module):
         G, R, T, D = h.shape
         h = checkpoint_name(h, "layer_input")
         y = RMSNorm(self.norm_eps, name="attention_norm")(h)
-        q = self._dense("q", (self.heads, self.head_dim), ("embed",), ("heads", "head_dim"))(y)
-        k = self._dense("k", (self.kv_heads, self.head_dim), ("embed",), ("kv_heads", "head_dim"))(y)
-        v = self._dense("v", (self.kv_heads, self.head_dim), ("embed",), ("kv_heads", "head_dim"))(y)
-        q = rope(q, context["position"], self.rope_theta)
-        k = rope(k, context["position"], self.rope_theta)
+        q = self._heads("q", self.heads, "heads")(y)
+        k = self._heads("k", self.kv_heads, "kv_heads")(y)
+        v = self._heads("v", self.kv_heads, "kv_heads")(y)
+        if self.qk_norm:
+            q = RMSNorm(self.norm_eps, name="q_norm")(q)
+            k = RMSNorm(self.norm_eps, name="k_norm")(k)
+        q = rope(q, context["position"], self.rope_theta, self.rope_scaling)
+        k = rope(k, context["position"], self.rope_theta, self.rope_scaling)
         q, k, v = (x.reshape(G * R, T, *x.shape[3:]) for x in (q, k, v))
         q = constrain(q, "batch", "length", "heads", None)
         if cache is None and ways(T) > 1:
@@ -151,8 +162,12 @@ class Block(nn.Module):
         h += self._dense("down", (D,), ("mlp",), ("embed",))(nn.silu(gate) * up)
         return constrain(h, "batch", None, "length", "act_embed"), (k, v)
 
-    def _dense(self, name, features, inputs, outputs):
-        return Dense(features, inputs, outputs, dtype=self.dtype, name=name)
+    def _heads(self, name, heads, axis):
+        """The map from the residual stream to queries, keys or values of so many heads."""
+        return self._dense(name, (heads, self.head_dim), ("embed",), (axis, "head_dim"), self.qkv_bias)
+
+    def _dense(self, name, features, inputs, outputs, use_bias=False):
+        return Dense(features, inputs, outputs, use_bias, dtype=self.dtype, name=name)
 
 
 class Decoder(nn.Module):
@@ -161,7 +176,12 @@ class Decoder(nn.Module):
     Attributes:
       vocab_size: pieces of the tokenizer; the table is padded to a multiple of `vocab_multiple`.
       width, depth, heads, kv_heads, mlp_dim: sizes; `kv_heads` below `heads` is grouped-query attention.
+      head_dim: width of a head of attention; 0 = width / heads.
+      tied: the head is the transposed token table and has no parameters of its own.
+      qk_norm: each head's queries and keys pass an RMSNorm before they are rotated (Qwen3).
+      qkv_bias: the maps to queries, keys and values have biases (Qwen2).
       rope_theta, norm_eps: constants of the checkpoint family.
+      rope_scaling: of the rotary frequencies, `()` for none, see `layers.scale_frequencies`.
       inject_layers: stack s is added before layer `inject_layers[s]`; a layer past the last one drops its stack.
       vocab_multiple: so that the table divides over meshes; padded ids are never predicted.
       dtype: of the computation.
@@ -175,7 +195,12 @@ class Decoder(nn.Module):
     heads: int = 32
     kv_heads: int = 32
     mlp_dim: int = 11008
+    head_dim: int = 0
+    tied: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
     rope_theta: float = 10000.0
+    rope_scaling: tuple = ()
     norm_eps: float = 1e-5
     inject_layers: tuple[int, ...] = ()
     vocab_multiple: int = 128
@@ -186,7 +211,8 @@ class Decoder(nn.Module):
         padded = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
         table = nn.with_logical_partitioning(nn.initializers.normal(self.width**-0.5), ("vocab", "embed"))
         self.table = self.param("table", table, (padded, self.width), jnp.float32)
-        self.head = Dense((padded,), ("embed",), ("vocab",), dtype=self.dtype)
+        if not self.tied:
+            self.head = Dense((padded,), ("embed",), ("vocab",), dtype=self.dtype)
         self.norm = RMSNorm(self.norm_eps)
         self.layers = nn.scan(
             Block,
@@ -197,10 +223,26 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(**self.block_fields())
 
+    def check(self):
+        """Raises ValueError for fields that contradict each other, naming them as fields of the config."""
+        if not self.head_dim and self.width % self.heads:
+            raise ValueError(
+                f"model.decoder: width {self.width} does not divide into {self.heads} heads; set "
+                "model.decoder.head_dim if heads have a width of their own"
+            )
+        if self.head_width % 2:
+            raise ValueError(f"model.decoder: heads have an odd width, {self.head_width}; rope wants an even one")
+        check_rope_scaling(self.rope_scaling)
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head of attention, whether `head_dim` gives it or it follows from width and heads."""
+        return self.head_dim or self.width // self.heads
+
     def block_fields(self) -> dict:
         """Fields of the `Block` that the scan repeats."""
         names = [f.name for f in dataclasses.fields(Block) if f.name not in ("parent", "name")]
-        return {n: getattr(self, n) for n in names if n != "head_dim"} | {"head_dim": self.width // self.heads}
+        return {name: getattr(self, name) for name in names} | {"head_dim": self.head_width}
 
     def stack_numbers(self) -> np.ndarray:
         """`[L]` int32: number of the stack that is added before each layer, -1 for none."""
@@ -240,8 +282,20 @@ class Decoder(nn.Module):
             keys_values = tuple(bring_back(x, None, "batch", "length", "kv_heads", None) for x in keys_values)
         return self.norm(h), keys_values
 
+    def head_matrix(self, params):
+        """The float32 matrix `[D, padded vocabulary]` that turns hidden states into logits.
+
+        Args:
+          params: the decoder's parameters, a nested dict.
+        """
+        return params["table"].T if self.tied else params["head"]["kernel"]
+
     def logits(self, h):
         """Float32 logits `[..., padded vocabulary]`; padded ids get the lowest float."""
-        logits = self.head(h).astype(jnp.float32)
+        if self.tied:
+            kernel = self.head_matrix({"table": self.table})
+            logits = contract(h, kernel, ("embed",), ("vocab",), self.dtype).astype(jnp.float32)
+        else:
+            logits = self.head(h).astype(jnp.float32)
         real = jnp.arange(logits.shape[-1]) < self.vocab_size
         return jnp.where(real, logits, jnp.finfo(jnp.float32).min)

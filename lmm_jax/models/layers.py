@@ -30,6 +30,20 @@ def normalise(pixels, mean, std):
     return (pixels.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
+def contract(x, kernel, inputs, outputs, dtype):
+    """`linear.linear` of a float32 parameter, computed in `dtype`: `[B, …, inputs]` to `[B, …, outputs]`.
+
+    Args:
+      x: `[B, …, inputs]`.
+      kernel: `[inputs, outputs]`.
+      inputs, outputs: logical axes of the kernel.
+      dtype: of the computation and of the result.
+    """
+    # Constrained in the dtype of the computation, so that it is gathered in that.
+    kernel = constrain(kernel.astype(dtype), *inputs, *outputs)
+    return linear(x.astype(dtype), kernel, inputs, outputs)
+
+
 class Dense(nn.Module):
     """Linear map of the last `len(inputs)` axes to `features`; float32 parameters, computed in `dtype`.
 
@@ -64,9 +78,7 @@ class Dense(nn.Module):
         kernel_init, bias_init = starts[self.start]
         init = nn.with_logical_partitioning(kernel_init, (*self.inputs, *self.outputs))
         kernel = self.param("kernel", init, shape, jnp.float32)
-        # Constrained in the dtype of the computation, so that it is gathered in that.
-        kernel = constrain(kernel.astype(self.dtype), *self.inputs, *self.outputs)
-        y = linear(x.astype(self.dtype), kernel, self.inputs, self.outputs)
+        y = contract(x, kernel, self.inputs, self.outputs, self.dtype)
         if self.use_bias:
             init = nn.with_logical_partitioning(bias_init, self.outputs)
             y += self.param("bias", init, self.features, jnp.float32).astype(self.dtype)
@@ -106,19 +118,66 @@ class LayerNorm(nn.Module):
         return (y * scale + bias).astype(x.dtype)
 
 
-def rope(x, position, theta):
+def check_rope_scaling(scaling):
+    """Raises ValueError if `scaling` is none of those that `scale_frequencies` takes."""
+    if not scaling:
+        return
+    kind, *numbers = scaling
+    valid = {"linear": 1, "llama3": 4}.get(kind) == len(numbers)
+    valid = valid and all(isinstance(x, int | float) and x > 0 for x in numbers)
+    if not valid or (kind == "llama3" and not numbers[1] < numbers[2]):
+        raise ValueError(
+            f"model.decoder.rope_scaling={scaling!r}: expected (), ('linear', factor) or ('llama3', factor, "
+            "low_freq_factor, high_freq_factor, original_max_positions), of positive numbers with low_freq_factor "
+            "below high_freq_factor"
+        )
+
+
+def scale_frequencies(frequency, scaling):
+    """Frequencies of rotary positions for contexts longer than those a model was first trained on.
+
+    `("linear", factor)` divides all by `factor`: position interpolation (Chen et al. 2023, arXiv 2306.15595).
+
+    `("llama3", factor, low, high, original)` divides by `factor` those that turn less than `low` times in the
+    `original` positions of the first training, keeps those that turn more than `high` times, and goes from one to
+    the other in between, linearly in the turns (`apply_scaling` of Meta's LLaMA 3.1, `llama_models/llama3/model.py`).
+
+    Args:
+      frequency: `[head_dim / 2]` float32, radians a position.
+      scaling: `()` keeps the frequencies; see above for the others.
+
+    Returns:
+      `[head_dim / 2]` float32.
+
+    Raises:
+      ValueError: another `scaling`, see `check_rope_scaling`.
+    """
+    check_rope_scaling(scaling)
+    if not scaling:
+        return frequency
+    kind, factor, *bounds = scaling
+    if kind == "linear":
+        return frequency / factor
+    low, high, original = bounds
+    turns = original * frequency / (2 * math.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    return kept * frequency + (1 - kept) * frequency / factor
+
+
+def rope(x, position, theta, scaling=()):
     """Rotates `x` by its positions, in the half-split layout of LLaMA.
 
     Args:
       x: `[..., T, H, head_dim]`.
       position: `[..., T]` int.
       theta: base of the frequencies.
+      scaling: see `scale_frequencies`.
 
     Returns:
       Array like `x`; angles are computed in float32.
     """
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency = scale_frequencies(theta ** (-jnp.arange(half, dtype=jnp.float32) / half), scaling)
     angle = position[..., None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)

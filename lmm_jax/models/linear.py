@@ -1,7 +1,9 @@
 """A linear map whose kernel is shared out over devices: gathered for a product, its gradient summed and scattered.
 
 Four devices of a mesh `fsdp=4` share out the packs of the batch and, over the same mesh axis, the rows of a kernel.
-This is what each of them holds (the columns are devices):
+This is what each of them holds:
+
+    device               0            1            2            3
 
     x        [B, …, D]   packs 0      packs 1      packs 2      packs 3
     kernel   [D, F]      rows 0       rows 1       rows 2       rows 3

@@ -148,14 +148,14 @@ def build(config) -> LMM:
     """The model that `config.model` describes; each part's fields are the schema of its section.
 
     Raises:
-      ValueError: heads that do not divide the width, or an encoder that does not exist.
+      ValueError: an encoder that does not exist, heads that do not divide its width, or see `Decoder.check`.
     """
     common = {"dtype": config.dtype}
     vision = make_encoder(config)
     decoder = Decoder(**config.decoder, **common)
-    for name, part in (("vision", vision), ("decoder", decoder)):
-        if hasattr(part, "heads") and part.width % part.heads:
-            raise ValueError(f"model.{name}: width {part.width} does not divide into {part.heads} heads")
+    decoder.check()
+    if hasattr(vision, "heads") and vision.width % vision.heads:
+        raise ValueError(f"model.vision: width {vision.width} does not divide into {vision.heads} heads")
     projectors = [Projector(width=decoder.width, **config.projector, **common) for _ in (0, *vision.stack_levels)]
     return LMM(
         vision,

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from lmm_jax.models.linear import linear
-from lmm_jax.sharding import constrain, devices, partition
+from lmm_jax.models.layers import contract
+from lmm_jax.sharding import devices, partition
 
 POSITIONS = 512  # supervised positions of a pack whose logits of all the vocabulary would take the room there is
 
@@ -36,8 +36,7 @@ def cross_entropy(h, kernel, targets, vocab_size, dtype):
 
     def part(_, xs):
         kernel, ids = xs
-        kernel = constrain(kernel.astype(dtype), "embed", "vocab", None)
-        logits = linear(h.astype(dtype), kernel, ("embed",), ("vocab", None)).astype(jnp.float32)
+        logits = contract(h, kernel, ("embed",), ("vocab", None), dtype).astype(jnp.float32)
         logits = jnp.where(ids < vocab_size, logits, jnp.finfo(jnp.float32).min)
         picked = jnp.where(ids == targets[..., None, None], logits, 0).sum((-2, -1))
         return None, (jax.nn.logsumexp(logits, axis=(-2, -1)), picked)

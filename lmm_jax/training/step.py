@@ -18,7 +18,8 @@ def token_losses(model, params, batch):
     read = jax.vmap(lambda h, at: h.at[at // h.shape[1], at % h.shape[1]].get(mode="fill", fill_value=jnp.nan))
     h = constrain(read(h, batch["target_at"]), "batch", "length", "act_embed")
     decoder = model.decoder
-    return cross_entropy(h, params["decoder"]["head"]["kernel"], batch["target"], decoder.vocab_size, decoder.dtype)
+    head = decoder.head_matrix(params["decoder"])
+    return cross_entropy(h, head, batch["target"], decoder.vocab_size, decoder.dtype)
 
 
 def loss_and_grads(model, trainable, frozen, batch):
