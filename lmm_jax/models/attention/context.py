@@ -1,7 +1,18 @@
 """Rows too long for one device: positions shared out over the mesh axes of "length", `context` by default.
 
-A row of T positions is cut into 2·C chunks for C devices, and device i holds chunks i and 2·C − 1 − i: an early one,
-whose positions see little, and a late one, whose positions see much. All devices so have the same work to the pair.
+A row of T positions is cut into 2·C chunks for C devices. As the row lies, device i would hold chunks 2·i and 2·i + 1
+and the last device, whose positions see all before them, would have the most work in causal attention. So device i is
+given chunks i and 2·C − 1 − i: an early one, whose positions see little, and a late one, whose positions see much.
+All devices then have the same number of pairs to compute. With four devices:
+
+    device                     0         1         2         3
+    chunks as the row lies     0 1       2 3       4 5       6 7       what `bring_back` gives
+    chunks for attention       0 7       1 6       2 5       3 4       what `share_out` gives
+    pairs that these see       0.5+7.5   1.5+6.5   2.5+5.5   3.5+4.5   in squares of a chunk's length: 8 each
+
+    even chunk → new device    0 → 0     2 → 2     4 → 3     6 → 1     each device sends and receives one even chunk
+    odd chunk → new device     1 → 1     3 → 3     5 → 2     7 → 0     and one odd chunk
+
 Everything but attention acts on each position alone. Attention gathers the keys and values of a layer while it lasts,
 and each device computes what its own positions see of them, a block of scores at a time.
 """
@@ -39,32 +50,61 @@ def share_out(x, *names):
       x: array of positions, `ways` of which is above 1.
       names: logical axes of its axes, "length" among them.
     """
-    return _exchange(x, names, back=False)
+    spec, axis, over, of_even, of_odd = _routes(x, names)
+
+    def local(x):
+        even, odd = jnp.split(x, 2, axis=axis)
+        even, odd = jax.lax.ppermute(even, over, of_even), jax.lax.ppermute(odd, over, of_odd)
+        early, late = _swapped_on_odd_devices(even, odd, over)
+        return jnp.concatenate([early, late], axis=axis)
+
+    return jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(x)
 
 
 def bring_back(x, *names):
     """Undoes `share_out`."""
-    return _exchange(x, names, back=True)
-
-
-def _exchange(x, names, back):
-    spec, axis = sharding.partition(x.shape, *names), names.index("length")
-    over, C = spec[axis], sharding.devices(spec[axis])
-    # Of the two neighbouring chunks that a device starts with one goes to an even device, and one to an odd one.
-    routes = [[(i, min(c, 2 * C - 1 - c)) for i, c in enumerate(range(first, 2 * C, 2))] for first in (0, 1)]
+    spec, axis, over, of_even, of_odd = _routes(x, names)
 
     def local(x):
-        pair = jnp.split(x, 2, axis=axis)
-        even = jax.lax.axis_index(over) % 2 == 0
-        if back:
-            pair = [jnp.where(even, a, b) for a, b in (pair, pair[::-1])]
-            pair = [jax.lax.ppermute(y, over, [(j, i) for i, j in r]) for y, r in zip(pair, routes, strict=True)]
-        else:
-            pair = [jax.lax.ppermute(y, over, r) for y, r in zip(pair, routes, strict=True)]
-            pair = [jnp.where(even, a, b) for a, b in (pair, pair[::-1])]
-        return jnp.concatenate(pair, axis=axis)
+        early, late = jnp.split(x, 2, axis=axis)
+        even, odd = _swapped_on_odd_devices(early, late, over)
+        even, odd = jax.lax.ppermute(even, over, _reversed(of_even)), jax.lax.ppermute(odd, over, _reversed(of_odd))
+        return jnp.concatenate([even, odd], axis=axis)
 
     return jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+
+def _routes(x, names):
+    """How the chunks of `x` travel in `share_out`.
+
+    Returns:
+      spec: `PartitionSpec` of `x`.
+      axis: of `x`, its positions.
+      over: mesh axes that share out the positions.
+      of_even, of_odd: `(from, to)` of each device's even chunk, its first, and of its odd chunk.
+    """
+    spec, axis = sharding.partition(x.shape, *names), names.index("length")
+    over, C = spec[axis], sharding.devices(spec[axis])
+    of_even, of_odd = ([(i, _holder(2 * i + odd, C)) for i in range(C)] for odd in (0, 1))
+    return spec, axis, over, of_even, of_odd
+
+
+def _holder(chunk, C):
+    """The device that computes attention for a chunk: the first C in order, the others backwards."""
+    return min(chunk, 2 * C - 1 - chunk)
+
+
+def _reversed(route):
+    return [(to, start) for start, to in route]
+
+
+def _swapped_on_odd_devices(a, b, over):
+    """`(a, b)` on devices with an even number along `over`, `(b, a)` on the others.
+
+    Of device i's chunks i and 2·C − 1 − i the early one is even where i is, and the late one is where i is odd.
+    """
+    even = jax.lax.axis_index(over) % 2 == 0
+    return jnp.where(even, a, b), jnp.where(even, b, a)
 
 
 def context_attention(q, k, v, segment, interpret=False):
