@@ -269,7 +269,7 @@ def test_the_model_is_measured_without_packages_of_the_data_path(shape_file):
         "for name in ('grain', 'tensorflow_datasets', 'ml_collections', 'orbax', 'sentencepiece', 'torch'):\n"
         "    sys.modules[name] = None\n"
         "from lmm_jax import cli\n"
-        "from lmm_jax.tools import bench, bench_decode, bench_train\n"
+        "from lmm_jax.bench import decode, measure as bench, train\n"
         "bench.MATMUL_SIDE = {'cpu': 32}\n"
         f"sys.exit(cli.main(['bench', 'attention', '--steps', '1', '--shape', {str(shape_file)!r}]))"
     )
