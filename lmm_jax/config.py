@@ -29,6 +29,7 @@ def base() -> ml_collections.ConfigDict:
     c.model = m = ml_collections.ConfigDict()
     m.dtype = "bfloat16"  # of the computation; parameters, softmax, norms and loss are float32
     m.scales = (576,)  # visual tokens per grid, one bank region and one loss group each
+    m.reduction = "pool"  # how a grid becomes so many tokens, see lmm_jax/reduction.py: pool (averages of windows)
     m.newline = False  # a learned vector at the end of each row of a picture's tiles
     m.newline_in_stacks = True  # which every stack adds once more, as DeepStack-L-HD does
     # The published families that the parts are of: what loading and exporting call them. "" for a part of our own.
@@ -281,7 +282,7 @@ def _check_visual_layout(config):
         encoder = make_encoder(model)
         visual = VisualLayout.from_config(config, encoder)
         for scale in model.scales:
-            visual.window(scale)
+            visual.token_grid(scale)
     except ValueError as error:
         raise ConfigError(f"config: {error}") from error
     if data.views is not None and data.views % visual.views_step:

@@ -105,6 +105,7 @@ def model_config(shape, dtype, scales, checkpoint=False):
         model=types.SimpleNamespace(
             dtype=dtype,
             scales=tuple(scales),
+            reduction="pool",
             newline=False,
             newline_in_stacks=True,
             encoder="vit",

@@ -31,6 +31,7 @@ import math
 import numpy as np
 
 from lmm_jax.data.views import ASPECTS, choose_canvas, margins, select_tiling, size_on_canvas, unpad
+from lmm_jax.reduction import find_reduction
 
 NEWLINE = -1  # among the slots of a picture
 SEQUENCES = ("whole", "blank", "samples", "whole+samples", "flat", "grid", "unpad")
@@ -60,6 +61,7 @@ class VisualLayout:
       sampling: stack k = i · columns + j of a mosaic of (columns, rows) tiles is "2d": every (rows, columns)-th cell
         from (i, j); "1d": every (columns · rows)-th cell from k on, row by row; "grid": tile k.
       newline: whether a newline ends each row of "grid" and "unpad".
+      reduction: how a grid becomes tokens, a name in `lmm_jax.reduction.REDUCTIONS`.
       padding: RGB 0 … 255 of what stands beside a picture in its square, of aspect "pad".
     """
 
@@ -73,6 +75,7 @@ class VisualLayout:
     stacks: str = ""
     sampling: str = "2d"
     newline: bool = False
+    reduction: str = "pool"
     padding: tuple[int, int, int] = (0, 0, 0)
 
     @classmethod
@@ -98,6 +101,7 @@ class VisualLayout:
             stacks=data.stacks,
             sampling=data.sampling,
             newline=config.model.newline,
+            reduction=config.model.reduction,
             padding=tuple(int(255 * level) for level in encoder.mean),
         )
 
@@ -121,6 +125,7 @@ class VisualLayout:
             raise ValueError(f"data.sequence='unpad' needs data.aspect='anyres', got '{self.aspect}'")
         if (self.zoom > 1) != (self.stacks == "zoom") or self.zoom < 1:
             raise ValueError(f"data.zoom={self.zoom}: more than 1 goes with data.stacks='zoom', got '{self.stacks}'")
+        find_reduction(self.reduction)
         self._check_tiles()
         self._check_canvas()
 
@@ -225,13 +230,13 @@ class VisualLayout:
         g = self.view_grid[0]
         whole = np.arange(g * g).reshape(g, g)
         nothing = np.full_like(whole, -1)
-        tiles = sample(mosaic(*tiling, g, 1), *tiling, self.sampling) if tiling else []
+        tiles = sample(mosaic(*tiling, (g, g), 1), *tiling, self.sampling) if tiling else []
         bank = {"whole": [whole], "blank": [nothing], "samples": tiles, "whole+samples": [whole, *tiles]}.get(
             self.sequence, [whole + view * g * g for view in range(self.grids(tiling))]
         )
         if self.stacks == "zoom":
             n, before = self.zoom, 1 + math.prod(tiling) if tiling else 1
-            added = [sample(mosaic(n, n, g, before + u * n * n), n, n, "2d") for u in range(len(bank))]
+            added = [sample(mosaic(n, n, (g, g), before + u * n * n), n, n, "2d") for u in range(len(bank))]
         else:
             over = {
                 "samples": tiles,
@@ -243,22 +248,28 @@ class VisualLayout:
             added = [over + [nothing] * (self.added - len(over))] * len(bank)
         return np.stack([np.stack([b, *a]) for b, a in zip(bank, added, strict=True)], axis=1).astype(np.int32)
 
-    def window(self, scale) -> int:
-        """Side of the cells that are pooled to one token at `scale` tokens a square view.
+    def token_grid(self, scale) -> tuple[int, int]:
+        """Rows and columns of the tokens of a whole view at `scale` tokens a square view.
 
         Raises:
-          ValueError: `scale` does not tile the grid.
+          ValueError: a scale that the grid cannot have, with those that it can; or one whose tokens do not lie in a
+            square, which cannot be un-padded.
         """
-        side, m = self.size // self.cell, math.isqrt(max(scale, 0))
-        if m == 0 or m * m != scale or side % m:
-            valid = [k * k for k in range(1, side + 1) if side % k == 0]
-            raise ValueError(f"{scale} tokens do not tile a {side}×{side} grid; valid scales are {valid}")
-        return side // m
+        rows, columns = self._tokens_over(*self.view_grid, scale)
+        if self.sequence == "unpad" and rows != columns:
+            raise ValueError(
+                f"data.sequence='unpad' cuts squares of tokens, model.reduction='{self.reduction}' gives {rows} rows "
+                f"of {columns} at scale {scale}; choose another scale, or data.sequence='grid'"
+            )
+        return rows, columns
 
     def grid_tokens(self, scale) -> int:
         """Slots of a grid in the bank at `scale`: `scale`, of a canvas more."""
-        k = self.window(scale)
-        return (self.view_grid[0] // k) * (self.view_grid[1] // k)
+        return math.prod(self.token_grid(scale))
+
+    def _tokens_over(self, rows, columns, scale):
+        """Rows and columns of the tokens over the first `rows` × `columns` cells of a view, ints or arrays."""
+        return find_reduction(self.reduction).shape(rows, columns, self.size // self.cell, scale)
 
     def extents(self, sizes) -> np.ndarray:
         """`[n, 2]` int32 (height, width) in pixels of each picture on its canvas; of aspect "own" alone."""
@@ -274,20 +285,20 @@ class VisualLayout:
           scale: tokens of a square view.
           size: `(width, height)` of the picture, pixels.
         """
-        k, n = self.window(scale), self.grid_tokens(scale)
+        rows, columns = self.token_grid(scale)
         if self.aspect == "own":
-            rows, columns = self.extents([size])[0] // self.cell // k
-            return np.add.outer(np.arange(rows) * (self.view_grid[1] // k), np.arange(columns)).reshape(-1)
+            shown = self._tokens_over(*self.extents([size])[0] // self.cell, scale)
+            return np.add.outer(np.arange(shown[0]) * columns, np.arange(shown[1])).reshape(-1)
         if self.sequence not in ("grid", "unpad"):
-            return np.arange(self.grids(tiling) * n)
+            return np.arange(self.grids(tiling) * rows * columns)
         if tiling:
-            canvas = mosaic(*tiling, self.view_grid[0] // k, 1)
+            canvas = mosaic(*tiling, (rows, columns), 1)
             canvas = canvas[unpad(*canvas.shape, *size)] if self.sequence == "unpad" else canvas
         else:  # one newline alone after a picture without tiles if un-padded, as the reference has it
             canvas = np.zeros((int(self.sequence == "unpad"), 0), np.int64)
         if self.newline:
             canvas = np.pad(canvas, ((0, 0), (0, 1)), constant_values=NEWLINE)
-        return np.concatenate([np.arange(n), canvas.reshape(-1)])
+        return np.concatenate([np.arange(rows * columns), canvas.reshape(-1)])
 
     def tokens(self, sizes, scale) -> np.ndarray:
         """Positions that each of many pictures takes in the sequence, `[n]`; 0 if it is too thin to have any.
@@ -308,27 +319,28 @@ class VisualLayout:
 
     def _shown(self, tiling, scale, sizes):
         """`[n]` int, equal for pictures of which as much shows; of one tiling."""
-        k = self.window(scale)
         if self.aspect == "own":
-            a, b = (self.extents(sizes) // self.cell // k).T
+            a, b = self._tokens_over(*(self.extents(sizes) // self.cell).T, scale)
         elif self.sequence == "unpad" and tiling:
-            q = self.view_grid[0] // k
-            a, b = margins(tiling[1] * q, tiling[0] * q, *sizes.T)
+            rows, columns = self.token_grid(scale)
+            a, b = margins(tiling[1] * rows, tiling[0] * columns, *sizes.T)
         else:
             return np.zeros(len(sizes), np.int64)
         return a.astype(np.int64) << 32 | b
 
 
-def mosaic(columns, rows, side, first) -> np.ndarray:
-    """Indices `[rows · side, columns · side]` of tiles put together, among square grids laid end to end.
+def mosaic(columns, rows, grid, first) -> np.ndarray:
+    """Indices `[rows · height, columns · width]` of tiles put together, among grids laid end to end.
 
     Args:
       columns, rows: tiles.
-      side: of a tile's grid.
+      grid: `(height, width)` of a tile's grid.
       first: number of the first tile's grid; the others follow row by row.
     """
-    y, x = np.mgrid[: rows * side, : columns * side]
-    return (first + (y // side) * columns + x // side) * side**2 + (y % side) * side + x % side
+    height, width = grid
+    y, x = np.mgrid[: rows * height, : columns * width]
+    tile = first + (y // height) * columns + x // width
+    return tile * height * width + (y % height) * width + x % width
 
 
 def sample(cells, columns, rows, sampling) -> list[np.ndarray]:

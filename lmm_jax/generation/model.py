@@ -113,7 +113,7 @@ class Model:
     def generate_ids(self, images, prompts, scale=None, max_new_tokens=64, batch_size=256) -> list[list[int]]:
         """As `generate` for a list of prompts: the ids of each answer, its end not among them."""
         scale = max(self.scales) if scale is None else scale
-        self._layout.visual.window(scale)
+        self._layout.visual.token_grid(scale)
         requests = [self._request(*r, scale) for r in zip(images, prompts, strict=True)]
         # Prompts of like length and equally many views, which have equally many grids, share a batch.
         keys = [(layout.views, _bucket(len(segment))) for layout, segment, _ in requests]

@@ -18,8 +18,11 @@ def architecture(config) -> families.kinds.Whole:
       ValueError: none does; the message names the field, of the family that is nearest.
     """
     model = config.model
-    encoder = encoder_family(model)
+    encoder, decoder = encoder_family(model), decoder_family(model)
+    if not decoder.architecture:
+        raise ValueError(f"model.families.decoder='{decoder.name}': transformers has no class for a {decoder.title}")
     _check_fields(model)
+    _require("model.reduction", model.reduction, "pool")
     _require("model.projector.depth", model.projector.depth, 2)
     whole_grid = make_encoder(model).grid ** 2
     if max(model.scales) != whole_grid:
@@ -110,6 +113,7 @@ def original_keys(config) -> tuple[dict, dict | None]:
     model, data, of = config.model, config.data, ORIGINAL.keys
     encoder = encoder_family(model)
     _check_fields(model)
+    _require("model.reduction", model.reduction, "pool")
     keys = _decoder(config) | {
         "architectures": [ORIGINAL.architecture],
         "model_type": ORIGINAL.model_type,

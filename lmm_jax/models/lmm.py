@@ -9,6 +9,7 @@ from lmm_jax import sharding
 from lmm_jax.models.decoder import Decoder, KVCache
 from lmm_jax.models.encoders import make_encoder
 from lmm_jax.models.visual_tokens import Projector, bank, sample_strided, splice, take
+from lmm_jax.reduction import find_reduction
 from lmm_jax.sharding import constrain
 
 
@@ -21,6 +22,7 @@ class LMM(nn.Module):
       level_projectors: one for each further level of the encoder.
       decoder: the language model.
       scales: tokens per grid that the bank holds, M3's nested sets.
+      reduction: how a grid becomes so many tokens, a name in `lmm_jax.reduction.REDUCTIONS`.
       newline: the bank ends with one learned vector, `image_newline`, for the ends of rows (LLaVA-NeXT).
       newline_in_stacks: every stack adds it there once more, as DeepStack-L-HD does; zeros otherwise.
     """
@@ -30,6 +32,7 @@ class LMM(nn.Module):
     level_projectors: tuple[Projector, ...]
     decoder: Decoder
     scales: tuple[int, ...]
+    reduction: str = "pool"
     newline: bool = False
     newline_in_stacks: bool = True
 
@@ -85,7 +88,7 @@ class LMM(nn.Module):
         return jnp.where((gather >= 0)[..., None], grids, 0).swapaxes(0, 1)
 
     def _bank(self, grids, scales, newline):
-        slots = bank(grids, scales, self.vision.grid)
+        slots = bank(grids, scales, self.vision.grid, find_reduction(self.reduction))
         if self.newline:
             last = self.image_newline.astype(slots.dtype) if newline else jnp.zeros_like(slots[0, 0])
             slots = jnp.concatenate([slots, jnp.broadcast_to(last, (slots.shape[0], 1, slots.shape[2]))], axis=1)
@@ -163,6 +166,7 @@ def build(config) -> LMM:
         tuple(projectors[1:]),
         decoder,
         scales=tuple(config.scales),
+        reduction=config.reduction,
         newline=config.newline,
         newline_in_stacks=config.newline_in_stacks,
     )

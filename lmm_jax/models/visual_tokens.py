@@ -1,4 +1,4 @@
-"""From feature grids to the bank and the stacks: project, pool per scale, and splice into the text.
+"""From feature grids to the bank and the stacks: project, reduce per scale, and splice into the text.
 
 The bank `[G, P, D]` holds every visual vector of a pack at every requested scale; a *slot* is an index into it.
 `stacks` `[S, G, P, D]` lie over the bank slot for slot: what is added to the residual stream at the same positions.
@@ -6,7 +6,6 @@ Which slot stands at which position is index arithmetic of `lmm_jax.data.pack_la
 """
 
 import functools
-import math
 
 import flax.linen as nn
 import jax
@@ -37,40 +36,6 @@ class Projector(nn.Module):
             axes = ("embed", "mlp") if i % 2 == 0 else ("mlp", "embed")
             x = Dense((self.width,), axes[:1], axes[1:], True, self.dtype, name=f"linear_{i}")(x)
         return x
-
-
-def scale_side(side, scale) -> int:
-    """Side of the pooled grid that holds `scale` tokens, for a grid of `side` × `side`.
-
-    Raises:
-      ValueError: `scale` does not tile the grid exactly; the message lists the scales that do.
-    """
-    m = math.isqrt(scale) if scale > 0 else 0
-    if m * m != scale or m == 0 or side % m:
-        valid = [k * k for k in range(1, side + 1) if side % k == 0]
-        raise ValueError(f"{scale} tokens do not tile a {side}×{side} grid; valid scales are {valid}")
-    return m
-
-
-def pool(x, scale, side=None):
-    """Average-pools grids `[..., h, w, D]` to `[..., tokens, D]`, row-major (M3, section 3.1).
-
-    Windows tile the grid exactly, so that pooling in one go equals pooling in steps.
-
-    Args:
-      x: the grids.
-      scale: tokens that a square grid of `side` gives.
-      side: of a square picture's grid; `h` if None. Grids of other shapes get its window, and drop remainders.
-
-    Raises:
-      ValueError: see `scale_side`.
-    """
-    h, w, D = x.shape[-3:]
-    side = h if side is None else side
-    k = side // scale_side(side, scale)
-    h, w = h // k, w // k
-    x = x[..., : h * k, : w * k, :].reshape(*x.shape[:-3], h, k, w, k, D)
-    return x.mean(axis=(-2, -4), dtype=jnp.float32).astype(x.dtype).reshape(*x.shape[:-5], h * w, D)
 
 
 def tile_mosaic(tiles):
@@ -111,20 +76,24 @@ def take(table, index):
     return rows.astype(table.dtype)
 
 
-def bank(grids, scales, side=None):
-    """Pools projected grids to every scale and lays the results end to end.
+def bank(grids, scales, side, reduction):
+    """Reduces projected grids to every scale and lays the results end to end.
 
     Args:
       grids: `[G, U, h, w, D]`, U grids of a pack.
       scales: tokens per grid, one bank region each, in this order.
-      side: see `pool`.
+      side: of a square picture's grid, which the scales refer to.
+      reduction: what makes tokens of a grid, see `lmm_jax.reduction`.
 
     Returns:
       `[G, P, D]`, P = U · sum(scales) of square grids; the slot of token t of grid u at scale s is
       `U · (sum of the scales before s) + u · s + t`.
+
+    Raises:
+      ValueError: a scale that the grid cannot have, with those that it can.
     """
     G, D = grids.shape[0], grids.shape[-1]
-    return jnp.concatenate([pool(grids, s, side).reshape(G, -1, D) for s in scales], axis=1)
+    return jnp.concatenate([reduction(grids, s, side).reshape(G, -1, D) for s in scales], axis=1)
 
 
 def splice(tokens, visual, slot):

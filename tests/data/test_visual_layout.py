@@ -130,7 +130,7 @@ def on_device(layout, features, source):
     for of_stack in grids:
         parts = []
         for scale in layout.scales:
-            k = layout.visual.window(scale)
+            k = layout.visual.size // layout.visual.cell // math.isqrt(scale)
             rows, columns = (side // k for side in layout.visual.view_grid)
             cut = of_stack[:, : rows * k, : columns * k].reshape(-1, rows, k, columns, k, features.shape[-1])
             parts.append(cut.mean((2, 4)).reshape(-1, features.shape[-1]))

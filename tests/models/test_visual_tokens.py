@@ -1,4 +1,4 @@
-"""Pooling, the bank, splicing, and gradients that stay exact in bfloat16."""
+"""The bank, splicing, and gradients that stay exact in bfloat16."""
 
 import jax
 import jax.numpy as jnp
@@ -7,42 +7,19 @@ import pytest
 
 from lmm_jax.data.pack_layout import bank_slots
 from lmm_jax.models import visual_tokens as vt
-
-
-def pooled_by_loop(grid, side):
-    k = grid.shape[0] // side
-    return np.array(
-        [grid[r * k : (r + 1) * k, c * k : (c + 1) * k].mean((0, 1)) for r in range(side) for c in range(side)]
-    )
-
-
-@pytest.mark.parametrize("scale", [1, 4, 9, 36])
-def test_pool_equals_a_loop_over_windows(scale):
-    grid = np.random.default_rng(0).normal(size=(6, 6, 5)).astype(np.float32)
-    np.testing.assert_allclose(vt.pool(grid, scale), pooled_by_loop(grid, int(scale**0.5)), atol=1e-6)
-
-
-def test_pooling_in_steps_equals_pooling_at_once():
-    grid = jnp.asarray(np.random.default_rng(0).normal(size=(24, 24, 5)), jnp.float32)
-    in_steps = vt.pool(vt.pool(grid, 144).reshape(12, 12, 5), 9)
-    np.testing.assert_allclose(in_steps, vt.pool(grid, 9), atol=1e-6)
-
-
-@pytest.mark.parametrize("scale", [0, -4, 2, 16, 25, 49, 100, 1000])
-def test_scales_that_do_not_tile_are_refused_with_the_valid_ones(scale):
-    with pytest.raises(ValueError, match=r"valid scales are \[1, 4, 9, 36\]"):
-        vt.pool(jnp.zeros((6, 6, 2)), scale)
+from lmm_jax.reduction import find_reduction
 
 
 def test_slots_find_their_cells_in_the_bank():
     scales, grids = (1, 4, 36), 3
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, grids, 6, 6, 5)), jnp.float32)
-    bank = vt.bank(x, scales)
+    pool = find_reduction("pool")
+    bank = vt.bank(x, scales, 6, pool)
     assert bank.shape == (2, grids * sum(scales), 5)
     for number, scale in enumerate(scales):
         for g in range(grids):
             slots = bank_slots(np.arange(scale), g, number, scales, grids)
-            np.testing.assert_array_equal(bank[:, slots], vt.pool(x[:, g], scale))
+            np.testing.assert_array_equal(bank[:, slots], pool(x[:, g], scale, 6))
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])

@@ -1,0 +1,182 @@
+"""How many: pooling against loops, and any reduction alike on the host and on the device."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmm_jax.config import ConfigError, visual_layout
+from lmm_jax.data.pack_layout import PackLayout
+from lmm_jax.data.visual_layout import NEWLINE, VisualLayout
+from lmm_jax.hf.write_config import architecture
+from lmm_jax.models.lmm import build
+from lmm_jax.models.visual_tokens import bank
+from lmm_jax.reduction import REDUCTIONS, Reduction, find_reduction
+
+POOL = REDUCTIONS["pool"]
+
+
+class EveryOther(Reduction):
+    """Keeps every cell, or every other one of each row, so that its tokens are twice as wide as they are high."""
+
+    def valid(self, side):
+        return sorted({side * (side // 2), side * side} - {0})
+
+    def shape(self, rows, columns, side, scale):
+        return rows, columns // self._step(side, scale)
+
+    def __call__(self, grids, scale, side):
+        step, (h, w, D) = self._step(side, scale), grids.shape[-3:]
+        return grids[..., : w // step * step : step, :].reshape(*grids.shape[:-3], h * (w // step), D)
+
+    def _step(self, side, scale):
+        self.check(side, scale)
+        return side * side // scale
+
+
+@pytest.fixture
+def every_other(monkeypatch):
+    monkeypatch.setitem(REDUCTIONS, "every_other", EveryOther())
+
+
+def layout_of(visual, views, scales):
+    return PackLayout(visual, scales, views, rows=1, length=9999, targets=9, template="qa", too_long="refuse")
+
+
+def pooled_by_loop(grid, k):
+    rows, columns = len(grid) // k, len(grid[0]) // k
+    windows = [grid[r * k : (r + 1) * k, c * k : (c + 1) * k] for r in range(rows) for c in range(columns)]
+    return np.array([window.mean((0, 1)) for window in windows])
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (6, 10), (5, 7)])
+@pytest.mark.parametrize(("scale", "k"), [(1, 6), (4, 3), (9, 2), (36, 1)])
+def test_pooling_equals_a_loop_over_windows(shape, scale, k):
+    grid = np.random.default_rng(0).normal(size=(*shape, 5)).astype(np.float32)
+    want = pooled_by_loop(grid, k).reshape(-1, 5)
+    for array in (grid, jnp.asarray(grid)):
+        tokens = POOL(array, scale, 6)
+        np.testing.assert_allclose(tokens, want, atol=1e-6)
+    assert len(want) == np.prod(POOL.shape(*shape, 6, scale))
+
+
+def test_pooling_in_steps_equals_pooling_at_once():
+    grid = jnp.asarray(np.random.default_rng(0).normal(size=(24, 24, 5)), jnp.float32)
+    in_steps = POOL(POOL(grid, 144, 24).reshape(12, 12, 5), 9, 12)
+    np.testing.assert_allclose(in_steps, POOL(grid, 9, 24), atol=1e-6)
+
+
+def test_pooling_averages_in_float32_and_keeps_the_dtype():
+    assert POOL(jnp.ones((6, 6, 2), jnp.bfloat16), 4, 6).dtype == jnp.bfloat16
+    many = jnp.ones((64, 64, 1), jnp.bfloat16).at[0, 0].set(1024.0)  # 5,120 together; in bfloat16, 256 + 1 is 256
+    assert float(POOL(many, 1, 64)[0, 0]) == 1.25
+
+
+@pytest.mark.parametrize("scale", [0, -4, 2, 16, 25, 49, 100, 1000])
+def test_scales_that_do_not_tile_are_refused_with_the_valid_ones(scale):
+    message = rf"{scale} tokens do not tile a 6×6 grid; valid scales are \[1, 4, 9, 36\]"
+    visual = VisualLayout(size=84, cell=14, canvas=(84, 84))
+    for half in (
+        lambda: POOL(jnp.zeros((6, 6, 2)), scale, 6),
+        lambda: POOL.shape(6, 6, 6, scale),
+        lambda: bank(jnp.zeros((1, 1, 6, 6, 2)), (scale,), 6, POOL),
+        lambda: visual.slots((), scale, (9, 9)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            half()
+
+
+@pytest.mark.parametrize("reduction", [POOL, EveryOther()])
+@pytest.mark.parametrize("side", [1, 2, 6, 24])
+def test_a_scale_counts_the_tokens_of_a_square_grid(reduction, side):
+    for scale in reduction.valid(side):
+        rows, columns = reduction.shape(side, side, side, scale)
+        assert rows * columns == scale
+        assert reduction(np.zeros((2, side, side, 3), np.float32), scale, side).shape == (2, scale, 3)
+
+
+@pytest.mark.parametrize("reduction", [POOL, EveryOther()])
+def test_a_part_of_a_canvas_has_the_first_of_its_tokens(reduction):
+    canvas = np.random.default_rng(0).normal(size=(8, 11, 2)).astype(np.float32)
+    h, w = np.random.default_rng(1).integers(0, (9, 12), (20, 2)).T
+    for scale in reduction.valid(6):
+        tokens = reduction(canvas, scale, 6).reshape(*reduction.shape(8, 11, 6, scale), 2)
+        rows, columns = reduction.shape(h, w, 6, scale)
+        for i in range(len(h)):
+            part = reduction(canvas[: h[i], : w[i]], scale, 6)
+            np.testing.assert_array_equal(part, tokens[: rows[i], : columns[i]].reshape(-1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "size", "cells"),
+    [  # rows and columns of a 6 × 10 canvas that the picture covers whole
+        ("pool", 9, (140, 84), (6, 10)),
+        ("pool", 9, (100, 84), (6, 6)),  # 7 cells wide, of which a window covers two
+        ("pool", 4, (300, 400), (6, 3)),
+        ("every_other", 18, (140, 84), (6, 10)),
+        ("every_other", 18, (100, 84), (6, 6)),
+        ("every_other", 36, (100, 84), (6, 7)),
+    ],
+)
+def test_slots_of_a_canvas_name_the_cells_of_its_picture(every_other, name, scale, size, cells):
+    visual = VisualLayout(size=84, cell=14, canvas=(84, 140), aspect="own", reduction=name)
+    layout = layout_of(visual, 2, (36, scale))
+    first, second = layout.place([(84, 84), size])
+    numbers = np.arange(120, dtype=np.float32).reshape(1, 2, 6, 10, 1)
+    on_device = bank(numbers, layout.scales, 6, find_reduction(name))[0, :, 0]
+    rows, columns = cells
+    want = find_reduction(name)(numbers[0, 1, :rows, :columns], scale, 6)[:, 0]
+    np.testing.assert_array_equal(on_device[layout.slots(second, scale)], want)
+    assert visual.tokens([size], scale) == len(want) and first.grid == 0
+
+
+def test_tokens_that_are_wider_than_high_stand_row_by_row_in_a_mosaic(every_other):
+    fields = {"aspect": "anyres", "tilings": ((2, 1),), "newline": True, "reduction": "every_other"}
+    visual = VisualLayout(84, 14, (84, 84), sequence="grid", **fields)
+    numbers = np.arange(3 * 36).reshape(3, 6, 6, 1)
+    tokens = EveryOther()(numbers, 18, 6).reshape(-1)
+    slots = visual.slots((2, 1), 18, (200, 100))
+    whole, lines = slots[:18], slots[18:].reshape(6, 7)
+    np.testing.assert_array_equal(tokens[whole], numbers[0, :, ::2, 0].reshape(-1))
+    assert (lines[:, -1] == NEWLINE).all()
+    np.testing.assert_array_equal(tokens[lines[:, :-1]], np.concatenate(numbers[1:, :, ::2, 0], axis=1))
+    cut = VisualLayout(84, 14, (84, 84), sequence="unpad", **fields)
+    assert cut.token_grid(36) == (6, 6)
+    with pytest.raises(ValueError, match=r"'unpad' cuts squares .*'every_other' gives 6 rows of 3 at scale 18"):
+        cut.token_grid(18)
+
+
+@pytest.mark.parametrize(("recipe", "side"), [("deepstack", 3), ("qwen3vl_style", 6)])
+def test_the_model_keeps_the_same_cells_for_bank_and_stacks(setup, every_other, recipe, side):
+    """Stacks from tiles and from levels of the encoder: what stands at each slot, beside the model with all cells."""
+    s = setup(1, recipe=recipe)
+    batch = s.host_batch(0)
+    at_slots = {}
+    for name, scale in (("pool", side * side), ("every_other", side * (side // 2))):
+        model = s.program.model.clone(reduction=name)
+        see = jax.jit(functools.partial(model.apply, scales=(scale,), method="visual_tokens"))
+        visual, stacks = see({"params": s.state.params}, batch["pixels"], batch.get("gather"))
+        of_pictures = dataclasses.replace(s.packs.layout.visual, reduction=name)
+        layout = dataclasses.replace(s.packs.layout, scales=(scale,), visual=of_pictures)
+        (placed,) = layout.place([(24, 24)])
+        slots = layout.slots(placed, scale)
+        assert len(slots) == scale and layout.visual.tokens([(24, 24)], scale) == scale
+        at_slots[name] = np.concatenate([visual[None], stacks])[:, :, slots]
+    all_cells = at_slots["pool"].reshape(*at_slots["pool"].shape[:2], side, side, -1)
+    want = all_cells[..., : side // 2 * 2 : 2, :].reshape(at_slots["every_other"].shape)
+    np.testing.assert_allclose(at_slots["every_other"], want, atol=1e-6)
+    assert len(want) > 1 and (np.abs(want).max((1, 2, 3)) > 1e-3).all()  # a bank and stacks, none of them empty
+
+
+def test_a_config_names_a_reduction_that_exists_and_its_scales(tiny, every_other):
+    with pytest.raises(ConfigError, match="model.reduction='shuffle' is none of 'pool', 'every_other'"):
+        tiny("model.reduction=shuffle")
+    with pytest.raises(ConfigError, match=r"9 tokens do not tile a 6×6 grid; valid scales are \[18, 36\]"):
+        tiny("model.reduction=every_other", "model.scales=(9,18)")
+    config = tiny("model.reduction=every_other", "model.scales=(18,36)")
+    assert build(config.model).reduction == visual_layout(config).reduction == "every_other"
+    with pytest.raises(ValueError, match="model.reduction='every_other' cannot be exported, 'pool' can"):
+        architecture(config)
