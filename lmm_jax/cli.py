@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -22,8 +23,8 @@ exit codes: 0 done, 2 usage or refused input, 75 preempted after a save, 1 anyth
 
 def main(argv=None) -> int:
     """Runs one verb; returns the exit code."""
-    parser = _parser()
     argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(_tasks() if "evaluate" in argv else {})
     args, rest = parser.parse_known_args(argv)
     if "config" in args:
         args.overrides, rest = _take_overrides(rest)
@@ -42,7 +43,14 @@ def main(argv=None) -> int:
     return 0
 
 
-def _parser():
+def _tasks():
+    """What each task of `lmm evaluate` reads; the other verbs do without what the tasks import."""
+    from lmm_jax.evaluation.tasks import TASKS
+
+    return {name: task.FILES for name, task in TASKS.items()}
+
+
+def _parser(tasks):
     parser = argparse.ArgumentParser(
         prog="lmm",
         description="Train, study and use high-resolution large multimodal models in JAX.",
@@ -83,9 +91,12 @@ def _parser():
 
     sub = verb(_evaluate, "score a model at every token budget")
     _model_argument(sub)
-    sub.add_argument("--tasks", default="digits", metavar="A,B", help="tasks (default: digits)")
+    told = "; ".join(["tasks (default: digits)", *(f"{name} reads {files}" for name, files in tasks.items())])
+    sub.add_argument("--tasks", default="digits", metavar="A,B", help=told)
     sub.add_argument("--scales", default="all", metavar="N,N", help="visual tokens a picture (default: all trained)")
-    sub.add_argument("--data", metavar="DIR", help="prepared folder (default: the one trained on)")
+    told = "folder of the tasks, or one of each: --data digits=DIR,pages=DIR (default: the one trained on)"
+    sub.add_argument("--data", metavar="DIR|TASK=DIR,…", help=told)
+    sub.add_argument("--split", metavar="NAME", help="split of the folder (default: the task's own, mostly test)")
     sub.add_argument("--limit", type=int, metavar="N", help="questions of each kind (default: all)")
 
     sub = verb(_generate, "answer a question about pictures")
@@ -218,13 +229,21 @@ def _evaluate(args):
     folder = args.workdir or args.model
     model = load(folder, allow_pickle=args.allow_pickle)
     scales = model.scales if args.scales == "all" else tuple(_integer("--scales", s) for s in args.scales.split(","))
-    tasks = args.tasks.split(",")
-    results = evaluation.evaluate(model, tasks, scales, args.data, args.limit)
+    tasks, data = args.tasks.split(","), _folders(args.data)
+    results = evaluation.evaluate(model, tasks, scales, data, args.limit, args.split)
     evaluation.save_results(results, os.path.join(folder, "evaluation.json"))
     print(evaluation.table(results))
     _draw(lambda: plots.draw_accuracy(results, folder))
-    _draw(lambda: plots.draw_answers(model, args.data, folder, tasks[0]))
+    _draw(lambda: plots.draw_answers(model, data, folder, tasks[0], split=args.split))
     return results
+
+
+def _folders(text):
+    """What `--data` of `lmm evaluate` says: a folder, or a dict {task: folder} of `task=DIR,task2=DIR`."""
+    items = (text or "").split(",")
+    if all(re.fullmatch(r"\w+=.+", item) for item in items):  # a path with a = in it has a / before, if need be ./
+        return dict(item.split("=", 1) for item in items)
+    return text
 
 
 def _generate(args):

@@ -35,8 +35,8 @@ class Reduction:
         """Rows and columns of the tokens that stand for the first `rows` × `columns` cells of a grid, on the host.
 
         Cells at the lower and right edge that would fill only a part of a token belong to none. The tokens of the
-        first `rows` × `columns` cells are the first rows and columns of the whole grid's tokens. That is why the slots
-        of a picture that fills only a part of its canvas can be counted here.
+        first `rows` × `columns` cells are the first rows and columns of the whole grid's tokens. That is why the
+        slots of a picture that fills only a part of its canvas can be counted here.
 
         Args:
           rows, columns: of the cells; int or arrays of them.

@@ -167,6 +167,20 @@ def test_usage_errors_exit_with_2(args):
     assert exit.value.code == 2
 
 
+def test_data_of_evaluate_is_a_folder_or_one_for_each_task():
+    assert cli._folders(None) is None and cli._folders("runs/digits_data") == "runs/digits_data"
+    assert cli._folders("digits=a/b,pages=gs://c/d=e") == {"digits": "a/b", "pages": "gs://c/d=e"}
+    assert cli._folders("./seed=1") == "./seed=1" and cli._folders("runs/seed=1,x") == "runs/seed=1,x"
+
+
+def test_help_of_evaluate_says_what_each_task_reads(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    assert "pages reads a folder that `lmm prepare --dataset pages` wrote" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_errors_that_are_not_ours_keep_their_traceback(capsys, tiny_args, monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "train", lambda *_, **__: json.loads("broken"))
     code, _, err = run(capsys, "train", *tiny_args, "--workdir", tmp_path)

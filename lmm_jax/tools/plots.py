@@ -5,7 +5,8 @@ import json
 import numpy as np
 from etils import epath
 
-from lmm_jax.evaluation import TASKS
+from lmm_jax import evaluation
+from lmm_jax.evaluation.tasks import TASKS
 from lmm_jax.training.metrics import read_metrics
 
 
@@ -58,12 +59,18 @@ def draw_accuracy(results, workdir) -> str:
     return _save(figure, workdir, "accuracy_vs_tokens.png")
 
 
-def draw_answers(model, data, workdir, task="digits", count=5) -> str:
-    """Unseen pictures with a question of each kind, the answer at each budget, and the truth; returns the path."""
-    task = TASKS[task]
-    examples = list(task.examples(data or model.program.config.data.path, limit=count))
-    images, questions = [e.images for e in examples], [e.question for e in examples]
-    answers = {scale: model.generate(images, questions, scale, task.MAX_NEW_TOKENS) for scale in model.scales}
+def draw_answers(model, data, workdir, task="digits", count=5, split=None) -> str:
+    """Unseen pictures with a question of each kind, the answer at each budget, and the truth; returns the path.
+
+    Args:
+      model: that `lmm.load` returned.
+      data, split: see `evaluation.evaluate`.
+      workdir: folder of `answers.png`.
+      task: name in `evaluation.tasks.TASKS`.
+      count: pictures.
+    """
+    examples = evaluation.load_examples(model, task, data, split, limit=count)
+    answers = {scale: evaluation.answer(model, TASKS[task], examples, scale) for scale in model.scales}
     figure, axes = _axes(1, count, figsize=(3.2 * count, 5.4))
     for n, ax in enumerate(np.atleast_1d(axes)):
         of_picture = [i for i, e in enumerate(examples) if e.images is examples[n * len(examples) // count].images]
@@ -71,9 +78,9 @@ def draw_answers(model, data, workdir, task="digits", count=5) -> str:
         ax.set_axis_off()
         lines = []
         for i in of_picture:
-            lines.append(f"{examples[i].question}  truth: {examples[i].answer}")
+            lines.append(f"{examples[i].question}  truth: {' or '.join(examples[i].answers)}")
             for scale in model.scales:
-                mark = "+" if answers[scale][i] == examples[i].answer else "-"
+                mark = "+" if answers[scale][i] in examples[i].answers else "-"
                 lines.append(f" {mark} {scale:>3} tokens: {answers[scale][i]}")
         ax.text(0, -0.04, "\n".join(lines), transform=ax.transAxes, va="top", family="monospace", fontsize=7)
     return _save(figure, workdir, "answers.png")

@@ -1,6 +1,8 @@
 """Scores, and evaluation from a workdir on another mesh."""
 
+import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import lmm_jax as lmm
 from lmm_jax import evaluation
 from lmm_jax.config import ConfigError
 from lmm_jax.data.prepare.datasets.digits import KINDS
-from lmm_jax.evaluation.tasks import Example, digits, pages
+from lmm_jax.evaluation.tasks import TASKS, Example, digits, pages
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -28,7 +30,7 @@ def model(workdir):
 
 def test_scores():
     def score(kind, truth, answer):
-        return digits.score(Example((), "", truth, kind), answer)
+        return digits.score(Example((), "", (truth,), kind), answer)
 
     assert score("cell", "7", "7") == score("exists", "no", " no ") == 1.0
     assert score("cell", "7", "77") == score("count", "1", "") == 0.0
@@ -38,20 +40,20 @@ def test_scores():
 
 
 def test_each_test_picture_is_asked_each_kind_once(digits_folder):
-    found = list(digits.examples(digits_folder))
+    found = list(digits.examples(digits_folder, "test"))
     assert {kind: sum(e.kind == kind for e in found) for kind in KINDS} == dict.fromkeys(KINDS, 16)
     assert not any("<image>" in e.question for e in found)
-    assert len(list(digits.examples(digits_folder, limit=2))) == 10
+    assert len(list(digits.examples(digits_folder, "test", limit=2))) == 10
 
 
 def test_each_test_page_is_asked_a_cell_a_line_and_the_whole(pages_folder):
-    found = list(pages.examples(pages_folder))
+    found = list(pages.examples(pages_folder, "test"))
     assert all({e.kind for e in found[n : n + 3]} == {"cell", "line", "read"} for n in range(0, 48, 3))
-    assert {(e.kind, len(e.answer.split())) for e in found} == {("cell", 1), ("line", 4), ("read", 16)}
+    assert {(e.kind, len(e.answers[0].split())) for e in found} == {("cell", 1), ("line", 4), ("read", 16)}
     assert {e.question for e in found if e.kind == "read"} == {"read all"}
     cell, _, whole = sorted(found[:3], key=lambda e: e.kind)
-    assert [pages.score(cell, answer) for answer in (cell.answer, "", whole.answer)] == [1.0, 0.0, 0.0]
-    assert pages.score(whole, whole.answer[:8]) == 0.25
+    assert [pages.score(cell, answer) for answer in (*cell.answers, "", *whole.answers)] == [1.0, 0.0, 0.0]
+    assert pages.score(whole, whole.answers[0][:8]) == 0.25
 
 
 def test_evaluate_gives_every_kind_at_every_scale(model):
@@ -65,8 +67,111 @@ def test_evaluate_gives_every_kind_at_every_scale(model):
         evaluation.evaluate(model, ("vqa",))
 
 
+def task(examples, **rest):
+    """A task whose examples are those that the function `examples` gives."""
+    about = {"FILES": "nothing at all", "SPLIT": "test", "MAX_NEW_TOKENS": 4, "examples": examples}
+    return types.SimpleNamespace(**about | rest)
+
+
+def repeats(*answers):
+    """A model that gives these answers to whatever it is asked, and keeps what it was asked."""
+    asked = []
+
+    def generate(images, prompt, scale, max_new_tokens):
+        asked.extend(zip(images, prompt, [scale] * len(prompt), [max_new_tokens] * len(prompt), strict=True))
+        return [answers[len(asked) - len(prompt) + i] for i in range(len(prompt))]
+
+    data = types.SimpleNamespace(path=None, mixture=())
+    program = types.SimpleNamespace(config=types.SimpleNamespace(data=data))
+    return types.SimpleNamespace(generate=generate, scales=(9,), program=program, asked=asked)
+
+
+def test_any_of_several_answers_counts():
+    example = Example((), "largest digit", ("7", "seven"), "largest")
+    assert [digits.score(example, answer) for answer in ("7", "seven", "7 seven")] == [1.0, 1.0, 0.0]
+    read = Example((), "read all", ("1 2 3 4", "4 3 2 1"), "read")
+    assert [digits.score(read, answer) for answer in ("1 2 3 4", "4 3 2 9", "4 2")] == [1.0, 0.75, 0.25]
+
+
+def test_a_task_may_score_all_answers_at_once(monkeypatch):
+    examples = [Example((), f"is there a {n}?", ("yes",), "odd" if n % 2 else "even") for n in range(5)]
+
+    def score_all(pairs):
+        said = [answer for _, answer in pairs]
+        assert all(example in examples for example, _ in pairs) and len(pairs) == 5
+        return {"share of yes": np.float32(said.count("yes") / len(said)), "longest": max(map(len, said))}
+
+    prompt = "{question} Answer yes or no."
+    monkeypatch.setitem(TASKS, "odd", task(lambda *_: examples, score_all=score_all, PROMPT=prompt))
+    model = repeats("yes", "no", "yes", "yes", "perhaps")
+    results = evaluation.evaluate(model, ("odd",), data="anywhere")
+    assert results == {"odd": {"9": {"share of yes": pytest.approx(0.6), "longest": 7.0, "n_even": 3, "n_odd": 2}}}
+    assert json.loads(json.dumps(results)) == results
+    assert [prompt for _, prompt, *_ in model.asked] == [
+        f"is there a {n}? Answer yes or no." for n in (0, 2, 4, 1, 3)
+    ]
+    assert {tuple(rest) for _, _, *rest in model.asked} == {(9, 4)}
+    assert "share of yes" in evaluation.table(results)
+
+
+def test_each_task_reads_its_own_folder_and_split(monkeypatch):
+    read = {}
+
+    def reader(name):
+        def examples(*arguments):
+            read[name] = arguments
+            return [Example((), "?", ("yes",), "all")]
+
+        return task(examples, score=lambda example, answer: float(answer in example.answers), SPLIT=name)
+
+    for name in ("a", "b"):
+        monkeypatch.setitem(TASKS, name, reader(name))
+    model = repeats(*["yes"] * 9)
+    found = evaluation.evaluate(model, ("a", "b"), data={"a": "here", "b": "there"}, limit=3)
+    assert read == {"a": ("here", "a", 3), "b": ("there", "b", 3)}
+    assert found == {name: {"9": {"all": 1.0, "n_all": 1}} for name in ("a", "b")}
+    model.program.config.data.path = "trained on"
+    evaluation.evaluate(model, ("a", "b"), data={"b": "there"}, split="held out")
+    assert read == {"a": ("trained on", "held out", None), "b": ("there", "held out", None)}
+    model.program.config.data = types.SimpleNamespace(path=None, mixture=(("one", 1.0), ("one", 2.0)))
+    evaluation.evaluate(model, ("a",))
+    assert read["a"] == ("one", "a", None)
+
+
+def test_a_mixture_run_is_evaluated_on_the_folder_that_is_named(model, digits_folder, monkeypatch):
+    data = types.SimpleNamespace(path=None, mixture=((str(digits_folder), 1.0), ("elsewhere", 1.0)))
+    monkeypatch.setattr(model, "program", types.SimpleNamespace(config=types.SimpleNamespace(data=data)))
+    with pytest.raises(ConfigError, match="reads a folder that `lmm prepare .* several: .*, elsewhere; name one"):
+        evaluation.evaluate(model)
+    monkeypatch.undo()
+    assert evaluation.load_examples(model, "digits", str(digits_folder), limit=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {},
+            "task 'digits' reads a folder .* the model names no folder of data; name one by --data DIR or --data",
+        ),
+        ({"data": {"pages": "x"}}, "--data names a folder for pages; the tasks are digits"),
+        ({"data": "nowhere"}, r"nowhere holds no prepared data \(no prepared.json\); run `lmm prepare`"),
+        ({"data": "DIGITS", "split": "dev"}, r"has no split 'dev'; it has \['test', 'train', 'validation'\]"),
+        ({"data": "DIGITS", "limit": 0}, "task 'digits' has no examples in .*, split 'test'; it reads a folder"),
+        ({"tasks": ("vqa",)}, "task 'vqa' does not exist; choose from digits, pages"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_answered(digits_folder, arguments, message):
+    model = repeats()
+    if arguments.get("data") == "DIGITS":
+        arguments = arguments | {"data": digits_folder}
+    with pytest.raises((ConfigError, FileNotFoundError, ValueError), match=message):
+        evaluation.evaluate(model, **arguments)
+    assert not model.asked
+
+
 def test_generate_takes_one_or_many_and_any_scale(model, digits_folder):
-    pictures = [e.images[0] for e in digits.examples(digits_folder, 3) if e.kind == "read"]
+    pictures = [e.images[0] for e in digits.examples(digits_folder, "test", 3) if e.kind == "read"]
     one = model.generate(images=[pictures[0]], prompt="read all", scale=9, max_new_tokens=5)
     assert isinstance(one, str)
     many = model.generate(
@@ -81,7 +186,7 @@ def test_generate_takes_one_or_many_and_any_scale(model, digits_folder):
 
 
 def test_answers_do_not_depend_on_their_batch(model, digits_folder):
-    examples = [e for e in digits.examples(digits_folder) if e.kind in ("cell", "line", "read")]
+    examples = [e for e in digits.examples(digits_folder, "test") if e.kind in ("cell", "line", "read")]
     together = model.generate([e.images for e in examples], [e.question for e in examples], 4, 6)
     apart = [model.generate(e.images, e.question, 4, 6) for e in examples[:4]]
     assert together[:4] == apart

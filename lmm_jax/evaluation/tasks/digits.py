@@ -2,6 +2,8 @@
 
 from lmm_jax.evaluation.tasks import turns
 
+FILES = "a folder that `lmm prepare --dataset digits` wrote"
+SPLIT = "test"
 MAX_NEW_TOKENS = 12  # nine digits are 10
 
 examples, score = turns.examples, turns.score

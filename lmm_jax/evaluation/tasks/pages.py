@@ -2,6 +2,8 @@
 
 from lmm_jax.evaluation.tasks import turns
 
+FILES = "a folder that `lmm prepare --dataset pages` wrote"
+SPLIT = "test"
 MAX_NEW_TOKENS = 18  # 16 digits are 17
 
 examples, score = turns.examples, turns.score

@@ -1,13 +1,17 @@
-"""Single questions about unseen pictures: the turns of a built-in data set's test split, each asked by itself."""
+"""Single questions about unseen pictures: the turns of a built-in data set's conversations, each asked by itself."""
 
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
-from lmm_jax.evaluation.tasks import Example
+from lmm_jax.evaluation.tasks.example import Example
 
 
-def examples(folder, limit=None):
-    """The first turn of each kind of the test pictures; `limit` pictures, all if None."""
-    data = Prepared(folder, "test")
-    for row in range(min(limit or len(data), len(data))):
+def examples(folder, split, limit=None):
+    """The first turn of each kind about each picture of a split; `limit` pictures, all if None.
+
+    Raises:
+      FileNotFoundError, ValueError: no prepared folder, or it lacks the split; the message names those that it has.
+    """
+    data = Prepared(folder, split)
+    for row in range(len(data) if limit is None else min(limit, len(data))):
         record = data[row]
         pictures, turns, seen = tuple(as_pictures(record)), as_turns(record), set()
         for n in range(0, len(turns), 2):
@@ -15,12 +19,15 @@ def examples(folder, limit=None):
             if kind not in seen:
                 seen.add(kind)
                 question = turns[n][1].removeprefix("<image>\n")
-                yield Example(pictures, question, turns[n + 1][1], kind)
+                yield Example(pictures, question, (turns[n + 1][1],), kind)
 
 
 def score(example, answer) -> float:
-    """Exact match; for reading, the share of digits that are right at their place."""
+    """Exact match; for reading, the share of digits that are right at their place. Of several answers the best."""
     if example.kind != "read":
-        return float(answer.strip() == example.answer)
-    truth, read = example.answer.split(), answer.split()
+        return float(answer.strip() in example.answers)
+    return max(_share_read(truth.split(), answer.split()) for truth in example.answers)
+
+
+def _share_read(truth, read):
     return sum(a == b for a, b in zip(truth, read, strict=False)) / len(truth)
