@@ -13,6 +13,7 @@ LLAMA = Decoder(
         "7b": {"width": 4096, "depth": 32, "heads": 32, "kv_heads": 32, "mlp_dim": 11008},
         "13b": {"width": 5120, "depth": 40, "heads": 40, "kv_heads": 40, "mlp_dim": 13824},
     },
+    fields={"tied": False, "qk_norm": False, "qkv_bias": False, "rope_scaling": ()},
     keys={
         "vocab_size": "vocab_size",
         "width": "hidden_size",

@@ -197,6 +197,8 @@ def _decoder(config):
     family, decoder = decoder_family(config.model), config.model.decoder
     keys = {key: decoder[field] for field, key in family.keys.items() if field != "vocab_size"}
     keys |= {key: allowed[0] for key, allowed in family.constants.items() if allowed[0] is not None}
+    if decoder.head_dim:
+        keys["head_dim"] = decoder.head_dim
     return keys | {
         "max_position_embeddings": config.data.length,
         "tie_word_embeddings": False,
