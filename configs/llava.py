@@ -1,8 +1,8 @@
 """LLaVA-1.5, which the other recipes start from, and LLaVA-NeXT, which gives a picture more tokens by tiles.
 
-    lmm prepare --data blip_laion_cc_sbu_558k.json --images DIR --tokenizer tokenizer.model --template plain \
+    lmm prepare --data blip_laion_cc_sbu_558k.json --images DIR --tokenizer models/vicuna-7b-v1.5 --template plain \
         --out data/llava_558k
-    lmm prepare --data llava_v1_5_mix665k.json --images DIR --tokenizer tokenizer.model --out data/llava_665k
+    lmm prepare --data llava_v1_5_mix665k.json --images DIR --tokenizer models/vicuna-7b-v1.5 --out data/llava_665k
     lmm train --config configs/llava.py:stage=align --workdir runs/llava_align
     lmm train --config configs/llava.py --workdir runs/llava        # view=next: runs/llava_next
 

@@ -76,7 +76,8 @@ def _parser(tasks):
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     of_data = sub.add_argument_group("with --data")
     of_data.add_argument("--images", metavar="DIR", help="folder of the pictures (default: that of FILE)")
-    of_data.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.model (default: a small one is trained)")
+    told = "its file, or its folder (default: a small one is trained)"
+    of_data.add_argument("--tokenizer", metavar="PATH", help=told)
     of_data.add_argument("--template", metavar="NAME", help="layout of the prompts (default: vicuna_v1)")
     of_data.add_argument("--workers", type=int, metavar="N", help="processes that check rows (default: processors)")
     of_data.add_argument("--max-refused", type=float, metavar="S", help="share that stops the run (default: 0.05)")

@@ -8,7 +8,7 @@ from etils import epath
 
 from lmm_jax import storage
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
+from lmm_jax.data.tokenizer import load_tokenizer
 
 
 class Prepared:
@@ -31,9 +31,9 @@ class Prepared:
         self.about = json.loads(about.read_text())
         if split not in self.about["splits"]:
             raise ValueError(f"{self.folder} has no split '{split}'; it has {sorted(self.about['splits'])}")
-        self.tokenizer = Tokenizer.load(self.folder / "tokenizer.model")
+        self.tokenizer = load_tokenizer(self.folder)
         if self.tokenizer.fingerprint != self.about["tokenizer"]:
-            raise ValueError(f"{self.folder}/tokenizer.model is not the one that prepared.json was written with")
+            raise ValueError(f"the tokenizer of {self.folder} is not the one that prepared.json was written with")
         with (self.folder / f"index_{split}.npz").open("rb") as f:
             self.index = dict(np.load(f))
         records = storage.local_copy(self.folder / "records", f"{self.fingerprint}")

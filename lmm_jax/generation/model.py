@@ -12,7 +12,7 @@ from lmm_jax.config import read_config, save_config, visual_layout
 from lmm_jax.data.conversation import IMAGE_TAG, stop_id
 from lmm_jax.data.images import image_size, open_picture
 from lmm_jax.data.pack_layout import PackLayout
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
+from lmm_jax.data.tokenizer import load_tokenizer
 from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.hf.load import load_params, stored_dtype
 from lmm_jax.hf.read_config import is_model, read_model_config
@@ -49,7 +49,7 @@ def load(path, vision=None, allow_pickle=False):
         config = read_config(path / "config.json")
         program = make_program(config, _mesh(config))
         params, _ = Checkpoints(path).restore_params(abstract_params(program))
-    return Model(program, params, Tokenizer.load(path / "tokenizer.model"), table)
+    return Model(program, params, load_tokenizer(path), table)
 
 
 class Model:

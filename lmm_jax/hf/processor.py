@@ -24,10 +24,11 @@ from lmm_jax.data.conversation import IMAGE_TAG, find_template, stop_id
 from lmm_jax.families.kinds import SYSTEM
 from lmm_jax.hf.names import encoder_family
 from lmm_jax.hf.read_config import select_strategy
-from lmm_jax.hf.tokenizer_json import PAD, SPACE, added_ids, added_tokens, read_model, tokenizer_json
+from lmm_jax.hf.tokenizer_json import added_ids, converter, tokenizer_config, tokenizer_json
 from lmm_jax.hf.write_config import get_field, listed, picture_keys, tiling_pixels
 
 BICUBIC = 3  # Pillow's number
+SPACE = " "
 
 
 def write_processor(folder, config, tokenizer, whole):
@@ -36,11 +37,11 @@ def write_processor(folder, config, tokenizer, whole):
     Args:
       folder: that exists.
       config: of the model, see `lmm_jax.config.base`.
-      tokenizer: a `Tokenizer`; `Tokenizer.load` reads an equal one back.
+      tokenizer: a `Tokenizer`; `load_tokenizer` reads an equal one back.
       whole: the family of `families.WHOLES` that the folder is of.
 
     Raises:
-      ValueError: a SentencePiece model of a kind that tokenizer.json cannot hold.
+      ValueError: a tokenizer that tokenizer.json cannot hold.
     """
     folder = epath.Path(folder)
     name = whole.processor
@@ -51,10 +52,10 @@ def write_processor(folder, config, tokenizer, whole):
         "preprocessor_config.json": {"processor_class": name, **preprocessor_config(config, whole)},
         "generation_config.json": generation_config(tokenizer, config.data.template),
     }
+    tokenizer.save(folder)  # for us; its settings are written over by those that transformers needs too
     for file, content in files.items():
         indent = None if file == "tokenizer.json" else 1
         (folder / file).write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
-    (folder / "tokenizer.model").write_bytes(tokenizer.model)
     (folder / "chat_template.jinja").write_text(chat_template(tokenizer, config.data.template))
 
 
@@ -71,18 +72,9 @@ def generation_config(tokenizer, template) -> dict:
 
 
 def _tokenizer_config(tokenizer):
-    """What `Tokenizer.load` reads, which has to find the added pieces that it knows and no others; and the rest."""
-    known = {i for i, _ in tokenizer.added.values()}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",  # others take only the vocabulary from tokenizer.json
-        "legacy": tokenizer.legacy,
-        "added_tokens_decoder": {
-            str(token.pop("id")): token for token in added_tokens(tokenizer) if token["id"] in known
-        },
-        "bos_token": tokenizer.piece(tokenizer.bos),
-        "eos_token": tokenizer.piece(tokenizer.eos),
-        "unk_token": tokenizer.piece(read_model(tokenizer.model).unk),
-        "pad_token": PAD,
+        **tokenizer_config(tokenizer),
         "padding_side": "left",
         "add_bos_token": True,
         "add_eos_token": False,
@@ -196,14 +188,14 @@ def chat_template(tokenizer, template) -> str:
     """
     form = find_template(template)
     head, slot, tail = form.opening.partition(SYSTEM)
-    model = read_model(tokenizer.model)
-    space = SPACE if model.prefix and not tokenizer.legacy else ""  # if legacy, the normalizer marks
+    prefix, one_space = converter(tokenizer).spaces(tokenizer)
+    space = SPACE if prefix and not tokenizer.prefix_after_control else ""  # else the normalizer marks
 
     def fixed(text, ends_turn=False):
         items = tokenizer.markup(text)
-        after_id = not tokenizer.legacy if any(isinstance(item, int) for item in items) else None
+        after_id = not tokenizer.prefix_after_control if any(isinstance(item, int) for item in items) else None
         exact = True if ends_turn and items and isinstance(items[-1], str) else after_id
-        matters = exact is not None and model.one_space and not form.apart
+        matters = exact is not None and one_space and not form.apart
         return {"text": text} | ({"exact": exact} if matters else {})
 
     answer = tokenizer.markup(form.user[1])
@@ -221,7 +213,7 @@ def chat_template(tokenizer, template) -> str:
         "captions": form.captions,
         "apart": form.apart,
         "after_image": space,
-        "after_text": SPACE if form.apart and model.prefix else "",
+        "after_text": SPACE if form.apart and prefix else "",
         "after_end": space if form.apart else "",
     }
     return "{%- set form = " + json.dumps(values, indent=1, ensure_ascii=False) + " -%}\n" + CHAT

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lmm_jax import hf, sharding
 from lmm_jax.config import flatten, read_config
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
+from lmm_jax.data.tokenizer import load_tokenizer
 from lmm_jax.families import ORIGINAL
 from lmm_jax.hf import safetensors, write_config
 from lmm_jax.hf.names import VOCABULARY, encoder_family, tensors, transformers_name
@@ -66,7 +66,7 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
         verifying.require()
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; move it away, or name another folder")
-    config, tokenizer = read_config(workdir / "config.json"), Tokenizer.load(workdir / "tokenizer.model")
+    config, tokenizer = read_config(workdir / "config.json"), load_tokenizer(workdir)
     whole = write_config.architecture(config) if layout == "hf" else None
     partial = folder.parent / f"{folder.name}.partial"
     if partial.exists():  # of an export that was killed

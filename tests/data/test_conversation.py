@@ -6,7 +6,7 @@ import pytest
 from lmm_jax import families
 from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id, template_for, truncate
 from lmm_jax.data.prepared import Prepared
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
 
 TURNS = [("user", "<image>\ndigit at b2?"), ("assistant", "7"), ("user", "is there a 3?"), ("assistant", "no")]
 
@@ -89,9 +89,9 @@ MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|im_start|>",
 def llama_like(request, golden):
     """A LLaMA-like tokenizer, without and with the markers of Phi-3 and ChatML."""
     model = (golden / "m3/tokenizer.model").read_bytes()
-    first = Tokenizer(model).vocab_size
+    first = SentencePiece(model).vocab_size
     added = {piece: (first + n, False) for n, piece in enumerate(MARKERS)}
-    return Tokenizer(model, "legacy" in request.param, added if "added" in request.param else {})
+    return SentencePiece(model, "legacy" in request.param, added if "added" in request.param else {})
 
 
 def whole_prompt(prompt, tokenizer):

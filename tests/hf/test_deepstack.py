@@ -18,7 +18,7 @@ from lmm_jax import hf, sharding
 from lmm_jax.data.conversation import find_template
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.stream import Capacity
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
 from lmm_jax.families import ORIGINAL, WHOLES
 from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.hf.names import tensors, transformers_name
@@ -334,7 +334,7 @@ class Drawn:
 @pytest.fixture(scope="module", params=ARRANGEMENTS)
 def both(request, golden, tmp_path_factory, transformers, pictures):
     """Our model, its folder in transformers, and that folder's processor."""
-    ours = Drawn(request.param, Tokenizer((golden / "m3/tokenizer.model").read_bytes(), legacy=True), pictures)
+    ours = Drawn(request.param, SentencePiece((golden / "m3/tokenizer.model").read_bytes(), legacy=True), pictures)
     folder = tmp_path_factory.mktemp(request.param)
     write_folder(folder, ours.config, ours.params, ours.model, ours.tokenizer)
     processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)

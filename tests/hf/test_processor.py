@@ -13,7 +13,7 @@ from lmm_jax import config as c
 from lmm_jax import families
 from lmm_jax.config import visual_layout
 from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece, train_tokenizer
 from lmm_jax.data.views import select_tiling, views
 from lmm_jax.families.clip import MEAN, STD
 from lmm_jax.families.kinds import SYSTEM
@@ -119,7 +119,7 @@ def test_ids_of_any_text(transformers, models, write, legacy):
     texts = TEXTS + ["".join(rng.choices(BITS, k=rng.randrange(1, 25))) for _ in range(150)]
     for name, model in models.items():
         for added in ({}, {"<|end|>": (2000, False), "<|user|>": (2001, True)}):
-            tokenizer = Tokenizer(model, legacy, added)
+            tokenizer = SentencePiece(model, legacy, added)
             loaded = transformers.AutoTokenizer.from_pretrained(write(tokenizer)[1])
             # Of cuts that score the same, sums in float32 choose another one than sums in float64.
             some = texts if name.startswith("unigram") else texts + REPEATED
@@ -161,7 +161,7 @@ def test_ids_of_chats(transformers, models, write, template, legacy):
     names = ["ours with bytes", "LLaMA", "LLaMA with markers"]
     for name in names if template == "qa" else [*names, "no prefix"]:  # which leaves no trace where an answer begins
         added = {piece: (2000 + i, False) for i, piece in enumerate(MARKERS)} if template == "phi3" else {}
-        tokenizer = Tokenizer(models[name], legacy, added)
+        tokenizer = SentencePiece(models[name], legacy, added)
         processor = transformers.AutoProcessor.from_pretrained(write(tokenizer, template)[1])
         for turns in chats(template, 25):
             messages = [{"role": role, "content": text} for role, text in turns]
@@ -170,7 +170,7 @@ def test_ids_of_chats(transformers, models, write, template, legacy):
 
 
 def test_content_may_be_a_list(transformers, models, write):
-    tokenizer = Tokenizer(models["LLaMA"])
+    tokenizer = SentencePiece(models["LLaMA"])
     processor = transformers.AutoProcessor.from_pretrained(write(tokenizer)[1])
     image, text = {"type": "image", "image": picture(30, 20)}, {"type": "text", "text": "What is this?"}
     cases = {
@@ -198,7 +198,7 @@ def test_content_may_be_a_list(transformers, models, write):
     ],
 )
 def test_a_chat_out_of_turn_is_refused(transformers, models, write, template, roles, message):
-    processor = transformers.AutoProcessor.from_pretrained(write(Tokenizer(models["LLaMA"]), template)[1])
+    processor = transformers.AutoProcessor.from_pretrained(write(SentencePiece(models["LLaMA"]), template)[1])
     with pytest.raises(Exception, match=message):
         processor.apply_chat_template([{"role": role, "content": "a"} for role in roles])
 
@@ -218,7 +218,9 @@ SIZES += [(333, 500), (57, 56), (55, 56), (168, 56), (700, 5)]
     ],
 )
 def test_pixels(transformers, models, write, aspect, architecture, kind):
-    config, folder = write(Tokenizer(models["ours"]), architecture=architecture, aspect=aspect, size=56, scales=(16,))
+    config, folder = write(
+        SentencePiece(models["ours"]), architecture=architecture, aspect=aspect, size=56, scales=(16,)
+    )
     processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
     assert type(processor).__name__ == ("LlavaNextProcessor" if architecture == "llava_next" else "LlavaProcessor")
     assert type(processor.image_processor).__name__.startswith(kind)
@@ -233,7 +235,7 @@ def test_pixels(transformers, models, write, aspect, architecture, kind):
 
 
 def test_next_counts_as_many_tokens(transformers, models, write):
-    tokenizer = Tokenizer(models["ours"])
+    tokenizer = SentencePiece(models["ours"])
     config, folder = write(tokenizer, "qa", "llava_next", size=336, scales=(576,))
     processor = transformers.AutoProcessor.from_pretrained(folder)
     visual, image = visual_layout(config), added_ids(tokenizer)[0]
@@ -246,7 +248,7 @@ def test_next_counts_as_many_tokens(transformers, models, write):
 
 
 def test_a_smaller_budget_is_a_larger_patch(transformers, models, write):
-    tokenizer = Tokenizer(models["ours"])
+    tokenizer = SentencePiece(models["ours"])
     _, folder = write(tokenizer, "qa", size=336, scales=(1, 9, 36, 144, 576))
     processor = transformers.AutoProcessor.from_pretrained(folder)
     for scale in (576, 144, 36, 9, 1):
@@ -259,13 +261,13 @@ def test_convnext_has_no_class_token_and_deepstack_names_its_code(models, tmp_pa
     config = c.base()
     c.use_encoder(config, "convnext")
     config.model.scales = (576,)
-    write_processor(tmp_path, config, Tokenizer(models["ours"]), families.WHOLES["fast_vlm"])
+    write_processor(tmp_path, config, SentencePiece(models["ours"]), families.WHOLES["fast_vlm"])
     about = json.loads((tmp_path / "processor_config.json").read_text())
     assert (about["patch_size"], about["num_additional_image_tokens"]) == (64, 0)
     assert about["vision_feature_select_strategy"] == "full"
     config = c.base()
     config.data.update(aspect="stretch", tilings=((1, 2), (2, 1)), stacks="samples")
-    write_processor(tmp_path, config, Tokenizer(models["ours"]), families.WHOLES["deepstack"])
+    write_processor(tmp_path, config, SentencePiece(models["ours"]), families.WHOLES["deepstack"])
     about = json.loads((tmp_path / "processor_config.json").read_text())
     assert about["auto_map"]["AutoProcessor"] == "processing_deepstack.DeepStackProcessor"
     about = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -275,22 +277,22 @@ def test_convnext_has_no_class_token_and_deepstack_names_its_code(models, tmp_pa
 def test_our_tokenizer_reads_itself_back(models, write):
     for legacy in (False, True):
         for added in ({}, {"<|end|>": (2000, True)}, {"<image>": (2000, False), "<pad>": (2003, False)}):
-            tokenizer = Tokenizer(models["LLaMA"], legacy, added)
-            again = Tokenizer.load(write(tokenizer)[1] / "tokenizer.model")
+            tokenizer = SentencePiece(models["LLaMA"], legacy, added)
+            again = SentencePiece.load(write(tokenizer)[1] / "tokenizer.model")
             assert (again.fingerprint, again.vocab_size) == (tokenizer.fingerprint, tokenizer.vocab_size)
             assert (again.legacy, again.added) == (tokenizer.legacy, tokenizer.added)
 
 
 def test_added_ids_follow_the_pieces_or_are_those_that_are_there(models):
-    plain = Tokenizer(models["LLaMA"])
+    plain = SentencePiece(models["LLaMA"])
     n = plain.vocab_size
     assert added_ids(plain) == (n, n + 1, -(-(n + 2) // 64) * 64)
-    assert added_ids(Tokenizer(models["LLaMA"], added={"<image>": (2000, False)})) == (2000, 2001, 2048)
-    assert added_ids(Tokenizer(models["LLaMA"], added={"<pad>": (2046, False)})) == (2047, 2046, 2048)
+    assert added_ids(SentencePiece(models["LLaMA"], added={"<image>": (2000, False)})) == (2000, 2001, 2048)
+    assert added_ids(SentencePiece(models["LLaMA"], added={"<pad>": (2046, False)})) == (2047, 2046, 2048)
 
 
 def test_only_pieces_are_generated(transformers, models, write):
-    tokenizer = Tokenizer(models["LLaMA"])
+    tokenizer = SentencePiece(models["LLaMA"])
     image, pad, rows = added_ids(tokenizer)
     _, folder = write(tokenizer)
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -308,7 +310,7 @@ def test_only_pieces_are_generated(transformers, models, write):
 
 
 def test_an_answer_ends_where_its_template_says(models):
-    tokenizer = Tokenizer(models["LLaMA with markers"])
+    tokenizer = SentencePiece(models["LLaMA with markers"])
     ends = {name: generation_config(tokenizer, name)["eos_token_id"] for name in families.prompts()}
     assert ends == {name: stop_id(tokenizer, name) for name in families.prompts()}
     assert ends["vicuna_v1"] == tokenizer.eos and tokenizer.piece(ends["chatml"]) == "<|im_end|>"
@@ -323,4 +325,4 @@ def test_an_answer_ends_where_its_template_says(models):
 )
 def test_models_that_the_format_cannot_hold_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        tokenizer_json(Tokenizer(train(**settings)))
+        tokenizer_json(SentencePiece(train(**settings)))

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece as spm
 
 from lmm_jax.data.conversation import IMAGE, IMAGE_TAG, ROLES, encode, find_template, truncate
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
 
 IGNORE = -100
 OURS = {"v1": "vicuna_v1", "llava_v1": "vicuna_v1"}  # the references' other names for a layout
@@ -80,7 +80,7 @@ def m3(golden):
     """Runs of the M3 goldens, each with its tokenizer."""
     model = (golden / "m3/tokenizer.model").read_bytes()
     stored = json.loads((golden / "m3/conversations.json").read_text())
-    return [(run, Tokenizer(model, legacy=run["legacy"])) for run in stored["runs"]]
+    return [(run, SentencePiece(model, legacy=run["legacy"])) for run in stored["runs"]]
 
 
 def test_text_with_control_pieces(m3):
@@ -165,7 +165,7 @@ def test_open_prompts(m3):
 
 
 def test_convllava(golden):
-    tokenizer = Tokenizer.load(golden / "convllava/tokenizer.model")
+    tokenizer = SentencePiece.load(golden / "convllava/tokenizer.model")
     stored = json.loads((golden / "convllava/text.json").read_text())
     arrays = np.load(golden / "convllava/text.npz")
     samples = {name: case for name, case in stored.items() if isinstance(case, dict) and "conversation" in case}

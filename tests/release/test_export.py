@@ -16,7 +16,7 @@ from safetensors import safe_open
 import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.config import ConfigError, read_config, save_config
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece, train_tokenizer
 from lmm_jax.hf import safetensors
 from lmm_jax.hf.read_config import LoadError
 from lmm_jax.release import export as exporter
@@ -61,7 +61,7 @@ RECIPES = {
     "deepstack_v": ("deepstack.py:recipe=v", (*VIT, "model.vision.regroup=(1,2)"), "deepstack_llava"),
 }
 LINES = ["What is it?", "Read the text in the picture.", "How many are there? a cat, a dog, 7 of them"] * 20
-TOKENIZER = Tokenizer(train_tokenizer(LINES, 400, byte_fallback=True))
+TOKENIZER = SentencePiece(train_tokenizer(LINES, 400, byte_fallback=True))
 
 
 def by_default(*names):

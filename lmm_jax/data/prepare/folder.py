@@ -1,7 +1,7 @@
 """Writing a prepared folder: ArrayRecord through TFDS, without TensorFlow, and the index beside it.
 
 OUT/prepared.json      what it is: source, builder, template, tokenizer and data fingerprints, rows, refused rows
-OUT/tokenizer.model    the tokenizer that the counts were made with, its settings in tokenizer_config.json
+OUT/tokenizer…         the files of the tokenizer that the counts were made with, see `lmm_jax.data.tokenizer`
 OUT/index_SPLIT.npz    per row, in source order, what planning needs: see `lmm_jax.data.prepare.index`
 OUT/records/           the TFDS folder
 OUT/refused.jsonl      rows that were left out: file, line, id, reason, detail
@@ -28,7 +28,7 @@ from lmm_jax.data.prepare.check import check_rows, measure
 from lmm_jax.data.prepare.datasets import digits, pages
 from lmm_jax.data.prepare.index import Index
 from lmm_jax.data.prepare.parse import Refused, open_rows, parse_row, read_items
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
+from lmm_jax.data.tokenizer import TRAINED, load_tokenizer, tokenizer_files
 
 # Built-in data sets: `ROWS` of each split and `records(split, rows)`.
 DATASETS = {"digits": digits, "pages": pages}
@@ -39,7 +39,8 @@ TRAINING_TEXT = 8_000_000  # characters that it is trained on, from the first ro
 JUDGED = 1_000  # rows after which the share of refused ones counts
 SAY_EVERY = 30.0  # seconds between progress lines where there is no terminal
 
-WRITTEN = ("records", "tokenizer.model", "tokenizer_config.json", "example.png", "refused.jsonl", "preparing.json")
+# What a run writes, beside the files of a tokenizer and the indices.
+WRITTEN = ("records", "example.png", "refused.jsonl", "preparing.json")
 
 
 def prepare_dataset(name, out, rows=None):
@@ -61,7 +62,7 @@ def prepare_dataset(name, out, rows=None):
     counts = dataset.ROWS | ({"train": rows} if rows else {})
     first = dataset.records("train", min(counts["train"], 2000))
     lines = (turn["text"].replace(f"{IMAGE_TAG}\n", "") for record in first for turn in record["turns"])
-    tokenizer = Tokenizer(train_tokenizer(lines, QUESTION_PIECES))
+    tokenizer = TRAINED.train(lines, QUESTION_PIECES)
     (out / "example.png").write_bytes(next(dataset.records("test", 1))["images"][0])
 
     def checked(split):
@@ -79,7 +80,7 @@ def prepare_rows(data, images, out, tokenizer=None, template=families.DEFAULT_PR
       data: file of rows, see `lmm_jax.data.prepare.parse`.
       images: folder that pictures lie in, that of `data` if None.
       out: folder to write; a finished one of the same arguments is left as it is, an unfinished one starts again.
-      tokenizer: a `tokenizer.model` file; if None a small one is trained on the text of the first rows.
+      tokenizer: its folder or file, as `load_tokenizer` takes it; if None a small one is trained on the first rows.
       template: a name that `conversation.find_template` knows.
       workers: processes that check rows, as many as there are processors if None; 0 checks in this one.
       max_refused: share of refused rows that stops the run, from the 1,000th row on.
@@ -102,7 +103,7 @@ def prepare_rows(data, images, out, tokenizer=None, template=families.DEFAULT_PR
         raise FileNotFoundError(f"no file {data}")
     if not os.path.isdir(images):
         raise NotADirectoryError(f"no folder of pictures {images}")
-    given = None if tokenizer is None else Tokenizer.load(tokenizer)
+    given = None if tokenizer is None else load_tokenizer(tokenizer)
     with open(data, "rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     source = {
@@ -147,7 +148,8 @@ def _begin(out):
         raise ValueError(f"{out}: records are written to a disk; prepare there, then copy the folder to the bucket")
     mark = out / "preparing.json"
     found = sorted(out.iterdir()) if out.exists() else []
-    ours = [p for p in found if mark.exists() and (p.name in WRITTEN or p.match("index_*.npz"))]
+    names = {*WRITTEN, *tokenizer_files()}
+    ours = [p for p in found if mark.exists() and (p.name in names or p.match("index_*.npz"))]
     foreign = [p.name for p in found if p not in ours]
     if foreign:
         raise FileExistsError(f"{out} holds other files ({', '.join(foreign[:3])}); choose another folder")
@@ -173,7 +175,7 @@ def _train_on_first_rows(data):
                 break
     if not lines:
         raise ValueError(f"{data}: no row has text to train a tokenizer on; is it of a known layout?")
-    tokenizer = Tokenizer(train_tokenizer(lines, PIECES, byte_fallback=True))
+    tokenizer = TRAINED.train(lines, PIECES, byte_fallback=True)
     print(f"no --tokenizer: one of {tokenizer.vocab_size:,} pieces is trained on the first rows", file=sys.stderr)
     return tokenizer
 

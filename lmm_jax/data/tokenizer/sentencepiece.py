@@ -1,4 +1,4 @@
-"""SentencePiece, with explicit control ids and a fingerprint."""
+"""The tokenizer of LLaMA and its relatives: a SentencePiece model file."""
 
 import hashlib
 import io
@@ -8,25 +8,30 @@ import re
 import sentencepiece as spm
 from etils import epath
 
+from lmm_jax.data.tokenizer.tokenizer import Tokenizer
+
 # Protobuf merges concatenated messages. In ModelProto.normalizer_spec (field 3): add_dummy_prefix (3) = false, and
 # remove_extra_whitespaces (4) = false, as the space that leads on from the text before is not an extra one.
 GOES_ON = b"\x1a\x04\x18\x00\x20\x00"
 MARKER = re.compile(r"<\|[^|\s]+\|>")  # how ChatML and its relatives write the pieces that structure a prompt
 
 
-class Tokenizer:
+class SentencePiece(Tokenizer):
     """A SentencePiece model; pickles as its bytes and settings.
 
-    Control pieces (`<s>`, `</s>`, `<unk>`, `<|im_end|>`, …) in the text of data are spelled out as ordinary
-    characters, so data cannot forge them; only `markup`, for text of our own, makes them ids.
+    Control pieces are `<s>`, `</s>`, `<unk>`, markers like `<|im_end|>`, and the added ones.
 
     Attributes:
-      legacy: whether text that follows a control piece gets a word mark of its own. The first LLaMA tokenizers do
-        that, Vicuna-1.5 and LLaVA-1.5 (`"legacy": false`) do not.
+      model: bytes of the model file.
+      legacy: whether text that follows a control piece gets a word mark of its own (`prefix_after_control`). The
+        first LLaMA tokenizers do that, Vicuna-1.5 and LLaVA-1.5 (`"legacy": false`) do not.
       added: pieces that the model file lacks, as `{piece: (id, strip)}`; `strip` drops the white space after one.
       vocab_size: ids, added ones included.
       bos, eos: ids of the begin and end pieces.
     """
+
+    kind = "sentencepiece"
+    FILES = ("tokenizer.model", "tokenizer_config.json")
 
     def __init__(self, model: bytes, legacy=False, added=None):
         """Raises ValueError if `model` is not a SentencePiece model, or has no begin or end piece."""
@@ -60,14 +65,24 @@ class Tokenizer:
         return self._processor.is_control(i) or self._processor.is_unknown(i)
 
     @classmethod
+    def recognises(cls, path) -> bool:
+        """Whether `path` is a folder with a `tokenizer.model`, or a file called `NAME.model`.
+
+        Published models have other names too: spiece.model, sentencepiece.bpe.model, tokenizer.model.v3.
+        """
+        path = epath.Path(path)
+        return super().recognises(path) or (".model" in path.name and not path.is_dir())
+
+    @classmethod
     def load(cls, path):
-        """Reads a `tokenizer.model` file; the error of a bad one names it.
+        """Reads a model file, or the `tokenizer.model` of a folder; the error of a bad one names it.
 
         A `tokenizer_config.json` beside it, as Hugging Face writes them, gives `legacy` (true if it says nothing, as
         there) and the added pieces. It is only read: templates in it are never executed.
         """
         path = epath.Path(path)
-        beside = path.parent / "tokenizer_config.json"
+        path = path / cls.FILES[0] if path.is_dir() else path
+        beside = path.parent / cls.FILES[1]
         settings = {"legacy": False}
         if beside.exists():
             try:
@@ -85,10 +100,15 @@ class Tokenizer:
     def save(self, folder):
         """Writes `tokenizer.model` and `tokenizer_config.json`, as `load` reads them."""
         folder = epath.Path(folder)
-        (folder / "tokenizer.model").write_bytes(self.model)
+        (folder / self.FILES[0]).write_bytes(self.model)
         added = {str(i): {"content": piece, "rstrip": strip} for piece, (i, strip) in self.added.items()}
         settings = {"legacy": self.legacy, "added_tokens_decoder": added}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+        (folder / self.FILES[1]).write_text(json.dumps(settings, indent=1) + "\n")
+
+    @property
+    def prefix_after_control(self) -> bool:
+        """Whether text that follows a control piece gets a word mark, see `legacy`."""
+        return self.legacy
 
     @property
     def fingerprint(self) -> str:
@@ -117,26 +137,6 @@ class Tokenizer:
             at = match.end()
         return [item for item in [*items, text[at:]] if item != ""]
 
-    def encode_items(self, items) -> list[list[int]]:
-        """Ids of each item of a prompt, such that together they are those of the prompt tokenised at once.
-
-        The rules are those of LLaMA's tokenizer in LLaVA: the prompt, and again what follows a picture, starts with a
-        word mark; what follows a control piece does only if `legacy`; what follows text goes on with it. For the
-        latter to be exact, two texts must meet where no piece can lie across: before a space, or at a newline.
-
-        Args:
-          items: texts, and ids that stand for themselves; a negative one is a picture.
-        """
-        out, prefix = [], True
-        for item in items:
-            if isinstance(item, str):
-                out.append(self.encode(item, prefix))
-                prefix = prefix and not item
-            else:
-                out.append([item])
-                prefix = item < 0 or self.legacy
-        return out
-
     def decode(self, ids) -> str:
         """Text of `ids`; control and padded ids, and pictures, leave nothing."""
         hidden = self._markers.values()
@@ -147,8 +147,13 @@ class Tokenizer:
         added = {number: piece for piece, (number, _) in self.added.items()}
         return added.get(int(i)) or self._processor.id_to_piece(int(i))
 
+    @classmethod
+    def train(cls, lines, vocab_size, byte_fallback=False) -> "SentencePiece":
+        """A tokenizer of our own, see `train_tokenizer`."""
+        return cls(train_tokenizer(lines, vocab_size, byte_fallback))
+
     def __reduce__(self):
-        return Tokenizer, (self.model, self.legacy, self.added)
+        return SentencePiece, (self.model, self.legacy, self.added)
 
 
 def train_tokenizer(lines, vocab_size, byte_fallback=False) -> bytes:

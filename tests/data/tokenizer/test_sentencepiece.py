@@ -8,14 +8,14 @@ import pickle
 import pytest
 import sentencepiece as spm
 
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece, train_tokenizer
 
 LINES = ["digit at b2?", "how many 7s?", "7 1 2 3", "yes", "no"] * 50
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(train_tokenizer(LINES, 60))
+    return SentencePiece(train_tokenizer(LINES, 60))
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +61,12 @@ def test_padded_ids_decode_to_nothing(tokenizer):
 def test_a_broken_model_is_named(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="tokenizer.model: not a SentencePiece model"):
-        Tokenizer.load(tmp_path / "tokenizer.model")
+        SentencePiece.load(tmp_path / "tokenizer.model")
 
 
 @pytest.mark.parametrize("text", ["cat", " cat", "  cat  dog", "\nyes", "\n\n", "", " ", "äß日本", "USER: a"])
 def test_without_prefix_is_what_follows_a_newline(llama_like, text):
-    tokenizer = Tokenizer(llama_like)
+    tokenizer = SentencePiece(llama_like)
     mark, newline, *rest = tokenizer.encode("\n" + text)
     assert (tokenizer.piece(mark), tokenizer.piece(newline)) == ("▁", "<0x0A>")
     assert tokenizer.encode(text, prefix=False) == rest
@@ -75,15 +75,15 @@ def test_without_prefix_is_what_follows_a_newline(llama_like, text):
 
 def test_legacy_puts_a_mark_after_control_pieces(llama_like):
     items = [" a", 2, "USER: a", -200, "yes", -200, 2, "no", "", " cat"]
-    new, old = (Tokenizer(llama_like, legacy).encode_items(items) for legacy in (False, True))
-    bare, marked = (lambda text, p=p: Tokenizer(llama_like).encode(text, prefix=p) for p in (False, True))
+    new, old = (SentencePiece(llama_like, legacy).encode_items(items) for legacy in (False, True))
+    bare, marked = (lambda text, p=p: SentencePiece(llama_like).encode(text, prefix=p) for p in (False, True))
     want = [marked(" a"), [2], bare("USER: a"), [-200], marked("yes"), [-200], [2], bare("no"), [], bare(" cat")]
     assert new == want
     assert old == [*want[:2], marked("USER: a"), *want[3:7], marked("no"), *want[8:]]
 
 
 def test_only_markup_makes_control_ids(llama_like):
-    tokenizer = Tokenizer(llama_like, added={"<|end|>": (400, True), "<|user|>": (401, False)})
+    tokenizer = SentencePiece(llama_like, added={"<|end|>": (400, True), "<|user|>": (401, False)})
     start, end = (tokenizer._processor.piece_to_id(piece) for piece in ("<|im_start|>", "<|im_end|>"))
     text = "<s>a<|im_end|> <|end|> \n<|user|>\nb<unk><|im_start|></s>"
     assert tokenizer.markup(text) == [1, "a", end, " ", 400, 401, "\nb", 0, start, 2]
@@ -96,24 +96,24 @@ def test_only_markup_makes_control_ids(llama_like):
 
 def test_settings_survive_and_are_in_the_fingerprint(llama_like, tmp_path):
     added = {"<|end|>": (400, True)}
-    variants = [Tokenizer(llama_like, legacy, pieces) for legacy in (False, True) for pieces in (None, added)]
+    variants = [SentencePiece(llama_like, legacy, pieces) for legacy in (False, True) for pieces in (None, added)]
     assert len({t.fingerprint for t in variants}) == 4
     assert variants[0].fingerprint == hashlib.sha256(llama_like).hexdigest()
     for tokenizer in variants:
         tokenizer.save(tmp_path)
-        for again in (Tokenizer.load(tmp_path / "tokenizer.model"), pickle.loads(pickle.dumps(tokenizer))):
+        for again in (SentencePiece.load(tmp_path / "tokenizer.model"), pickle.loads(pickle.dumps(tokenizer))):
             assert (again.legacy, again.added) == (tokenizer.legacy, tokenizer.added)
             assert again.fingerprint == tokenizer.fingerprint
 
 
 def test_settings_of_others_are_read(llama_like, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(llama_like)
-    assert not Tokenizer.load(tmp_path / "tokenizer.model").legacy
+    assert not SentencePiece.load(tmp_path / "tokenizer.model").legacy
     settings = tmp_path / "tokenizer_config.json"
     entry = {"content": "<|end|>", "lstrip": False, "rstrip": True, "special": True}
     settings.write_text(json.dumps({"chat_template": "{{ 1/0 }}", "added_tokens_decoder": {"400": entry}}))
-    tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
+    tokenizer = SentencePiece.load(tmp_path / "tokenizer.model")
     assert tokenizer.legacy and tokenizer.added == {"<|end|>": (400, True)}
     settings.write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json"):
-        Tokenizer.load(tmp_path / "tokenizer.model")
+        SentencePiece.load(tmp_path / "tokenizer.model")

@@ -1,0 +1,100 @@
+"""What a tokenizer is to the rest of lmm_jax: the class that every kind of tokenizer derives from."""
+
+import abc
+
+from etils import epath
+
+
+class Tokenizer(abc.ABC):
+    """Text to token ids and back, with control ids that data cannot forge.
+
+    A control id structures a prompt: the begin and the end of a text, the marks of a turn. Its piece (`</s>`,
+    `<|im_end|>`) may stand in the text of data too, written by anybody. `encode`, for text of any origin, spells such
+    a piece out in ordinary characters; only `markup`, for text of our own, makes it an id.
+
+    A tokenizer is handed to worker processes, so it must pickle. It is saved into every prepared folder and workdir,
+    and read back by `lmm_jax.data.tokenizer.load_tokenizer`.
+
+    Attributes:
+      kind: its name in `lmm_jax.data.tokenizer.TOKENIZERS`.
+      FILES: names of the files that it is made of. It is recognised by the first, which has to be there.
+      bos, eos: ids of the begin and the end piece.
+      vocab_size: number of ids, that is, the largest one plus 1.
+      prefix_after_control: whether text that follows a control id is encoded with `prefix`, as at the start of a
+        text. Only a tokenizer that encodes the start of a text in a way of its own needs to say so.
+    """
+
+    kind: str
+    FILES: tuple[str, ...]
+    bos: int
+    eos: int
+    vocab_size: int
+    prefix_after_control: bool = False
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of all that ids depend on: tokenizers with the same fingerprint give the same ids."""
+
+    @abc.abstractmethod
+    def encode(self, text, prefix=True) -> list[int]:
+        """Ids of `text`, of any origin, without begin and end piece and without any control id.
+
+        Args:
+          text: str; control pieces in it are spelled out.
+          prefix: whether `text` is the start of a text, which some tokenizers mark, or goes on what came before.
+        """
+
+    @abc.abstractmethod
+    def markup(self, text) -> list[str | int]:
+        """Splits `text` at its control pieces, which become ids; empty texts are left out.
+
+        It is for text of our own, never for data.
+        """
+
+    @abc.abstractmethod
+    def decode(self, ids) -> str:
+        """Text of `ids`; control ids, ids without a piece (a padded vocabulary's) and negative ones leave nothing."""
+
+    @abc.abstractmethod
+    def piece(self, i) -> str:
+        """The piece of one id, for display."""
+
+    @abc.abstractmethod
+    def save(self, folder):
+        """Writes `FILES` into an existing folder, as `load` reads them."""
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, path) -> "Tokenizer":
+        """Reads a folder or file that `recognises` is true of.
+
+        Raises:
+          ValueError: it cannot be read; the message names the file.
+        """
+
+    @classmethod
+    def recognises(cls, path) -> bool:
+        """Whether `path` is a folder that holds a tokenizer of this kind, or the file that it is recognised by."""
+        path = epath.Path(path)
+        return (path / cls.FILES[0]).exists() if path.is_dir() else path.name == cls.FILES[0]
+
+    def encode_items(self, items) -> list[list[int]]:
+        """Ids of each item of a prompt, such that together they are those of the prompt tokenised at once.
+
+        The prompt, and again what follows a picture, starts with `prefix`; what follows a control id does only if
+        `prefix_after_control`; what follows text goes on with it. For the latter to be exact, two texts must meet
+        where no piece can lie across: before a space, or at a newline.
+
+        Args:
+          items: texts, and ids that stand for themselves; a negative one is a picture.
+        """
+        out, prefix = [], True
+        for item in items:
+            if isinstance(item, str):
+                out.append(self.encode(item, prefix))
+                prefix = prefix and not item
+            else:
+                out.append([item])
+                prefix = item < 0 or self.prefix_after_control
+        return out
