@@ -24,7 +24,10 @@ exit codes: 0 done, 2 usage or refused input, 75 preempted after a save, 1 anyth
 def main(argv=None) -> int:
     """Runs one verb; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(_tasks() if "evaluate" in argv else {})
+    parser = _parser(
+        datasets=_datasets() if "prepare" in argv else {},
+        tasks=_tasks() if "evaluate" in argv else {},
+    )
     args, rest = parser.parse_known_args(argv)
     if "config" in args:
         args.overrides, rest = _take_overrides(rest)
@@ -50,7 +53,16 @@ def _tasks():
     return {name: task.FILES for name, task in TASKS.items()}
 
 
-def _parser(tasks):
+def _datasets():
+    """Help texts of the data sets; their modules import numpy, which other verbs' `--help` need not wait for."""
+    from lmm_jax.data.prepare.datasets import DATASETS
+
+    first_lines = {name: dataset.__doc__.splitlines()[0].rstrip(".") for name, dataset in DATASETS.items()}
+    return {name: line.replace("%", "%%") for name, line in first_lines.items()}
+
+
+def _parser(datasets, tasks):
+    """The command line; help names the data sets and tasks that are given, each with what it is."""
     parser = argparse.ArgumentParser(
         prog="lmm",
         description="Train, study and use high-resolution large multimodal models in JAX.",
@@ -70,9 +82,8 @@ def _parser(tasks):
     sub = verb(_prepare, "turn a data set into a prepared folder")
     which = sub.add_mutually_exclusive_group(required=True)
     which.add_argument("--data", metavar="FILE", help="conversations, JSON or JSONL: LLaVA's or role/content rows")
-    built_in = {"digits": "bundled handwriting", "pages": "small print"}
-    told = "; ".join(f"{name}: {what}" for name, what in built_in.items())
-    which.add_argument("--dataset", metavar="NAME", choices=list(built_in), help=told)
+    told = "; ".join(f"{name} - {what}" for name, what in datasets.items())
+    which.add_argument("--dataset", metavar="NAME", choices=list(datasets), help=told)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     of_data = sub.add_argument_group("with --data")
     of_data.add_argument("--images", metavar="DIR", help="folder of the pictures (default: that of FILE)")
@@ -82,7 +93,9 @@ def _parser(tasks):
     of_data.add_argument("--workers", type=int, metavar="N", help="processes that check rows (default: processors)")
     of_data.add_argument("--max-refused", type=float, metavar="S", help="share that stops the run (default: 0.05)")
     of_dataset = sub.add_argument_group("with --dataset")
-    told = "training rows to compose (default: 40,000 of digits, 20,000 of pages)"
+    told = "what to make it from, for a data set that does not bring its own"
+    of_dataset.add_argument("--source", metavar="DIR", help=told)
+    told = "training rows (default: as many as the data set says)"
     of_dataset.add_argument("--rows", type=int, metavar="N", help=told)
 
     sub = verb(_train, "train, or continue a run")
@@ -185,7 +198,7 @@ def _prepare(args):
 
     options = {
         "--data": ("images", "tokenizer", "template", "workers", "max_refused"),
-        "--dataset": ("rows",),
+        "--dataset": ("rows", "source"),
     }
     mine, other = ("--data", "--dataset") if args.data else ("--dataset", "--data")
     for name in options[other]:

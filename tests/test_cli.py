@@ -139,6 +139,11 @@ def test_bench_data_has_a_row_for_each_stage(capsys, tiny_args):
         (["prepare", "--data", DIGITS, "--out", "x", "--max-refused", "5"], "from 0 to 1"),
         (["prepare", "--data", DIGITS, "--out", "x", "--workers", "-1"], "-1 worker processes"),
         (["prepare", "--data", DIGITS, "--out", "x", "--rows", "5"], "--rows goes with --dataset, not with --data"),
+        (
+            ["prepare", "--data", DIGITS, "--out", "x", "--source", "s"],
+            "--source goes with --dataset",
+        ),
+        ([*DATASET, "--source", "s"], "data set digits is bundled and takes no source, but was given s"),
         ([*DATASET, "--images", "x"], "--images goes with --data"),
         ([*DATASET, "--tokenizer", "x"], "--tokenizer goes with --data"),
         ([*DATASET, "--template", "x"], "--template goes with --data"),

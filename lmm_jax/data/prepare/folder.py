@@ -5,7 +5,7 @@ OUT/tokenizer…         the files of the tokenizer that the counts were made wi
 OUT/index_SPLIT.npz    per row, in source order, what planning needs: see `lmm_jax.data.prepare.index`
 OUT/records/           the TFDS folder
 OUT/refused.jsonl      rows that were left out: file, line, id, reason, detail
-OUT/example.png        of a built-in data set: a picture of the test split, to ask about
+OUT/example.png        of a data set: the first picture of the test split, to ask about
 
 Until all of it is written, preparing.json stands in the place of prepared.json.
 """
@@ -13,6 +13,8 @@ Until all of it is written, preparing.json stands in the place of prepared.json.
 import collections
 import contextlib
 import hashlib
+import io
+import itertools
 import json
 import os
 import sys
@@ -24,16 +26,15 @@ from tqdm import tqdm
 
 from lmm_jax import families, storage
 from lmm_jax.data.conversation import IMAGE_TAG, find_template
+from lmm_jax.data.images import open_picture
 from lmm_jax.data.prepare.check import check_rows, measure
-from lmm_jax.data.prepare.datasets import digits, pages
+from lmm_jax.data.prepare.datasets import DATASETS
 from lmm_jax.data.prepare.index import Index
 from lmm_jax.data.prepare.parse import Refused, open_rows, parse_row, read_items
 from lmm_jax.data.tokenizer import TRAINED, load_tokenizer, tokenizer_files
 
-# Built-in data sets: `ROWS` of each split and `records(split, rows)`.
-DATASETS = {"digits": digits, "pages": pages}
-
-QUESTION_PIECES = 128  # of the tokenizer that is trained on their questions
+QUESTION_PIECES = 128  # of the tokenizer that is trained on the questions of a data set
+QUESTIONED = 2_000  # records that it is trained on, the first ones
 PIECES = 8_000  # of the one that is trained where none is given
 TRAINING_TEXT = 8_000_000  # characters that it is trained on, from the first rows
 JUDGED = 1_000  # rows after which the share of refused ones counts
@@ -43,34 +44,58 @@ SAY_EVERY = 30.0  # seconds between progress lines where there is no terminal
 WRITTEN = ("records", "example.png", "refused.jsonl", "preparing.json")
 
 
-def prepare_dataset(name, out, rows=None):
-    """Prepares a built-in data set, with a tokenizer trained on its questions.
+def prepare_dataset(name, out, rows=None, source=None):
+    """Prepares a data set of `DATASETS`, with a tokenizer trained on its questions.
 
     Args:
       name: in `DATASETS`.
-      out: folder to write; a finished one is left as it is.
+      out: folder to write; a finished one of the same arguments is left as it is.
       rows: training rows, the data set's `ROWS` if None.
+      source: folder that it is made from, for one that does not bring its own.
 
     Returns:
       dict of counts, as `lmm prepare --json` prints it: see `summary`.
+
+    Raises:
+      FileExistsError: an `out` that holds something else.
+      ValueError: no data set of that name, or a source that it cannot be made from; the message lists all faults.
     """
+    if name not in DATASETS:
+        raise ValueError(f"no data set '{name}'; known are {', '.join(DATASETS)}")
     dataset, out = DATASETS[name], epath.Path(out)
-    source = {"dataset": name}
-    if _is_finished(out, source):
+    if faults := dataset.check(source):
+        raise ValueError("\n  ".join(faults))
+    made_from = {"dataset": name} | ({} if source is None else {"source": os.path.abspath(source)})
+    if _is_finished(out, made_from):
         return summary(out)
     _begin(out)
     counts = dataset.ROWS | ({"train": rows} if rows else {})
-    first = dataset.records("train", min(counts["train"], 2000))
+    first = itertools.islice(dataset.records(source, "train", counts["train"]), QUESTIONED)
     lines = (turn["text"].replace(f"{IMAGE_TAG}\n", "") for record in first for turn in record["turns"])
     tokenizer = TRAINED.train(lines, QUESTION_PIECES)
-    (out / "example.png").write_bytes(next(dataset.records("test", 1))["images"][0])
+    if "test" in counts:
+        _write_example(out, dataset.records(source, "test", 1))
 
     def checked(split):
-        records = dataset.records(split, counts[split])
-        records = tqdm(records, desc=split, total=counts[split], unit=" rows", disable=None)
-        return (measure(record, tokenizer, "qa") for record in records)
+        records = dataset.records(source, split, counts[split])
+        for record in tqdm(records, desc=split, total=counts[split], unit=" rows", disable=None):
+            try:
+                yield measure(record, tokenizer, "qa")
+            except ValueError as error:
+                raise ValueError(f"data set {name}, split {split}, record {record['id']}: {error}") from error
 
-    return _write(out, name, {split: checked(split) for split in counts}, tokenizer, "qa", source)
+    return _write(out, name, {split: checked(split) for split in counts}, tokenizer, "qa", made_from)
+
+
+def _write_example(out, records):
+    """Writes the first picture of some records, if they have one, as a PNG: the same bytes if it is one."""
+    pictures = [data for record in records for data in record["images"]]
+    for data in pictures[:1]:
+        if not data.startswith(b"\x89PNG"):
+            picture = io.BytesIO()
+            open_picture(data).save(picture, "png")
+            data = picture.getvalue()
+        (out / "example.png").write_bytes(data)
 
 
 def prepare_rows(data, images, out, tokenizer=None, template=families.DEFAULT_PROMPT, workers=None, max_refused=0.05):

@@ -55,8 +55,13 @@ def questions(digits, rng):
     return [*turns, ("read all", " ".join(map(str, digits)), "read")]
 
 
-def records(split, rows):
-    """Yields `rows` conversations about mosaics of `split`, as `datasets.conversations` stores them."""
+def check(source):
+    """What is wrong with a source: that there is one."""
+    return [] if source is None else [f"data set digits is bundled and takes no source, but was given {source}"]
+
+
+def records(source, split, rows):
+    """Yields `rows` conversations about mosaics of `split`; `source` is None, as the scans are bundled."""
     images, labels = load_scans()
     scans = split_scans()[split]
     for i in range(rows):

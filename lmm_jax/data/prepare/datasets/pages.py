@@ -87,8 +87,18 @@ def questions(digits, rng):
     return [*asked, ("read all", " ".join(map(str, digits)), "read")]
 
 
-def records(split, rows):
-    """Yields `rows` conversations about pages of `split`, as `datasets.conversations` stores them."""
+def check(source):
+    """What is wrong: a source, as there is none to read, and missing fonts."""
+    faults = [] if source is None else [f"data set pages is drawn and takes no source, but was given {source}"]
+    try:
+        load_font(FONTS["train"][0], HEIGHT[0])
+    except ImportError as error:
+        faults.append(str(error))
+    return faults
+
+
+def records(source, split, rows):
+    """Yields `rows` conversations about pages of `split`; `source` is None, as they are drawn."""
     for i in range(rows):
         rng = np.random.default_rng((list(ROWS).index(split), i))
         digits = rng.integers(0, 10, SIDE * SIDE)
