@@ -159,7 +159,7 @@ def build(config) -> LMM:
     decoder.check()
     if hasattr(vision, "heads") and vision.width % vision.heads:
         raise ValueError(f"model.vision: width {vision.width} does not divide into {vision.heads} heads")
-    projectors = [Projector(width=decoder.width, **config.projector, **common) for _ in (0, *vision.stack_levels)]
+    projectors = [Projector(width=decoder.width, **config.projector, **common) for _ in (0, *vision.level_strides)]
     return LMM(
         vision,
         projectors[0],
