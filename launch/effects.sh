@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # The papers' effects on scanned digits and printed pages, three seeds each: trains and evaluates what is not there
-# yet, then prints the table and draws it. Run again, it continues. Alone on 2 cores about three hours.
-#   launch/effects.sh [OUT]        SEEDS="0 1 2"
+# yet, then prints rows of the board in configs/README.md and draws them. Run again, it continues. Alone on 2 cores
+# about three hours.
+#   launch/effects.sh [OUT [--config.FIELD=VALUE…]]        SEEDS="0 1 2"   RUNS="m3 only_36", names below; all if unset
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 . launch/venv.sh plots
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-2}"
 out=${1:-runs/effects}
+overrides=("${@:2}") # of every run
 
 for data in digits pages; do
   lmm prepare --dataset "$data" --out "$out/data_$data"
@@ -33,9 +35,10 @@ for seed in ${SEEDS:-0 1 2}; do
   while read -r name data recipe scales; do
     run="$out/$name-$seed"
     if [ -z "$name" ] || [ -f "$run/evaluation.json" ]; then continue; fi
+    case " ${RUNS:-$name} " in *" $name "*) ;; *) continue ;; esac
     echo "== $run"
     lmm train --config "configs/$data.py:$recipe,data=$out/data_$data" --workdir "$run" \
-      --config.seed="$seed" --config.train.eval_every=0 < /dev/null
+      --config.seed="$seed" --config.train.eval_every=0 ${overrides[@]+"${overrides[@]}"} < /dev/null
     lmm evaluate --workdir "$run" --tasks "$data" --scales "$scales" --limit 1000 < /dev/null
   done <<< "$runs"
 done

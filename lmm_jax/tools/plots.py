@@ -19,12 +19,12 @@ def _axes(rows=1, columns=1, **kwargs):
     return plt.subplots(rows, columns, layout="constrained", **kwargs)
 
 
-def _save(figure, workdir, name):
+def _save(figure, workdir, name, dpi=150):
     import matplotlib.pyplot as plt
 
     path = epath.Path(workdir) / name
     with path.open("wb") as f:
-        figure.savefig(f, format="png", dpi=150)
+        figure.savefig(f, format="png", dpi=dpi)
     plt.close(figure)
     return str(path)
 
@@ -86,28 +86,36 @@ def draw_answers(model, data, workdir, task="digits", count=5, split=None) -> st
     return _save(figure, workdir, "answers.png")
 
 
-def draw_effects(found, folder) -> str:
-    """Accuracy against visual tokens in the sequence, a panel an effect; what `tools.effects.collect` returned."""
-    effects = list(dict.fromkeys(row.effect for row, _ in found))
-    figure, axes = _axes(1, len(effects), figsize=(5 * len(effects), 4), squeeze=False)
+def draw_effects(results, folder) -> str:
+    """Accuracy against visual tokens in the sequence, a panel an effect; returns the path of `effects.png`.
+
+    Args:
+      results: `tools.effects.Result`s.
+      folder: that exists.
+    """
+    effects = list(dict.fromkeys(r.effect for r in results))
+    figure, axes = _axes(1, len(effects), figsize=(4.6 * len(effects), 3.8), squeeze=False, sharey=True)
+    axes[0, 0].set_ylabel("share of digits read right")
     for ax, effect in zip(axes[0], effects, strict=True):
-        labels = dict.fromkeys(row.label for row, _ in found if row.effect == effect)
-        for label in labels:
-            points = [(row.context, values) for row, values in found if (row.effect, row.label) == (effect, label)]
-            x, y = [x for x, _ in points], np.array([[np.mean(v), min(v), max(v)] for _, v in points]).T
-            ax.errorbar(x, y[0], (y[0] - y[1], y[2] - y[0]), fmt="o-", capsize=3, label=label)
-        ax.set(title=effect, xlabel="visual tokens in the sequence", ylabel="digits read right", xscale="log")
-        ticks = sorted({row.context for row, _ in found if row.effect == effect})
+        mine = [r for r in results if r.effect == effect]
+        for label in dict.fromkeys(r.label for r in mine):
+            points = [r for r in mine if r.label == label]
+            x, y = [r.context for r in points], np.array([r.mean for r in points])
+            below, above = y - [r.low for r in points], [r.high for r in points] - y
+            ax.errorbar(x, y, (np.maximum(below, 0), np.maximum(above, 0)), fmt="o-", capsize=3, label=label)
+        ax.set(title=effect, xlabel="visual tokens in the sequence", xscale="log")
+        ax.margins(x=0.15)
+        ticks = sorted({r.context for r in mine})
         ax.set_xticks(ticks, [str(t) for t in ticks])
         ax.minorticks_off()
         ax.set_ylim(0, 1.02)
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
-    return _save(figure, folder, "effects.png")
+    return _save(figure, folder, "effects.png", dpi=80)
 
 
 def draw_growth(folder) -> str:
-    """Step time against visual tokens and pixels, as `tools.bench_growth` left it in `growth.json`; with lines."""
+    """Step time against visual tokens and pixels, as `bench.growth` left it in `growth.json`; with lines."""
     points = json.loads((epath.Path(folder) / "growth.json").read_text())
     figure, axes = _axes(1, 2, figsize=(10, 4))
     for series in dict.fromkeys(p["series"] for p in points):
