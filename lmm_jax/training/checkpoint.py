@@ -216,7 +216,7 @@ def _sum_of_blocks(x, first):
 
     def add(i, total):
         block = jax.lax.dynamic_index_in_dim(blocks, i, keepdims=False)
-        return total + _sum(block, first + i.astype(jnp.uint32) * jnp.uint32(BLOCK))
+        return total + _sum(block, first + jnp.asarray(i, jnp.uint32) * jnp.uint32(BLOCK))
 
     return jax.lax.fori_loop(0, len(blocks), add, jnp.uint32(0))
 
@@ -235,7 +235,7 @@ def _digest(x):
         # A layer at a time, as the compiler for CPUs stores every term of a sum; behind the barrier, as it would
         # convert all layers at once before the loop.
         layers = jax.lax.optimization_barrier((x, i))[0]
-        return total + _sum(jax.lax.dynamic_index_in_dim(layers, i, keepdims=False), i.astype(jnp.uint32) * each)
+        return total + _sum(jax.lax.dynamic_index_in_dim(layers, i, keepdims=False), jnp.asarray(i, jnp.uint32) * each)
 
     return jax.lax.fori_loop(0, len(x), add, jnp.uint32(0))
 

@@ -120,3 +120,10 @@ def test_every_bit_and_every_swap_changes_the_digest(dtype):
     swapped = x.copy()
     swapped[0, 0], swapped[2, 4] = x[2, 4], x[0, 0]
     assert digest({"x": jax.numpy.asarray(swapped)})["x"] != original
+
+
+def test_a_digest_is_the_same_without_jit():
+    tree = {"x": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "y": np.arange(5, dtype=np.float32)}
+    compiled = digest(tree)
+    with jax.disable_jit():
+        assert digest(tree) == compiled
