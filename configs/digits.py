@@ -10,9 +10,9 @@ recipe=deepstack    the same 9 tokens, and 4 stacks of 9 from tiles at double re
 recipe=deepstack_v  the same, the tiles stacked inside the encoder (DeepStack-V)
 recipe=high         all 36 tokens of the picture at that resolution in the sequence
 
-Digits read right, 1,000 mosaics, means of the seeds in README's table: m3 .20 .76 .98 .98 at 1, 4, 9, 36 tokens, one
-model for each .19 .87 .97 .97, full pooled .07 .12 .11 .97; low .59, deepstack .94, deepstack_v .96, high .94. On 2
-cores, 2026-11-20.
+Digits read right, 1,000 mosaics, means of the seeds on the board in configs/README.md: m3 .20 .76 .98 .98 at 1, 4, 9,
+36 tokens, one model for each .19 .87 .97 .97, full pooled .07 .12 .11 .97; low .59, deepstack .94, deepstack_v .96,
+high .94. On 2 cores, 2026-11-20.
 """
 
 from lmm_jax import config as c

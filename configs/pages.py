@@ -9,7 +9,8 @@ pixels=32|64   a side of what the encoder sees of a page
 start          workdir of three stages to go on from, as ConvLLaVA adds its stage to a trained ConvNeXt
 
 Digits read right on 1,000 pages in fonts unseen in training: 4 tokens of 32 pixels .38, 4 tokens of 64 pixels by a
-stage more .77, 16 tokens .90; README's table has the seeds. 1,500 steps take 4.9 minutes on 2 cores, 2026-11-20.
+stage more .77, 16 tokens .90; the board in configs/README.md has the seeds. 1,500 steps take 4.9
+minutes on 2 cores, 2026-11-20.
 """
 
 from lmm_jax import config as c

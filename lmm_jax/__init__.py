@@ -1,13 +1,25 @@
-"""lmm_jax: train, study and ship high-resolution large multimodal models in JAX.
+"""Train, study and ship high-resolution large multimodal models in JAX and Flax.
 
-import lmm_jax as lmm
-config = lmm.load_config("configs/digits.py", "train.steps=1000")
-lmm.train(config, "runs/digits")
-lmm.evaluate("runs/digits", tasks=("digits",), scales=(1, 4, 9, 36))
-model = lmm.load("runs/digits")
-model.generate(images=["page.png"], prompt="read all", scale=9)
-lmm.export("runs/digits", "digits-hf")
-lmm.compile(config, "v5e-64")
+A run is a config file and a folder:
+
+    import lmm_jax as lmm
+
+    config = lmm.load_config("configs/digits.py", "train.steps=1000")   # a recipe, with any field overridden
+    lmm.train(config, "runs/digits")                                    # the same call again resumes
+    lmm.evaluate("runs/digits", tasks=("digits",), scales=(1, 4, 9, 36))  # scores at each number of visual tokens
+
+A trained model, an export and a released LLaVA are loaded and asked alike:
+
+    model = lmm.load("runs/digits")
+    model.generate(images=["page.png"], prompt="read all", scale=9)     # scale: visual tokens of a picture
+    lmm.export("runs/digits", "digits-hf")                              # a folder for transformers
+
+Before a TPU slice is rented, the compiler says whether a step fits it, and what it costs:
+
+    lmm.compile(config, "v5e-64")
+
+The command `lmm` does the same from a shell: `lmm --help`. README.md says where to read on; lmm_jax/README.md
+explains the words (pack, slot, scale, …) and draws the way from a picture to the loss.
 """
 
 import importlib

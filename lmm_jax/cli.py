@@ -15,9 +15,12 @@ a first run, from a clone:
   lmm prepare --dataset digits --out runs/digits_data
   lmm train --config configs/digits.py --workdir runs/digits
   lmm evaluate --workdir runs/digits
-  lmm generate --workdir runs/digits --image page.png --prompt "read all" --scale 9
+  lmm generate --workdir runs/digits --image runs/digits_data/example.png --prompt "read all" --scale 9
 
-exit codes: 0 done, 2 usage or refused input, 75 preempted after a save, 1 anything else
+The same command again continues what was interrupted. `lmm VERB --help` explains a verb; README.md says where to
+read on.
+
+exit codes: 0 done, 2 wrong usage or refused input, 75 preempted after everything was saved, 1 anything else
 """
 
 
@@ -79,7 +82,7 @@ def _parser(datasets, tasks):
         sub.set_defaults(run=run)
         return sub
 
-    sub = verb(_prepare, "turn a data set into a prepared folder")
+    sub = verb(_prepare, "check pictures and conversations once and write the folder that training reads")
     which = sub.add_mutually_exclusive_group(required=True)
     which.add_argument("--data", metavar="FILE", help="conversations, JSON or JSONL: LLaVA's or role/content rows")
     told = "; ".join(f"{name} - {what}" for name, what in datasets.items())
@@ -98,16 +101,21 @@ def _parser(datasets, tasks):
     told = "training rows (default: as many as the data set says)"
     of_dataset.add_argument("--rows", type=int, metavar="N", help=told)
 
-    sub = verb(_train, "train, or continue a run")
+    sub = verb(_train, "train a model, or continue a run")
     _config_argument(sub, required=True)
     sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
     sub.add_argument("--profile", type=int, default=0, metavar="N", help="trace N steps to WORKDIR/profile")
 
-    sub = verb(_evaluate, "score a model at every token budget")
+    sub = verb(_evaluate, "score a model at each number of visual tokens")
     _model_argument(sub)
     told = "; ".join(["tasks (default: digits)", *(f"{name} reads {files}" for name, files in tasks.items())])
     sub.add_argument("--tasks", default="digits", metavar="A,B", help=told)
-    sub.add_argument("--scales", default="all", metavar="N,N", help="visual tokens a picture (default: all trained)")
+    sub.add_argument(
+        "--scales",
+        default="all",
+        metavar="N,N",
+        help="numbers of visual tokens of a picture, such as 1,9,36 (default: all trained)",
+    )
     told = "folder of the tasks, or one of each: --data digits=DIR,pages=DIR (default: the one trained on)"
     sub.add_argument("--data", metavar="DIR|TASK=DIR,…", help=told)
     sub.add_argument("--split", metavar="NAME", help="split of the folder (default: the task's own, mostly test)")
@@ -117,56 +125,79 @@ def _parser(datasets, tasks):
     _model_argument(sub)
     sub.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures")
     sub.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
-    sub.add_argument("--scale", type=int, metavar="N", help="visual tokens a picture (default: the most trained)")
-    sub.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
+    sub.add_argument(
+        "--scale", type=int, metavar="N", help="visual tokens of a picture (default: the largest number trained)"
+    )
+    sub.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="most tokens of an answer (default: 64)"
+    )
 
-    sub = verb(_export, "write a run as a folder that transformers or LLaVA's code loads")
+    sub = verb(_export, "write a trained model as a folder that transformers or LLaVA's own code loads")
     sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    sub.add_argument("--layout", default="hf", choices=["hf", "llava"], help="transformers', or LLaVA's original")
-    sub.add_argument("--verify", action="store_true", help="run it in transformers beside ours: extra 'hf'")
+    sub.add_argument(
+        "--layout", default="hf", choices=["hf", "llava"], help="of transformers (hf), or LLaVA's original one"
+    )
+    sub.add_argument(
+        "--verify",
+        action="store_true",
+        help="run the folder in transformers beside our model and compare: extra 'hf'",
+    )
 
-    sub = verb(_compile, "compile a step for a TPU slice that is not there: does it fit, and what does it cost?")
+    sub = verb(_compile, "ask the TPU compiler, without a TPU: does a step fit a slice, and what does it cost?")
     _config_argument(sub, required=True)
     sub.add_argument(
-        "--topology", required=True, metavar="NAME", help="slice, by chips: v5e-64, v6e-256, v5p-128, 2xv5e-64 …"
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="slice by its number of chips: v5e-64, v6e-256, v5p-128; 2xv5e-64 for two …",
     )
     sub.add_argument("--step", choices=["train", "prefill", "decode"], default="train", help="(default: train)")
-    sub.add_argument("--prompts", type=int, metavar="N", help="prompts at a time, of all devices (prefill, decode)")
+    sub.add_argument(
+        "--prompts", type=int, metavar="N", help="prompts at a time, over all devices (with prefill and decode)"
+    )
     sub.add_argument("--fit", action="store_true", help="find the largest batch that fits and its remat policy")
 
-    sub = verb(_show, "look at parameters, sharding, or a batch as the model sees it")
+    sub = verb(_show, "look at parameters, at their sharding, or at a batch as the model sees it")
     sub.add_argument("what", choices=["params", "sharding", "batch"])
     _config_argument(sub)
     sub.add_argument("--workdir", metavar="DIR", help="folder of a run, instead of --config")
-    sub.add_argument("--model", metavar="DIR", help="folder of a model: `params` shows what becomes of its tensors")
+    sub.add_argument(
+        "--model",
+        metavar="DIR",
+        help="folder of a released model: `params` lists what becomes of each of its tensors",
+    )
     sub.add_argument("--allow-pickle", action="store_true", help=PICKLE)
     sub.add_argument("--packs", type=int, default=8, metavar="N", help="packs on the page of `batch` (default: 8)")
-    sub.add_argument("--out", metavar="FILE", help="page of `batch` (default: batch.html)")
+    sub.add_argument("--out", metavar="FILE", help="HTML page that `batch` writes (default: batch.html)")
 
-    sub = verb(_bench, "measure how fast a part runs here")
+    sub = verb(_bench, "measure how fast a part runs here, beside a ceiling or a PyTorch peer")
     sub.add_argument("what", choices=["train", "decode", "attention", "data"])
     model = sub.add_argument_group("train, decode, attention: one device, beside ceilings measured in the same run")
     model.add_argument("--shape", metavar="NAME|FILE", help="base, small, llava_1b, llava15_7b, or a JSON file")
     model.add_argument("--dtype", default="float32", choices=DTYPES, help="of the computation (default: float32)")
     model.add_argument(
-        "--steps", type=int, default=5, metavar="N", help="timed steps, of which the median (default: 5)"
+        "--steps", type=int, default=5, metavar="N", help="timed steps, whose median counts (default: 5)"
     )
-    model.add_argument("--peer", action="store_true", help="transformers' LLaVA in PyTorch beside it: extra 'hf'")
+    model.add_argument(
+        "--peer", action="store_true", help="also run transformers' LLaVA in PyTorch, to compare with: extra 'hf'"
+    )
     of_train = sub.add_argument_group("train")
-    told = "of parameters and moments (default: --dtype, and float32)"
+    told = "dtype of parameters and optimizer (default: both --dtype and float32)"
     of_train.add_argument("--state", choices=DTYPES, help=told)
     of_train.add_argument("--checkpoint", action="store_true", help="recompute layers in the backward pass")
-    of_train.add_argument("--compile-peer", action="store_true", help="the peer under torch.compile")
-    told = "instead, time against visual tokens and resolution, with growth.png in DIR"
+    of_train.add_argument("--compile-peer", action="store_true", help="run the peer under torch.compile")
+    told = "measure time against visual tokens and pixels instead, and draw DIR/growth.png"
     of_train.add_argument("--growth", metavar="DIR", help=told)
-    of_data = sub.add_argument_group("data: rates of a core, and the cores that a host needs")
+    of_data = sub.add_argument_group("data: what one CPU core reads, and how many cores a host needs")
     _config_argument(of_data)
-    of_data.add_argument("--photographs", type=int, metavar="N", help="N synthetic ones instead of the config's data")
+    of_data.add_argument(
+        "--photographs", type=int, metavar="N", help="read N synthetic photographs instead of the config's data"
+    )
     of_data.add_argument("--records", type=int, default=200, metavar="N", help="records to read (default: 200)")
-    told = "time of a step (default: what a chip takes at its peak rate)"
+    told = "time of a training step (default: what a TPU chip takes at its peak rate)"
     of_data.add_argument("--step-seconds", type=float, metavar="S", help=told)
-    told = "packs a host reads for it (default: train.batch_size)"
+    told = "packs that a host reads for a step (default: train.batch_size)"
     of_data.add_argument("--packs", type=int, metavar="N", help=told)
     return parser
 
@@ -192,7 +223,11 @@ def _config_argument(sub, required=False):
 
 
 def _prepare(args):
-    """Writes a prepared folder: records, index, tokenizer. An interrupted run starts again, a finished one stays."""
+    """Opens every picture, tokenises every conversation, and writes the folder that training reads.
+
+    What cannot be used is left out and listed with its reason. The same command starts an interrupted run again and
+    leaves a finished folder as it is.
+    """
     from lmm_jax.config import ConfigError
     from lmm_jax.data.prepare import folder as prepare
 
@@ -214,7 +249,7 @@ def _prepare(args):
 
 
 def _train(args):
-    """Trains. The same command continues where the last checkpoint stands, on any number of devices."""
+    """Trains a model. The same command continues from the newest sound checkpoint, on any number of devices."""
     from lmm_jax.config import load_config
     from lmm_jax.pods import hosts
 
@@ -232,7 +267,7 @@ def _train(args):
 
 
 def _evaluate(args):
-    """Asks every question of the tasks at every token budget, and draws accuracy against tokens."""
+    """Asks every question of the tasks at each number of visual tokens, and draws accuracy against tokens."""
     from lmm_jax.pods import hosts
 
     hosts.refuse("lmm evaluate")
@@ -261,7 +296,10 @@ def _folders(text):
 
 
 def _generate(args):
-    """Answers one question, greedily. A picture's budget is any scale that tiles the encoder's grid."""
+    """Answers one question about pictures, greedily.
+
+    --scale is any number of visual tokens that tiles the encoder's grid, whether it was trained or not.
+    """
     from lmm_jax.pods import hosts
 
     hosts.refuse("lmm generate")
@@ -276,7 +314,7 @@ def _generate(args):
 
 
 def _export(args):
-    """Writes the newest sound checkpoint as a folder that others load. One that is interrupted leaves none."""
+    """Writes the newest sound checkpoint of a run as a folder that others load; interrupted, it leaves no folder."""
     from lmm_jax.pods import hosts
 
     hosts.refuse("lmm export")
@@ -288,7 +326,10 @@ def _export(args):
 
 
 def _compile(args):
-    """Compiles the real step for a TPU slice, here: memory, traffic, and the least time it takes. Needs libtpu."""
+    """Compiles the real step for a TPU slice on this machine, without a TPU.
+
+    Says whether it fits, what it moves between chips, and the least time that it takes. Needs the extra 'compile'.
+    """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, JAX would look for a TPU first
     from lmm_jax.aot import compile as tool
     from lmm_jax.aot.fit import fit_config
@@ -315,7 +356,10 @@ def _compile(args):
 
 
 def _show(args):
-    """Prints parameters with their rates or shardings, or writes a page of decoded packs."""
+    """Prints parameters with their learning rates, or how they lie on the devices of the mesh.
+
+    `batch` writes an HTML page of packs as the model sees them.
+    """
     from lmm_jax.config import ConfigError, load_config, read_config
     from lmm_jax.tools import show
 
@@ -341,7 +385,7 @@ def _show(args):
 
 
 def _bench(args):
-    """Measures one part and prints a table: each value, and its ratio to a ceiling or peer of the same run."""
+    """Measures one part and prints a table: each value beside a ceiling, or a PyTorch peer, of the same run."""
     import dataclasses
 
     from lmm_jax.bench.measure import table

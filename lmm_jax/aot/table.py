@@ -51,7 +51,7 @@ compile --help`. A row is of the code of its date. Written by `python -m lmm_jax
 
 
 def mesh_sizes(config, devices, most) -> dict[str, int]:
-    """As README says: fsdp divides the packs of a step and is at most `most`, the other devices are tensor's."""
+    """As configs/README.md says: fsdp divides the packs of a step and is at most `most`, the rest is tensor's."""
     packs = config.train.batch_size // config.train.micro_batches
     fsdp = min(packs & -packs, devices, most)
     return {"fsdp": fsdp, "tensor": devices // fsdp}

@@ -235,7 +235,9 @@ def _digest(x):
         # A layer at a time, as the compiler for CPUs stores every term of a sum; behind the barrier, as it would
         # convert all layers at once before the loop.
         layers = jax.lax.optimization_barrier((x, i))[0]
-        return total + _sum(jax.lax.dynamic_index_in_dim(layers, i, keepdims=False), jnp.asarray(i, jnp.uint32) * each)
+        return total + _sum(
+            jax.lax.dynamic_index_in_dim(layers, i, keepdims=False), jnp.asarray(i, jnp.uint32) * each
+        )
 
     return jax.lax.fori_loop(0, len(x), add, jnp.uint32(0))
 
