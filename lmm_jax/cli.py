@@ -114,7 +114,7 @@ def _parser(datasets, tasks):
         "--scales",
         default="all",
         metavar="N,N",
-        help="numbers of visual tokens of a picture, such as 1,9,36 (default: all trained)",
+        help="visual tokens of a picture, such as 1,9,36 (default: all trained)",
     )
     told = "folder of the tasks, or one of each: --data digits=DIR,pages=DIR (default: the one trained on)"
     sub.add_argument("--data", metavar="DIR|TASK=DIR,…", help=told)
