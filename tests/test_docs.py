@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from lmm_jax.config import load_config
+from lmm_jax.config import load_config, visual_layout
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.prepared import Prepared
 from lmm_jax.data.stream import Capacity
@@ -102,7 +102,7 @@ def test_environment_variables_are_explained():
 def test_the_drawn_pack_is_what_the_code_gives(digits_folder):
     text = (ROOT / "lmm_jax/README.md").read_text()
     config = load_config(ROOT / "configs/digits.py", f"data.path={digits_folder}")
-    layout = PackLayout.from_config(config, Capacity(rows=1, length=120, views=1, targets=40))
+    layout = PackLayout.from_config(config, visual_layout(config), Capacity(rows=1, length=120, views=1, targets=40))
     (picture,) = layout.place([(24, 24)])
     slots = {scale: layout.slots(picture, scale) for scale in layout.scales}
     assert layout.newline == 50 and "P = 50 slots" in text
@@ -127,8 +127,8 @@ def test_the_drawn_pack_is_what_the_code_gives(digits_folder):
 def test_the_drawn_stacks_are_what_the_code_gives():
     text = (ROOT / "lmm_jax/README.md").read_text()
     config = load_config(ROOT / "configs/digits.py:recipe=deepstack")
-    layout = PackLayout.from_config(config).visual
-    gather = layout.gather(layout.tiling(24, 24))
+    visual = visual_layout(config)
+    gather = visual.gather(visual.tiling(24, 24))
     assert gather.shape == (5, 1, 3, 3) and tuple(config.model.decoder.inject_layers) == (0, 1, 2, 3)
     begin = text.index("bank          stack 0")
     drawn = [list(map(int, line.split())) for line in text[begin:].splitlines()[1:4]]
