@@ -98,7 +98,7 @@ def test_an_encoder(tiny, tmp_path, monkeypatch):
         c.use_encoder(config, "patches")
         config.model.vision.mean = (0.25, 0.5, 0.75)
 
-    model = walk(changed(tiny(), change), tmp_path / "run")
+    model = walk(changed(tiny(recipe="full"), change), tmp_path / "run")
     assert model.program.model.vision.mean == (0.25, 0.5, 0.75)
     for layout in ("hf", "llava"):
         with pytest.raises(ValueError, match=r"families\.vision='' is no published family.*model\.encoder='patches'"):
@@ -125,8 +125,8 @@ class EveryOther(Reduction):
 
 def test_a_reduction(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(reduction.REDUCTIONS, "every other", EveryOther())
-    config = changed(tiny(), lambda config: config.model.update(reduction="every other"))
-    model = walk(config, tmp_path / "run", scale=9)
+    config = tiny("model.scales=(9,)", recipe="full")
+    model = walk(changed(config, lambda config: config.model.update(reduction="every other")), tmp_path / "run")
     batch = model.batch([Image.effect_noise((24, 24), 99)], "read all", 9)
     bank, _ = model.program.model.apply(
         {"params": model.params}, batch["pixels"], scales=(9,), method="visual_tokens"
@@ -194,9 +194,9 @@ def test_a_tokenizer(tiny, rows, tmp_path, monkeypatch):
         rows, None, tmp_path / "data", tmp_path / "characters.txt", template="qa", workers=0, max_refused=0.0
     )
     model = walk(
-        changed(tiny(), lambda config: config.data.update(path=str(tmp_path / "data"), validation="none")),
+        changed(tiny(recipe="full"), lambda config: config.data.update(path=str(tmp_path / "data"))),
         tmp_path / "run",
-        data=tiny().data.path,
+        data=tiny(recipe="full").data.path,
     )
     assert type(model.tokenizer) is Characters and model.tokenizer.decode(model.tokenizer.encode("7 red")) == "7 red"
     with pytest.raises(ValueError, match="characters"):
@@ -224,10 +224,9 @@ def test_a_family(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(families.DECODERS, "alpaca", ALPACA)
 
     def change(config):
-        config.model.scales, config.train.scales_per_step = (36,), 1
         c.use_family(config, "alpaca")
 
-    config = changed(tiny(), change)
+    config = changed(tiny(recipe="full"), change)
     model = walk(config, tmp_path / "run")
     published = publish(model, tmp_path / "published")
     again = lmm.load(published)
@@ -284,10 +283,10 @@ def test_a_task(tiny, tmp_path, monkeypatch):
         score_all=score_all,
     )
     monkeypatch.setitem(TASKS, "colours", task)
-    model = walk(tiny(), tmp_path / "run", task="colours", data={"colours": tmp_path})
+    model = walk(tiny(recipe="full"), tmp_path / "run", task="colours", data={"colours": tmp_path})
     monkeypatch.setattr(Model, "generate", lambda *_, prompt, **__: ["red"] * len(prompt))
-    found = lmm.evaluate(model, tasks=("colours",), scales=(9,), data={"colours": tmp_path})
-    assert found == {"colours": {"9": {"answered": 1.0, "n_colour": 2}}}
+    found = lmm.evaluate(model, tasks=("colours",), scales=(36,), data={"colours": tmp_path})
+    assert found == {"colours": {"36": {"answered": 1.0, "n_colour": 2}}}
 
 
 def test_a_data_set(tiny, tmp_path, monkeypatch):
@@ -313,5 +312,7 @@ def test_a_data_set(tiny, tmp_path, monkeypatch):
     (tmp_path / "colours.txt").write_text("red green blue")
     counts = folder.prepare_dataset("squares", tmp_path / "data", source=tmp_path)
     assert (counts["rows"], counts["images"]) == (20, 20)
-    model = walk(changed(tiny(), lambda config: config.data.update(path=str(tmp_path / "data"))), tmp_path / "run")
+    model = walk(
+        changed(tiny(recipe="full"), lambda config: config.data.update(path=str(tmp_path / "data"))), tmp_path / "run"
+    )
     assert architecture(model.program.config).name == "llava"
