@@ -151,14 +151,12 @@ def build(config) -> LMM:
     """The model that `config.model` describes; each part's fields are the schema of its section.
 
     Raises:
-      ValueError: an encoder that does not exist, heads that do not divide its width, or see `Decoder.check`.
+      ValueError: an encoder that does not exist, or see `Decoder.check`.
     """
     common = {"dtype": config.dtype}
     vision = make_encoder(config)
     decoder = Decoder(**config.decoder, **common)
     decoder.check()
-    if hasattr(vision, "heads") and vision.width % vision.heads:
-        raise ValueError(f"model.vision: width {vision.width} does not divide into {vision.heads} heads")
     projectors = [Projector(width=decoder.width, **config.projector, **common) for _ in (0, *vision.level_strides)]
     return LMM(
         vision,

@@ -137,11 +137,13 @@ class ViT(nn.Module):
           `[N', grid, grid, C]` of `level`, then of each of `stack_levels`; N' = N, or N / (1 + n²) when regrouping.
 
         Raises:
-          ValueError: pictures of another size, or see `runs`.
+          ValueError: pictures of another size, heads that do not divide the width, or see `runs`.
         """
         N, H, W, _ = pixels.shape
         if not H == W == self.image_size or extent is not None:
             raise ValueError(f"ViT wants {self.image_size}×{self.image_size} pictures, got {H}×{W}")
+        if self.width % self.heads:
+            raise ValueError(f"model.vision: width {self.width} does not divide into {self.heads} heads")
         g, p = self.grid, self.patch_size
         x = normalise(pixels, self.mean, self.std)
         x = x.reshape(N, g, p, g, p, 3).swapaxes(2, 3).reshape(N, g * g, p * p * 3)
