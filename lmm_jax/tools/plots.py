@@ -50,9 +50,12 @@ def draw_accuracy(results, workdir) -> str:
     figure, axes = _axes(1, len(results), figsize=(6 * len(results), 4), squeeze=False)
     for ax, (task, by_scale) in zip(axes[0], results.items(), strict=True):
         scales = sorted(by_scale, key=int)
+        top = 1.0
         for kind in [m for m in by_scale[scales[0]] if not m.startswith("n_")]:
-            ax.plot([int(s) for s in scales], [by_scale[s][kind] for s in scales], "o-", label=kind)
-        ax.set(title=task, xlabel="visual tokens", ylabel="accuracy", xscale="log", ylim=(0, 1.02))
+            values = [by_scale[s][kind] for s in scales]
+            ax.plot([int(s) for s in scales], values, "o-", label=kind)
+            top = max(top, *values)  # a metric of `score_all` may be above 1
+        ax.set(title=task, xlabel="visual tokens", ylabel="accuracy", xscale="log", ylim=(0, 1.02 * top))
         ax.set_xticks([int(s) for s in scales], scales)
         ax.grid(alpha=0.3)
         ax.legend()
