@@ -22,6 +22,7 @@ setup(
         "tensorflow-datasets>=4.9.10,<5",
         "importlib_resources>=6,<8",  # imported by tensorflow-datasets 4.9.10, which does not declare it
         "sentencepiece>=0.2.3,<0.3",
+        "ijson>=3.6,<4",  # streams JSON arrays: files of gigabytes are read in a few megabytes
         "ml-collections>=1.1,<2",
         "numpy>=2.4,<3",
         "pillow>=13,<14",

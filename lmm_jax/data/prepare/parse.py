@@ -7,16 +7,29 @@ Rows are streamed: a file of any size is read in a few megabytes of memory. A ro
 `Refused` with a reason that can be counted; nothing is repaired silently.
 """
 
+import collections
 import dataclasses
 import json
 import os
 import re
 
+import ijson
+
 from lmm_jax.data.conversation import IMAGE_TAG, ROLES
 
 CHUNK = 1 << 20  # characters read at a time
 MAX_ROW = 1 << 26  # characters of a row; a quote that is never closed must not read the whole file into memory
-SPACE = re.compile(r"[ \t\r\n]*")
+
+# How an array is cut into values, see `_array_items`.
+BETWEEN = re.compile(r"[ \t\r\n,]*")  # what stands between two values
+# Up to what a value may end with, by its first character; of a string, from inside of it.
+STRING_END = re.compile(r'(?:[^"\\]++|\\.)*+"', re.DOTALL)
+ENDS = {"{": re.compile(r"[^}]*+}"), "[": re.compile(r"[^\]]*+\]"), '"': STRING_END}
+OTHER_END = re.compile(r"[-+.\w]*+(?=[^-+.\w])")  # of a number or a word
+LAST = {"}": "end_map", "]": "end_array"}
+# What `json` reads and ijson does not: numbers that are none, and halves of surrogate pairs.
+ONLY_JSON_READS = (("NaN", "0"), ("Infinity", "0"), ("\\ud", "\\u0"), ("\\uD", "\\u0"))
+DEPTHS = collections.defaultdict(int, start_map=1, start_array=1, end_map=-1, end_array=-1)
 
 
 class Refused(ValueError):
@@ -82,52 +95,69 @@ def _lines(f):
 
 
 def _array_items(f):
-    """Values of a JSON array; what is in memory is the value that is being read."""
-    decode = json.JSONDecoder().raw_decode
-    text, at, line, problem = "", 0, 1, "the file ends"
-    marks, value = "[", False  # what may come next: one of these characters, or a value
+    """Values of a JSON array, each as it stands in the file; what is in memory is the value that is being read.
+
+    ijson tells where a value ends: it is handed the file piece by piece, up to each bracket that may be the value's
+    last character, and says how deep inside of objects and arrays it stands then. Nothing else is taken from it, as
+    it does not read values as `json` does: the half of a surrogate pair becomes "?" or, like a NaN or a byte that is
+    not UTF-8, ends the file. `parse_row` reads the text itself, so that such a row is refused, or used, alone.
+    """
+    line = 1
+    while (character := f.read(1)) != "[":
+        line += character == "\n"
+    events = ijson.sendable_list()
+    parser = ijson.basic_parse_coro(events)
+
+    def tell(piece):
+        """Hands `piece` to ijson, with a space so that it reports at once what ends there; the events' names."""
+        events.clear()
+        for ours, theirs in ONLY_JSON_READS:
+            piece = piece.replace(ours, theirs)
+        try:
+            parser.send(piece.encode("ascii", "replace") + b" ")
+        except (ijson.JSONError, ValueError, SystemError) as error:  # the latter two: an integer of 4,301 digits
+            raise _breaks_off(line, str(error.__cause__ or error).splitlines()[0][:200]) from error
+        return [name for name, _ in events]
+
+    tell("[")
+    text, at, told, depth = "", 0, 0, 0  # text[at:] is the value that is being read, of which ijson has text[at:told]
+    in_string = False  # whether text[told:] goes on with a string
     while True:
-        begin = SPACE.match(text, at).end()
-        line += text.count("\n", at, begin)
-        at, found = begin, text[begin : begin + 1]
-        if found and found in marks:
-            if found == "]":
-                break
-            marks, value = "]" if found == "[" else "", True
-            at += 1
+        if at == told:  # the value has not begun
+            begin = BETWEEN.match(text, at).end()
+            line += text.count("\n", at, begin)
+            tell(text[at:begin])
+            at = told = begin
+        first = text[at : at + 1]
+        if first == "]":
+            break
+        end = STRING_END if in_string else ENDS.get(first, OTHER_END)
+        found = first and end.match(text, max(told, at + 1))
+        if not found:
+            more = f.read(max(CHUNK, len(text) - at))
+            if not more:
+                raise _breaks_off(line, "the file ends")
+            if len(text) - at > MAX_ROW:
+                raise _breaks_off(line, f"it has more than {MAX_ROW:,} characters")
+            text, at, told = text[at:] + more, 0, told - at
             continue
-        if found and not value:
-            raise _breaks_off(line, f"expected {' or '.join(marks)}, found {found!r}")
-        if found:
-            try:
-                _, end = decode(text, at)
-            except (ValueError, RecursionError) as error:
-                problem = getattr(error, "msg", str(error))
-                if not _may_go_on(error, text):
-                    raise _breaks_off(line, problem) from error
-            else:
-                if end < len(text) or found in '{["':  # else a number may go on
-                    yield line, text[at:end]
-                    line += text.count("\n", at, end)
-                    at, marks, value, problem = end, ",]", False, "the file ends"
-                    continue
-        more = f.read(max(CHUNK, len(text) - at))
-        if not more or len(text) - at > MAX_ROW:
-            raise _breaks_off(line, problem)
-        text, at = text[at:] + more, 0
+        names = tell(text[told : found.end()])
+        told = found.end()
+        depth += sum(DEPTHS[name] for name in names)
+        # A bracket that ends nothing is part of a string. That is then told whole: of one that comes in pieces, ijson
+        # reads all from its start at each.
+        in_string = text[told - 1] in LAST and LAST[text[told - 1]] not in names[-1:]
+        if names and depth == 0:
+            yield line, text[at:told]
+            line += text.count("\n", at, told)
+            at = told
+    tell("]")
     if (text[at + 1 :] + f.read(CHUNK)).strip():
         raise Refused("broken JSON", f"something follows the array's end at line {line}")
 
 
 def _breaks_off(line, problem):
     return Refused("broken JSON", f"the array breaks off in the value at line {line}: {problem}")
-
-
-def _may_go_on(error, text):
-    """Whether a JSON error may be due to `text` having been read only so far."""
-    if not isinstance(error, json.JSONDecodeError):
-        return False
-    return error.msg.startswith("Unterminated string") or error.pos >= len(text) - len("-Infinity")
 
 
 def parse_row(text, number) -> Row:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import tracemalloc
 
 import pytest
 
@@ -68,15 +69,17 @@ def _collect(text, found):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('[{"a": 1}\n{"a": 2}]', "line 2: expected , or ], found"),
-        ('[{"a": 1},\n{"a" 2},\n{"a": 3}]', "line 2: Expecting ':' delimiter"),
-        ('[{"a": 1},]', "breaks off"),
-        ('[{"a": 1}, a {"a": 2}]', "Expecting value"),
-        ('[{"a": 1} o {"a": 2}]', "expected , or ], found 'o'"),
-        ("[,]", "Expecting value"),
-        ('[{"a": 1}] {"a": 2}', "something follows"),
-        ('[{"a": "never closed},\n{"a": 2}]', "line 1"),
-        ("[" * 100_000, "recursion"),
+        ('[{"a": 1}\n{"a": 2}]', "breaks off in the value at line 2: .*','"),
+        ('[{"a": 1},\n{"a" 2},\n{"a": 3}]', "breaks off in the value at line 2: .*':'"),
+        ('[{"a": 1},\n\n]', "breaks off in the value at line 3"),
+        ('[{"a": 1}, a {"a": 2}]', "breaks off in the value at line 1: .*invalid"),
+        ('[{"a": 1} o {"a": 2}]', "breaks off in the value at line 1: .*invalid"),
+        ("[,]", "breaks off in the value at line 1"),
+        ("[}", "breaks off in the value at line 1"),
+        ('[{"a": 1}]\n{"a": 2}', "something follows the array's end at line 1"),
+        ('[{"a": "never closed},\n{"a": 2}]', "breaks off in the value at line 1"),
+        ("[" * 100_000, "breaks off in the value at line 1: the file ends"),
+        (f'[1,\n{{"a": {"1" * 5_000}}}]', "breaks off in the value at line 2: .*5000 digits"),
     ],
 )
 def test_what_is_wrong_with_an_array_is_said(text, problem):
@@ -87,11 +90,56 @@ def test_what_is_wrong_with_an_array_is_said(text, problem):
 def test_a_string_without_end_does_not_read_the_whole_file(monkeypatch):
     monkeypatch.setattr(rows, "CHUNK", 16)
     monkeypatch.setattr(rows, "MAX_ROW", 64)
-    for head in ('[{"a": "', '{"a": "'):
-        f = io.StringIO(head + "x" * 10_000)
-        with pytest.raises(Refused, match="broken JSON"):
+    for head, rest in (('[{"a": "', "x"), ('[{"a": "', "x}, {y}, "), ('["', "x, "), ("[1", "1"), ('{"a": "', "x")):
+        f = io.StringIO(head + rest * 10_000)
+        with pytest.raises(Refused, match="broken JSON: .* more than 64 characters"):
             list(read_items(f))
         assert f.tell() < 500
+
+
+def test_what_a_string_without_end_takes_of_memory_is_bounded(monkeypatch, tmp_path):
+    monkeypatch.setattr(rows, "CHUNK", 1 << 16)
+    monkeypatch.setattr(rows, "MAX_ROW", 1 << 20)
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": "' + "never closed}, {and on " * 1_000_000)
+    with rows.open_rows(path) as f:
+        tracemalloc.start()
+        with pytest.raises(Refused, match="the value at line 1: it has more than 1,048,576 characters"):
+            list(read_items(f))
+        (_, most), size = tracemalloc.get_traced_memory(), path.stat().st_size
+        tracemalloc.stop()
+    assert most < 12 << 20 < size
+
+
+def test_a_value_that_json_reads_in_its_own_way_stands_or_falls_alone(tmp_path):
+    path = tmp_path / "rows.json"
+    said = b'[{"role": "user", "content": "hi"}]'
+    given = [
+        b'{"messages": %s, "score": NaN, "range": [-Infinity, Infinity, 1e400]}' % said,
+        b'{"messages": %s, "id": "first", "id": "NaN, Infinity"}' % said,
+        b'{"messages": %s, "id": "\xff"}' % said,
+        b'{"messages": %s, "id": "\\ud800"}' % said,
+        b"[" * 3_000 + b"]" * 3_000,
+        b'{"messages": %s}' % said,
+    ]
+    path.write_bytes(b"[" + b",\n".join(given) + b"]")
+    with rows.open_rows(path) as f:
+        found = [(line, _parsed(text, line)) for line, text in read_items(f)]
+    assert found == [
+        (1, "1"),
+        (2, "NaN, Infinity"),
+        (3, "text is not UTF-8"),
+        (4, "text is not UTF-8"),
+        (5, "broken JSON"),
+        (6, "6"),
+    ]
+
+
+def _parsed(text, number):
+    try:
+        return parse_row(text, number).id
+    except Refused as error:
+        return error.reason
 
 
 def test_lines_are_numbered_as_they_stand_and_need_not_be_json():
