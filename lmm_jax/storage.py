@@ -2,15 +2,15 @@
 
 import hashlib
 import os
-import shutil
 import time
-from concurrent import futures
 
+import fsspec  # which etils opens buckets with, and so do all that depend on it
 from etils import epath
+from fsspec.callbacks import Callback
 from tqdm import tqdm
 
 CACHE = "LMM_CACHE"  # environment variable: folder of copies, ~/.cache/lmm_jax if it is not set
-AT_ONCE, PIECE = 8, 2**24  # files that are copied at a time, bytes of each
+AT_ONCE = 8  # files that are copied at a time
 PAUSE = 30.0  # seconds between two writes of a file of lines
 
 
@@ -70,7 +70,10 @@ def local_copy(folder, key):
     if not is_remote(folder):
         return epath.Path(folder)
     copy = _cache() / key
-    _fetch([(path, copy / name, path.stat()) for name, path in _files(epath.Path(folder))], folder)
+    system, root = fsspec.url_to_fs(str(folder))
+    found = {path: about["size"] for path, about in system.find(root, detail=True).items()}
+    names = {path: path.removeprefix(f"{root}/") for path in found}
+    _fetch([(system.unstrip_protocol(path), copy / names[path], size) for path, size in found.items()], folder)
     return copy
 
 
@@ -84,9 +87,10 @@ def local_files(files) -> list[epath.Path]:
         if is_remote(file):
             there = file.stat()
             key = hashlib.sha256(f"{file} {there.length} {there.mtime}".encode()).hexdigest()[:24]
-            missing.append((file, _cache() / key / file.name, there))
+            missing.append((str(file), _cache() / key / file.name, there.length))
         places.append(missing[-1][1] if is_remote(file) else file)
-    _fetch(missing, missing[0][0].parent if missing else "")
+    if missing:
+        _fetch(missing, os.path.dirname(missing[0][0]))
     return places
 
 
@@ -95,36 +99,46 @@ def _cache():
 
 
 def _fetch(files, folder):
-    """Copies what is not here yet of `(file there, file here, its stat there)`, all of `folder`."""
-    sizes = [(there, here, stat.length) for there, here, stat in files]
-    missing = [(there, here, size) for there, here, size in sizes if not here.exists() or here.stat().length != size]
+    """Copies what is not here yet of `(path there, file here, its size)`, all of `folder`."""
+    missing = [(there, here, size) for there, here, size in files if not here.exists() or here.stat().length != size]
     if not missing:
         return
     total = sum(size for *_, size in missing)
     print(f"copying {folder} to {_cache()}: {len(missing)} files, {total / 1e9:.2f} GB", flush=True)
-    with (
-        tqdm(desc="copying", total=total, unit="B", unit_scale=True, disable=None) as bar,
-        futures.ThreadPoolExecutor(AT_ONCE) as pool,
-    ):
-        for size in pool.map(_copy, missing):
-            bar.update(size)
+    system, _ = fsspec.url_to_fs(str(folder))
+    with tqdm(desc="copying", total=total, unit="B", unit_scale=True, disable=None) as bar:
+        for first in range(0, len(missing), AT_ONCE):
+            _copy(system, missing[first : first + AT_ONCE], bar)
 
 
-def _files(folder, name=""):
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            yield from _files(path, f"{name}{path.name}/")
-        else:
-            yield f"{name}{path.name}", path
+def _copy(system, files, bar):
+    """Copies some files side by side; each appears under its name when all of it is here."""
+    parts = [here.parent / f"{here.name}.part-{os.getpid()}" for _, here, _ in files]  # others may copy the same
+    system.get([there for there, *_ in files], [str(part) for part in parts], callback=_Copying(bar))
+    for (there, here, size), part in zip(files, parts, strict=True):
+        if part.stat().length != size:
+            raise OSError(f"{there} has {size} bytes, its copy {part} {part.stat().length}")
+        part.replace(here)
 
 
-def _copy(file):
-    there, here, size = file
-    here.parent.mkdir(parents=True, exist_ok=True)
-    part = here.parent / f"{here.name}.part-{os.getpid()}"  # another process may copy the same
-    with there.open("rb") as source, part.open("wb") as target:
-        shutil.copyfileobj(source, target, PIECE)
-    if part.stat().length != size:
-        raise OSError(f"{there} has {size} bytes, its copy {part} {part.stat().length}")
-    part.replace(here)
-    return size
+class _Copying(Callback):
+    """What fsspec tells of a copy of several files: shows the bytes of all on one bar."""
+
+    def __init__(self, bar):
+        super().__init__()
+        self._bar = bar
+
+    def branched(self, path_1, path_2, **kwargs):
+        """The callback of one of the files."""
+        return _CopyingFile(self._bar)
+
+
+class _CopyingFile(Callback):
+    def __init__(self, bar):
+        super().__init__()
+        self._bar, self._shown = bar, 0
+
+    def call(self, hook_name=None, **kwargs):
+        """fsspec calls it whenever `value`, the bytes that are here, has changed."""
+        self._bar.update(self.value - self._shown)
+        self._shown = self.value

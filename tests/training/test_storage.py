@@ -5,10 +5,12 @@ import os
 import pathlib
 import time
 
+import fsspec
 import jax
 import numpy as np
 import pytest
 from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file, save
 
 import lmm_jax as lmm
@@ -75,6 +77,65 @@ def test_records_are_copied_once_and_a_broken_copy_is_mended(data, digits_folder
     Prepared(data, "validation")
     assert capsys.readouterr().out == ""
     assert not list(copy.rglob("*.part-*"))
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A folder of three files that is not of this machine's disk, of the sizes 10, 20 and 30."""
+    files = fsspec.filesystem("memory")
+    for n, name in enumerate(("a", "b", "deep/c"), start=1):
+        files.pipe(f"/folder/{name}", bytes([n]) * 10 * n)
+    monkeypatch.setenv(storage.CACHE, str(tmp_path))
+    monkeypatch.setattr(storage, "AT_ONCE", 1)
+    yield "memory://folder"
+    files.rm("/folder", recursive=True)
+
+
+def test_an_interrupted_copy_goes_on_by_whole_files(remote, tmp_path, monkeypatch, capsys):
+    get_file = MemoryFileSystem.get_file
+
+    def interrupted(self, path, part, **kwargs):
+        get_file(self, path, part, **kwargs)
+        if path.endswith("b"):
+            os.truncate(part, 5)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "get_file", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            storage.local_copy(remote, "copy")
+    assert (tmp_path / "copy/a").stat().st_size == 10 and not (tmp_path / "copy/b").exists()
+    capsys.readouterr()
+    copy = storage.local_copy(remote, "copy")
+    assert ": 2 files" in capsys.readouterr().out
+    assert (copy / "b").read_bytes() == b"\2" * 20 and (copy / "deep/c").read_bytes() == b"\3" * 30
+
+
+def test_a_copy_of_another_size_is_an_error_and_no_file(remote, tmp_path, monkeypatch):
+    get_file = MemoryFileSystem.get_file
+
+    def cut(self, path, part, **kwargs):
+        get_file(self, path, part, **kwargs)
+        os.truncate(part, 5)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", cut)
+    with pytest.raises(OSError, match=r"folder/a has 10 bytes, its copy .* 5"):
+        storage.local_copy(remote, "copy")
+    assert not (tmp_path / "copy/a").exists()
+
+
+def test_the_bar_counts_bytes_of_all_files(remote, monkeypatch):
+    bars = []
+
+    class Bar(storage.tqdm):
+        def close(self):
+            bars.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(storage, "tqdm", lambda **kwargs: Bar(**kwargs | {"disable": False}))
+    monkeypatch.setattr(storage, "AT_ONCE", 2)
+    storage.local_copy(remote, "copy")
+    assert bars[0] == (60, 60)
 
 
 def test_a_model_is_read_from_a_bucket_and_copied_again_if_it_changed(bucket, golden, tmp_path, capsys):
