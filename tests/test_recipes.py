@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.config import ConfigError, flatten, visual_layout
-from lmm_jax.data.packing import FULL, place_copies
+from lmm_jax.data.packing import place_copies
 from lmm_jax.training import optimizer
 from lmm_jax.training.state import make_program
 
@@ -231,7 +231,7 @@ def test_banks_stacks_and_views_are_those_of_the_papers():
     assert sum(map(m3.grid_tokens, config.model.scales)) == 766
     for recipe, views in (("l", {3, 4, 5}), ("hd", {15, 20, 25}), ("v", {5})):
         config, deepstack = of(f"deepstack:recipe={recipe}")
-        assert {deepstack.views(tiling) for tiling in deepstack.tilings} == views
+        assert {deepstack.views_of_tiling(tiling) for tiling in deepstack.tilings} == views
         assert deepstack.added == len(config.model.decoder.inject_layers) == (0 if recipe == "v" else 4)
         assert tuple(config.model.decoder.inject_layers) == (() if recipe == "v" else (1, 2, 3, 4))
     assert tuple(config.model.vision.regroup) == (12, 2)
@@ -245,7 +245,7 @@ def test_a_pack_of_m3_holds_the_copies_of_whatever_fits_a_row():
         for text in range(1, most + 1, 13):
             copies = sorted((text + n for n in tokens), reverse=True)
             empty = np.full((1, config.data.rows), config.data.length)
-            assert place_copies(copies, empty)[1][0] < FULL, (view, text)
+            assert place_copies(copies, empty).fits[0], (view, text)
 
 
 @pytest.mark.parametrize("recipe", ["llava:stage=tune", "m3", "deepstack", "deepstack:recipe=v", "convllava"])

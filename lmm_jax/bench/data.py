@@ -43,7 +43,7 @@ def bench_data(config, records=200, step_seconds=None, packs_per_host=None) -> l
     while len(chosen) < records:
         chosen += packs.members(position)
         position += 1
-    stored, read = _timed(lambda: [packs.data[source][row] for source, row in chosen])
+    stored, read = _timed(lambda: [packs.data[dataset][record] for dataset, record in chosen])
     images = [data for record in stored for data in record["images"]]
     layout, visual, scales = packs.layout, packs.layout.visual, packs.layout.scales
     sizes = [list(map(image_size, record["images"])) for record in stored]

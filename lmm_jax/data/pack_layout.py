@@ -1,31 +1,43 @@
-"""The static shape of a pack, and how conversations and pictures are laid out in it."""
+"""The static shape of a pack, and how conversations and pictures are laid out in it.
+
+A picture brings *views*, which the encoder sees, and *grids* of visual tokens, which stand in the bank: those of a
+pack lie one after the other, picture by picture. At each trained scale the bank has some *slots* for each grid. A
+pack with room for three grids, at the scales of one and of four tokens, and two pictures, the second of two grids:
+
+    grid              0      1  2                       picture 0: grid 0     picture 1: grids 1 and 2
+    slot, scale 1     0      1  2
+          scale 4     3…6    7…10  11…14
+          newline     15                                one for all pictures, behind all others
+
+A text position has slot -1; a visual token of picture 1 at scale 4 has one of the slots 7 to 14. What features of
+which views a grid is made of, `gather` says: see `visual_layout`.
+"""
 
 import dataclasses
 
 import numpy as np
 
 from lmm_jax.data.conversation import encode, truncate
-from lmm_jax.data.packing import assign_rows
+from lmm_jax.data.packing import Capacity, assign_rows
 from lmm_jax.data.segments import DoesNotFit, Segment, lay_out, pack
-from lmm_jax.data.stream import Capacity
-from lmm_jax.data.views import resize_on_canvas, views
+from lmm_jax.data.views import make_views, resize_on_canvas
 from lmm_jax.data.visual_layout import VisualLayout
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
-    """A picture in its pack: its views and grids lie one after the other.
+class PlacedPicture:
+    """A picture and its place in a pack; its views follow each other there, and so do its grids.
 
     Attributes:
       size: `(width, height)`, pixels.
       tiling: `(columns, rows)` of its tiles, or ().
-      view, grid: numbers in the pack of its first view and its first grid.
+      first_view, first_grid: numbers in the pack of its first view and of its first grid.
     """
 
     size: tuple[int, int]
     tiling: tuple[int, ...]
-    view: int
-    grid: int
+    first_view: int
+    first_grid: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +45,10 @@ class PackLayout:
     """The static shape of a pack, and how a conversation is laid out in it.
 
     Attributes:
-      visual: of each picture.
+      visual: how the visual tokens of each picture are laid out.
       scales: scales of the bank.
-      views: views of a pack.
-      rows, length, targets: rows, positions of a row, supervised positions of a pack.
+      views: views that a pack has room for.
+      rows, length, targets: rows of a pack, positions of each, supervised positions that a pack has room for.
       template: see `conversation.encode`.
       too_long: see `conversation.truncate`.
     """
@@ -74,7 +86,7 @@ class PackLayout:
 
     @property
     def grids(self) -> int:
-        """Units of a pack, U: the most that its views can hold."""
+        """Grids that a pack has room for, U: the most that its views can belong to."""
         return self.visual.most_grids(self.views)
 
     @property
@@ -82,18 +94,19 @@ class PackLayout:
         """The newline's slot, behind those of all grids at all scales."""
         return self.grids * sum(map(self.visual.grid_tokens, self.scales))
 
-    def place(self, sizes, view=0, grid=0) -> list[Placed]:
+    def place(self, sizes, first_grid=0) -> list[PlacedPicture]:
         """Places pictures one after the other.
 
         Args:
           sizes: `(width, height)` of each, pixels.
-          view, grid: numbers of the first view and the first grid.
+          first_grid: number in the pack of the first picture's first grid.
         """
-        placed = []
+        placed, view, grid = [], 0, first_grid
         for size in sizes:
-            placed.append(Placed(tuple(size), self.visual.tiling(*size), view, grid))
-            view += self.visual.views(placed[-1].tiling)
-            grid += self.visual.grids(placed[-1].tiling)
+            tiling = self.visual.tiling(*size)
+            placed.append(PlacedPicture(tuple(size), tiling, view, grid))
+            view += self.visual.views_of_tiling(tiling)
+            grid += self.visual.grids_of_tiling(tiling)
         return placed
 
     def segments(self, turns, sizes, tokenizer, scales) -> list[Segment]:
@@ -110,11 +123,11 @@ class PackLayout:
         """
         return self._copies(self._encode(turns, sizes, tokenizer), self.place(sizes), scales)
 
-    def training_segments(self, turns, sizes, tokenizer, scales, grid=0) -> list[Segment]:
+    def training_segments(self, turns, sizes, tokenizer, scales, first_grid=0) -> list[Segment]:
         """As `segments`, of a sample to train on: it ends with an answer and fits into a row at every scale.
 
         Args:
-          grid: number in the pack of the first grid of the sample's first picture.
+          first_grid: number in the pack of the first grid of the sample's first picture.
 
         Raises:
           ValueError: as `segments`, or too long, or nothing is supervised.
@@ -122,7 +135,7 @@ class PackLayout:
         encoded = self._encode(turns, sizes, tokenizer)
         longest = self.visual.tokens(sizes, max(self.scales))  # not of `scales`: it must not depend on the step
         kept = truncate(encoded, longest, self.length, self.too_long)
-        return self._copies(kept, self.place(sizes[: kept.images], grid=grid), scales)
+        return self._copies(kept, self.place(sizes[: kept.images], first_grid), scales)
 
     def _encode(self, turns, sizes, tokenizer):
         encoded = encode(turns, tokenizer, self.template)
@@ -140,7 +153,7 @@ class PackLayout:
         ]
 
     def slots(self, picture, scale) -> np.ndarray:
-        """Bank slots `[n]` of what stands in the sequence for a `Placed` picture at one scale.
+        """Bank slots `[n]` of what stands in the sequence for a `PlacedPicture` at one scale.
 
         Raises:
           ValueError: the picture is too thin to have a visual token.
@@ -153,23 +166,25 @@ class PackLayout:
                 f"too thin to have a visual token at scale {scale}; leave it out, or choose another data.canvas"
             )
         tokens = [self.visual.grid_tokens(s) for s in self.scales]
-        return bank_slots(cells, picture.grid, self.scales.index(scale), tokens, self.grids)
+        return bank_slots(cells, picture.first_grid, self.scales.index(scale), tokens, self.grids)
 
     def see(self, picture) -> np.ndarray:
         """Views `[n, H, W, 3]` uint8 of an opened RGB picture."""
-        a = self.visual
-        if a.aspect == "own":
-            return resize_on_canvas(picture, a.size, *a.canvas[::-1])[None]
-        return views(picture, a.size, a.aspect, a.tiling(*picture.size), a.zoom, a.padding)
+        visual = self.visual
+        if visual.aspect == "own":
+            height, width = visual.canvas
+            return resize_on_canvas(picture, visual.size, width, height)[None]
+        tiling = visual.tiling(*picture.size)
+        return make_views(picture, visual.size, visual.aspect, tiling, visual.zoom, visual.padding)
 
-    def assemble(self, segments, pictures, where=None):
+    def assemble(self, segments, pictures, row_of=None):
         """One pack.
 
         Args:
           segments: `Segment`s.
           pictures: for each picture of the pack its `(width, height)`, and what `see` returned or None, which leaves
             its views blank.
-          where: row of each segment; if None, each goes where it leaves the least room.
+          row_of: row of each segment; if None, each goes where it leaves the least room.
 
         Returns:
           The arrays of `segments.pack`, pixels `[V, H, W, 3]` uint8, and where the layout needs them gather
@@ -179,41 +194,53 @@ class PackLayout:
         Raises:
           DoesNotFit: too many views, positions or targets for a pack.
         """
-        a, placed = self.visual, self.place([size for size, _ in pictures])
-        needed = sum(a.views(p.tiling) for p in placed)
+        placed = self.place([size for size, _ in pictures])
+        needed = sum(self.visual.views_of_tiling(picture.tiling) for picture in placed)
         if needed > self.views:
             raise DoesNotFit(f"{needed} views of {len(pictures)} pictures, room for {self.views}; raise data.views")
-        if where is None:
-            where = assign_rows([len(segment) for segment in segments], self.rows, self.length)
-        out = pack(segments, where, self.rows, self.length, self.targets)
-        out["pixels"] = np.zeros((self.views, *a.canvas, 3), np.uint8)
-        if not a.direct:
-            out["gather"] = np.full((1 + a.added, self.grids, *a.view_grid), -1, np.int32)
-        if a.aspect == "own":
-            out["extent"] = np.zeros((self.views, 2), np.int32)
-        for p, (_, pixels) in zip(placed, pictures, strict=True):
-            if pixels is None:
-                continue
-            out["pixels"][p.view : p.view + len(pixels)] = pixels
-            if "gather" in out:
-                cells = a.gather(p.tiling)
-                cells = np.where(cells < 0, -1, cells + p.view * a.view_grid[0] * a.view_grid[1])
-                out["gather"][:, p.grid : p.grid + cells.shape[1]] = cells
-            if "extent" in out:
-                out["extent"][p.view] = a.extents([p.size])[0]
+        if row_of is None:
+            row_of = assign_rows([len(segment) for segment in segments], self.rows, self.length)
+        out = pack(segments, row_of, self.rows, self.length, self.targets) | self._without_pictures()
+        for picture, (_, pixels) in zip(placed, pictures, strict=True):
+            if pixels is not None:
+                self._show(picture, pixels, out)
         return out
 
+    def _without_pictures(self):
+        """The arrays of a pack that its pictures fill."""
+        visual = self.visual
+        out = {"pixels": np.zeros((self.views, *visual.canvas, 3), np.uint8)}
+        if not visual.direct:
+            out["gather"] = np.full((1 + visual.added, self.grids, *visual.view_grid), -1, np.int32)
+        if visual.aspect == "own":
+            out["extent"] = np.zeros((self.views, 2), np.int32)
+        return out
 
-def bank_slots(cells, first, number, tokens, grids) -> np.ndarray:
+    def _show(self, picture, pixels, out):
+        """Writes the views of a `PlacedPicture` and what belongs to them into the arrays of a pack."""
+        view, grid = picture.first_view, picture.first_grid
+        out["pixels"][view : view + len(pixels)] = pixels
+        if "gather" in out:
+            cells = self.visual.gather(picture.tiling)  # of the picture's own views, [1 + S, grids, g, g]
+            rows, columns = self.visual.view_grid
+            out["gather"][:, grid : grid + cells.shape[1]] = np.where(cells < 0, -1, cells + view * rows * columns)
+        if "extent" in out:
+            out["extent"][view] = self.visual.extents([picture.size])[0]
+
+
+def bank_slots(cells, first_grid, scale_number, tokens, grids) -> np.ndarray:
     """Slots `[n]` int32 of a picture's visual tokens in the bank that `visual_tokens.bank` builds.
 
+    The bank has all grids at its first scale, then all at its second, and so on; the newline is its last. See the
+    drawing of this module.
+
     Args:
-      cells: `[n]` int, grid · tokens + token, the picture's grids counted from 0; negative for the newline, whose
-        slot is the bank's last.
-      first: number of the picture's first grid in its pack.
-      number: of the scale among those of the bank.
+      cells: `[n]` int, grid · tokens + token, the picture's grids counted from 0; negative for the newline.
+      first_grid: number of the picture's first grid in its pack.
+      scale_number: of the picture's scale among those of the bank, from 0.
       tokens: slots of a grid at each scale of the bank, in its order.
-      grids: grids of a pack, U.
+      grids: grids that a pack has room for, U.
     """
-    slots = grids * sum(tokens[:number]) + first * tokens[number] + cells
-    return np.where(cells < 0, grids * sum(tokens), slots).astype(np.int32)
+    before = grids * sum(tokens[:scale_number])
+    newline = grids * sum(tokens)
+    return np.where(cells < 0, newline, before + first_grid * tokens[scale_number] + cells).astype(np.int32)

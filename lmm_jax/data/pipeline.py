@@ -1,4 +1,9 @@
-"""Packs of a batch, read and laid out: every host loads the ones that its devices hold."""
+"""Packs of a batch, read and laid out: every host loads the ones that its devices hold.
+
+A record is named by two numbers, (dataset, record): the prepared folder among those of `data.mixture`, and the
+record in it. `stream` says which records stand in the pack at a position; here they are read, opened into segments
+and views, and put together by `PackLayout.assemble`.
+"""
 
 import dataclasses
 import json
@@ -7,12 +12,90 @@ import grain
 import numpy as np
 from absl import flags
 
-from lmm_jax.data.counts import count_rows, needs_of
+from lmm_jax.data.counts import Counts, count_records, needs_of
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.pack_layout import PackLayout
+from lmm_jax.data.packing import Capacity, Needs, fits
 from lmm_jax.data.prepared import Prepared, as_turns
-from lmm_jax.data.segments import blank
-from lmm_jax.data.stream import Capacity, Stream, choose_capacity, fits, scales_at
+from lmm_jax.data.segments import Segment, blank
+from lmm_jax.data.stream import Stream, choose_capacity, scales_at
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A prepared folder of the stream, and what is planned with of its records.
+
+    Attributes:
+      data: the `Prepared` split.
+      counts: what each record takes.
+      needs: what each record takes in a pack.
+      used: `[n]` numbers of the records that stand in the stream, which counts them 0 … n - 1.
+    """
+
+    data: Prepared
+    counts: Counts
+    needs: Needs
+    used: np.ndarray
+
+    @property
+    def needs_used(self) -> Needs:
+        """Needs of the records that stand in the stream."""
+        return self.needs.take(self.used)
+
+    @property
+    def left_out(self) -> np.ndarray:
+        """Numbers of the other records."""
+        return np.setdiff1d(np.arange(len(self.data)), self.used)
+
+    @property
+    def name(self) -> str:
+        """Folder and split, for messages."""
+        return f"{self.data.folder} ({self.data.split})"
+
+    def held_by(self, capacity):
+        """This dataset with those of its used records that fit into a pack.
+
+        Raises:
+          ValueError: none does.
+        """
+        used = self.used[fits(self.needs_used, capacity)]
+        if not len(used):
+            pack = f"{capacity.rows} × {capacity.length} positions, {capacity.targets} of them supervised"
+            raise ValueError(
+                f"{self.name}: none of {len(self.needs)} records fits a pack of {pack}, and {capacity.views} views; "
+                "raise data.length or data.views"
+            )
+        return dataclasses.replace(self, used=used)
+
+    def all_sizes(self, record) -> list[tuple[int, int]]:
+        """`(width, height)` of all pictures of a record, pixels."""
+        first, last = self.data.index["image_offsets"][record : record + 2]
+        return list(map(tuple, self.data.index["image_sizes"][first:last].tolist()))
+
+    def sizes(self, record) -> list[tuple[int, int]]:
+        """`(width, height)` of the pictures of a record that are left after a cut, pixels."""
+        return self.all_sizes(record)[: self.counts.pictures[record]]
+
+    def lengths(self, record, scale_numbers) -> list[int]:
+        """Positions of a record's copies at some of the bank's scales, from the index alone; of text alone one."""
+        lengths = self.counts.positions[record, scale_numbers].tolist()
+        return lengths if self.counts.pictures[record] else lengths[:1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A record as it goes into a pack.
+
+    Attributes:
+      segments: its copies, one for each scale that trains; blank ones if it could not be read.
+      pictures: `(width, height)` and views of each, as `PackLayout.assemble` takes them; None for views if it could
+        not be read.
+      fault: why it could not be read, see `Packs.__getitem__`, or None.
+    """
+
+    segments: list[Segment]
+    pictures: list[tuple]
+    fault: dict | None = None
 
 
 class Packs:
@@ -23,9 +106,10 @@ class Packs:
     other and belongs to no loss group; it is reported with its pack.
 
     Attributes:
-      data: the `Prepared` split of each source.
+      datasets: a `Dataset` for each prepared folder.
       layout: `PackLayout` of a pack.
-      stream: `stream.Stream` over the usable rows.
+      stream: `stream.Stream` over the records that are used.
+      per_step: packs of a global batch.
     """
 
     def __init__(self, config, visual, split, packs_per_step, shuffle):
@@ -42,151 +126,149 @@ class Packs:
           FileNotFoundError, ValueError: data that is not there, does not agree, or does not fit into a pack.
         """
         data, scales = config.data, tuple(config.model.scales)
-        sources = tuple(data.mixture) or ((data.path, 1.0),)
-        self.data = [Prepared(path, split) for path, _ in sources]
-        _check_sources(self.data, data.template)
-        self.per_step = packs_per_step
+        mixture = tuple(data.mixture) or ((data.path, 1.0),)
+        weights = [weight for _, weight in mixture]
         # The sets of scales that train together; the rotation begins again after the last.
         self._phases = [scales_at(i, scales, config.train.scales_per_step or len(scales)) for i in range(len(scales))]
-        cut = data.too_long == "cut"
-        self._counts = [count_rows(d.index, visual, scales, data.length, cut) for d in self.data]
-        self._needs = [needs_of(counts, scales, self._phases) for counts in self._counts]
-        weights = [weight for _, weight in sources]
-        usable = [np.flatnonzero(counts.usable) for counts in self._counts]
-        capacity = _capacity(
-            data,
-            [n.take(rows) for n, rows in zip(self._needs, usable, strict=True)],
-            weights,
-            config.seed,
-            visual.views_step,
-        )
-        self._rows = [rows[fits(n.take(rows), capacity)] for n, rows in zip(self._needs, usable, strict=True)]
-        for d, n, rows in zip(self.data, self._needs, self._rows, strict=True):
-            if not len(rows):
-                pack = f"{capacity.rows} × {capacity.length} positions, {capacity.targets} of them supervised"
-                raise ValueError(
-                    f"{d.folder} ({split}): none of {len(n)} rows fits a pack of {pack}, and {capacity.views} views; "
-                    "raise data.length or data.views"
-                )
-        needs = [n.take(rows) for n, rows in zip(self._needs, self._rows, strict=True)]
-        self.stream = Stream(needs, weights, capacity, config.seed, shuffle)
+
+        def counted(prepared):
+            counts = count_records(prepared.index, visual, scales, data.length, cut=data.too_long == "cut")
+            needs = needs_of(counts, scales, self._phases)
+            return Dataset(prepared, counts, needs, np.flatnonzero(counts.usable))
+
+        prepared = [Prepared(path, split) for path, _ in mixture]
+        _check_agreement(prepared, data.template)
+        datasets = list(map(counted, prepared))
+        capacity = _capacity(data, [d.needs_used for d in datasets], weights, config.seed, visual.views_step)
+        self.datasets = [d.held_by(capacity) for d in datasets]
+        self.stream = Stream([d.needs_used for d in self.datasets], weights, capacity, config.seed, shuffle)
         self.layout = PackLayout.from_config(config, visual, capacity)
-        self._first = np.cumsum([0, *map(len, self.data)])
+        self.per_step = packs_per_step
+        self._first_number = np.cumsum([0, *map(len, self.data)])  # of each dataset's records, see `record_index`
         self._known = None, False  # a step, and whether its batch has a picture
 
     @property
+    def data(self) -> list[Prepared]:
+        """The `Prepared` split of each dataset."""
+        return [d.data for d in self.datasets]
+
+    @property
     def left_out(self) -> list[tuple[int, int]]:
-        """`(source, row)` of the rows that do not fit into a pack, have no answer, or a picture without tokens."""
-        rows = (np.setdiff1d(np.arange(len(d)), used) for d, used in zip(self.data, self._rows, strict=True))
-        return [(source, int(row)) for source, missing in enumerate(rows) for row in missing]
+        """`(dataset, record)` of what does not fit into a pack, has no answer, or a picture without tokens."""
+        return [(number, int(record)) for number, d in enumerate(self.datasets) for record in d.left_out]
 
     @property
     def tokenizer(self):
-        """The tokenizer of all sources."""
+        """The tokenizer of all datasets."""
         return self.data[0].tokenizer
 
     def state(self) -> dict:
         """What, beside the position, decides the stream; JSON."""
-        s = self.stream
+        mixture = self.stream.mixture
         return {
             "data": [d.fingerprint for d in self.data],
-            "weights": [float(w) for w in s.weights],
+            "weights": [float(w) for w in mixture.weights],
             "tokenizer": self.tokenizer.fingerprint,
             "template": self.layout.template,
             "visual_layout": json.loads(json.dumps(dataclasses.asdict(self.layout.visual))),  # without tuples
-            "seed": s.seed,
-            "capacity": list(dataclasses.astuple(s.capacity)),
+            "seed": mixture.seed,
+            "capacity": list(dataclasses.astuple(self.stream.capacity)),
             "scales": [list(phase) for phase in self._phases],
             "packs_per_step": self.per_step,
         }
 
     def members(self, position) -> list[tuple[int, int]]:
-        """`(source, row)` of the records of a pack."""
-        return [(int(source), int(self._rows[source][i])) for source, i in self.stream[position].members]
+        """`(dataset, record)` of the records of a pack."""
+        return [(int(dataset), int(self.datasets[dataset].used[n])) for dataset, n in self.stream[position].members]
 
-    def sizes(self, source, row) -> list[tuple[int, int]]:
+    def sizes(self, dataset, record) -> list[tuple[int, int]]:
         """`(width, height)` of the pictures of a record that are left after a cut, pixels."""
-        return self._sizes(source, row)[: self._counts[source].pictures[row]]
+        return self.datasets[dataset].sizes(record)
 
-    def name(self, source, row) -> str:
-        """Folder and row of a record, for messages."""
-        return f"{self.data[source].folder} ({self.data[source].split}) row {row}"
+    def name(self, dataset, record) -> str:
+        """Folder and number of a record, for messages."""
+        return f"{self.datasets[dataset].name} record {record}"
 
     def __getitem__(self, position):
         """The pack at a global position: arrays as `PackLayout.assemble` gives them, and for the host
 
-        record_index: `[records]` int64, rows numbered on over the sources.
+        record_index: `[records]` int64, records numbered on over the datasets.
         bad: `[records]` bool, those that were replaced.
-        faults: list of dicts (position, file, row, id, reason) of each of them.
+        faults: list of dicts (position, file, record, id, reason) of each of them.
 
         Pixels, gather and extent are left out where no pack of the whole global batch has a picture.
         """
         step = position // self.per_step
-        scales = self._phases[step % len(self._phases)]
-        where = iter(self.stream[position].where)
-        segments, rows, pictures, numbers, bad, faults = [], [], [], [], [], []
-        visual, grid = self.layout.visual, 0
-        for source, row in self.members(position):
-            numbers.append(self._first[source] + row)
-            sizes = self.sizes(source, row)
-            try:
-                mine, pixels = self._read(source, row, scales, grid)
-                bad.append(False)
-            except Exception as error:  # whatever is wrong with one record must not end or move the stream
-                mine, pixels = list(map(blank, self._lengths(source, row, scales))), [None] * len(sizes)
-                faults.append(self._fault(position, source, row, error))
-                bad.append(True)
-            # In the rows that were planned: the copies of this step may be shorter, but none is longer.
-            segments += sorted(mine, key=len, reverse=True)
-            rows += [next(where) for _ in range((self._needs[source].copies[row] > 0).sum())][: len(mine)]
-            pictures += zip(sizes, pixels, strict=True)
-            grid += sum(visual.grids(visual.tiling(*size)) for size in sizes)
-        out = self.layout.assemble(segments, pictures, rows)
-        if not self._shows(step):
+        members, planned = self.members(position), self.stream[position].rows
+        loaded = self._load_all(members, self._phases[step % len(self._phases)], position)
+        segments, row_of = [], []
+        for record, rows in zip(loaded, planned, strict=True):
+            # Rows are planned for the copies of any step, longest first: none of this step's is longer.
+            copies = sorted(record.segments, key=len, reverse=True)
+            segments += copies
+            row_of += rows[: len(copies)].tolist()
+        out = self.layout.assemble(segments, [picture for record in loaded for picture in record.pictures], row_of)
+        if not self._shows_pictures(step):
             out = {name: x for name, x in out.items() if name not in ("pixels", "gather", "extent")}
-        return out | {"record_index": np.array(numbers, np.int64), "bad": np.array(bad), "faults": faults}
-
-    def _read(self, source, row, scales, grid):
-        record, sizes = self.data[source][row], self._sizes(source, row)
-        segments = self.layout.training_segments(as_turns(record), sizes, self.tokenizer, scales, grid)
-        pictures = [open_picture(data) for data in record["images"][: self._counts[source].pictures[row]]]
-        found = [picture.size for picture in pictures]
-        if [len(s) for s in segments] != self._lengths(source, row, scales) or found != self.sizes(source, row):
-            raise ValueError("the record is not the one that was counted when the data was prepared")
-        return segments, [self.layout.see(picture) for picture in pictures]
-
-    def _sizes(self, source, row):
-        """Sizes of all pictures of a record."""
-        index = self.data[source].index
-        first, last = index["image_offsets"][row : row + 2]
-        return list(map(tuple, index["image_sizes"][first:last].tolist()))
-
-    def _lengths(self, source, row, scales):
-        """Positions of each copy, from the index alone."""
-        counts = self._counts[source]
-        lengths = [int(counts.positions[row, self.layout.scales.index(scale)]) for scale in scales]
-        return lengths if counts.pictures[row] else lengths[:1]
-
-    def _fault(self, position, source, row, error):
-        try:
-            name = self.data[source][row]["id"].decode()
-        except Exception:  # the record itself is unreadable
-            name = ""
-        reason = f"{type(error).__name__}: {error}"
-        return {
-            "position": int(position),
-            "file": str(self.data[source].folder),
-            "row": row,
-            "id": name,
-            "reason": reason,
+        return out | {
+            "record_index": np.array([self._first_number[dataset] + record for dataset, record in members], np.int64),
+            "bad": np.array([record.fault is not None for record in loaded]),
+            "faults": [record.fault for record in loaded if record.fault is not None],
         }
 
-    def _shows(self, step):
+    def _load_all(self, members, scales, position) -> list[Loaded]:
+        """The records of a pack; each has its grids behind those of the one before."""
+        visual, loaded, first_grid = self.layout.visual, [], 0
+        for dataset, record in members:
+            loaded.append(self._load(dataset, record, scales, first_grid, position))
+            sizes = self.sizes(dataset, record)
+            first_grid += sum(visual.grids_of_tiling(visual.tiling(*size)) for size in sizes)
+        return loaded
+
+    def _load(self, dataset, record, scales, first_grid, position) -> Loaded:
+        """A record of a pack, or blank segments of the lengths that were planned for it."""
+        try:
+            return self._read(dataset, record, scales, first_grid)
+        except Exception as error:  # whatever is wrong with one record must not end or move the stream
+            blanks = [blank(length) for length in self._lengths(dataset, record, scales)]
+            unseen = [(size, None) for size in self.sizes(dataset, record)]
+            return Loaded(blanks, unseen, self._fault(position, dataset, record, error))
+
+    def _read(self, dataset, record, scales, first_grid) -> Loaded:
+        """Reads a record and lays it out; raises whatever is wrong with it."""
+        sizes, stored = self.sizes(dataset, record), self.data[dataset][record]
+        all_sizes = self.datasets[dataset].all_sizes(record)
+        segments = self.layout.training_segments(as_turns(stored), all_sizes, self.tokenizer, scales, first_grid)
+        pictures = [open_picture(data) for data in stored["images"][: len(sizes)]]
+        lengths = [len(segment) for segment in segments]
+        if lengths != self._lengths(dataset, record, scales) or [picture.size for picture in pictures] != sizes:
+            raise ValueError("the record is not the one that was counted when the data was prepared")
+        return Loaded(segments, [(picture.size, self.layout.see(picture)) for picture in pictures])
+
+    def _lengths(self, dataset, record, scales):
+        """Positions of each copy, as they were counted."""
+        return self.datasets[dataset].lengths(record, [self.layout.scales.index(scale) for scale in scales])
+
+    def _fault(self, position, dataset, record, error):
+        try:
+            name = self.data[dataset][record]["id"].decode()
+        except Exception:  # the record itself is unreadable
+            name = ""
+        return {
+            "position": int(position),
+            "file": str(self.data[dataset].folder),
+            "record": record,
+            "id": name,
+            "reason": f"{type(error).__name__}: {error}",
+        }
+
+    def _shows_pictures(self, step):
         """Whether any pack of a global batch has a picture; kept for the next pack, mostly of the same batch."""
         known, shows = self._known
         if known != step:
             positions = range(step * self.per_step, (step + 1) * self.per_step)
-            shows = any(self._counts[s].pictures[r] for p in positions for s, r in self.members(p))
+            members = (member for position in positions for member in self.members(position))
+            shows = any(self.datasets[dataset].counts.pictures[record] for dataset, record in members)
             self._known = step, shows
         return shows
 
@@ -199,15 +281,14 @@ def _capacity(data, needs, weights, seed, views_step):
     return choose_capacity(needs, weights, data.length, seed, rows, views_step)
 
 
-def _check_sources(sources, template):
-    """Sources must agree on tokenizer and template, which their stored lengths depend on."""
-    for source in sources:
-        prepared = source.about["template"]
-        if source.tokenizer.fingerprint != sources[0].tokenizer.fingerprint:
-            raise ValueError(f"data.mixture: {source.folder} and {sources[0].folder} have different tokenizers")
-        if prepared != template:
+def _check_agreement(prepared, template):
+    """Datasets must agree on tokenizer and template, which their stored lengths depend on."""
+    for data in prepared:
+        if data.tokenizer.fingerprint != prepared[0].tokenizer.fingerprint:
+            raise ValueError(f"data.mixture: {data.folder} and {prepared[0].folder} have different tokenizers")
+        if data.about["template"] != template:
             raise ValueError(
-                f"{source.folder} was prepared with template '{prepared}', data.template is '{template}'"
+                f"{data.folder} was prepared with template '{data.about['template']}', data.template is '{template}'"
             )
 
 

@@ -12,7 +12,7 @@ from lmm_jax.data.tokenizer import load_tokenizer
 
 
 class Prepared:
-    """One split of a prepared folder: random access to its rows, with the index in memory.
+    """One split of a prepared folder: random access to its records, with the index in memory.
 
     Of a folder in a bucket, the records are copied to this machine: see `storage.local_copy`.
 
@@ -42,15 +42,15 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies rows, order, tokenizer and template."""
+        """Identifies records, order, tokenizer and template."""
         return self.about["fingerprint"]
 
     def __len__(self):
         return len(self._source)
 
-    def __getitem__(self, row):
-        """Row `row` as stored: id, images (encoded bytes) and turns."""
-        return self._source[row]
+    def __getitem__(self, record):
+        """Record number `record` as stored: id, images (encoded bytes) and turns."""
+        return self._source[record]
 
 
 def as_turns(record):

@@ -1,6 +1,20 @@
 """Segments: one copy of a conversation at one scale, opened into positions, and the rows of a pack that hold them.
 
-Index arithmetic in numpy. Everything variable is decided here, so that the device program has static shapes.
+Index arithmetic in numpy. Everything variable is decided here, so that the device program has static shapes. A
+conversation whose picture has the bank's slots 30 to 32, and of which the last two tokens are supervised:
+
+    ids              1   IMAGE         5   6   7   2
+    supervised       -     -           -   -   +   +
+
+    id               1   0   0   0     5   6   7   2
+    slot            -1  30  31  32    -1  -1  -1  -1
+    target          -1  -1  -1  -1    -1   7   2  -1        the token that each position is to predict
+
+Such segments stand one behind the other in a row; `position` starts again at 0 in each, `segment` numbers them over
+the whole pack from 1 on, and what is left of the row is segment 0:
+
+    a row of 15      position   0 1 2 3 4 5 6 7 0 1 2 3 4 5 0
+                     segment    1 1 1 1 1 1 1 1 2 2 2 2 2 2 0
 """
 
 import dataclasses
@@ -42,7 +56,7 @@ def lay_out(ids, supervised, blocks, group=1) -> Segment:
     Args:
       ids: `[m]` ids with `IMAGE` for each picture.
       supervised: `[m]` bool.
-      blocks: slot array of each picture, in order of appearance.
+      blocks: bank slots of each picture, in order of appearance.
       group: bitmask of loss groups.
 
     Raises:
@@ -51,15 +65,15 @@ def lay_out(ids, supervised, blocks, group=1) -> Segment:
     is_image = ids == IMAGE
     if is_image.sum() != len(blocks):
         raise ValueError(f"{is_image.sum()} <image> tags in the text, {len(blocks)} pictures")
-    width = np.ones(len(ids), np.int64)
+    width = np.ones(len(ids), np.int64)  # positions that each id opens into
     width[is_image] = [len(block) for block in blocks]
-    slot = np.full(width.sum(), -1, np.int32)
+    opened = np.repeat(np.where(is_image, 0, ids), width).astype(np.int32)
+    slot = np.full(len(opened), -1, np.int32)
     if blocks:
         slot[np.repeat(is_image, width)] = np.concatenate(blocks)
-    opened = np.repeat(np.where(is_image, 0, ids), width).astype(np.int32)
     is_target = np.repeat(supervised & ~is_image, width)
     target = np.full(len(opened), NO_TARGET, np.int32)
-    target[:-1] = np.where(is_target[1:], opened[1:], NO_TARGET)
+    target[:-1] = np.where(is_target[1:], opened[1:], NO_TARGET)  # each position predicts the next one
     return Segment(opened, slot, target, group)
 
 
@@ -69,12 +83,12 @@ def blank(length) -> Segment:
     return Segment(np.zeros(length, np.int32), nothing, np.full(length, NO_TARGET, np.int32), 0)
 
 
-def pack(segments, where, rows, length, targets) -> dict[str, np.ndarray]:
+def pack(segments, row_of, rows, length, targets) -> dict[str, np.ndarray]:
     """Lays segments into the rows of a pack, one behind the other.
 
     Args:
       segments: `Segment`s; all may use any slot of the pack.
-      where: the row of each.
+      row_of: the row of each.
       rows: rows R of the pack.
       length: positions T of a row.
       targets: supervised positions K that a pack can hold.
@@ -88,22 +102,28 @@ def pack(segments, where, rows, length, targets) -> dict[str, np.ndarray]:
     """
     out = {name: np.zeros((rows, length), np.int32) for name in ("id", "position", "segment")}
     out["slot"] = np.full((rows, length), -1, np.int32)
-    next_id = np.full((rows, length), NO_TARGET, np.int32)
+    target = np.full((rows, length), NO_TARGET, np.int32)
     group = np.zeros((rows, length), np.int32)
-    used = np.zeros(rows, np.int64)
-    for number, (segment, row) in enumerate(zip(segments, where, strict=True), start=1):
-        n = len(segment)
-        at = (row, slice(used[row], used[row] + n))
-        out["id"][at], out["slot"][at] = segment.id, segment.slot
-        out["position"][at] = np.arange(n)
-        out["segment"][at] = number
-        next_id[at] = segment.target
-        group[at] = np.where(segment.target == NO_TARGET, 0, segment.group)
-        used[row] += n
+    used = [0] * rows
+    for number, (segment, row) in enumerate(zip(segments, row_of, strict=True), start=1):
+        begin, end = used[row], used[row] + len(segment)
+        out["id"][row, begin:end] = segment.id
+        out["slot"][row, begin:end] = segment.slot
+        out["position"][row, begin:end] = np.arange(len(segment))
+        out["segment"][row, begin:end] = number
+        target[row, begin:end] = segment.target
+        group[row, begin:end] = np.where(segment.target == NO_TARGET, 0, segment.group)
+        used[row] = end
+    return out | _gathered_targets(target, group, targets)
+
+
+def _gathered_targets(target, group, targets):
+    """Supervised positions of a pack put together, as `pack` returns them, so that only they need logits."""
     found = np.flatnonzero(group)
     if len(found) > targets:
         raise DoesNotFit(f"{len(found)} supervised tokens, room for {targets}; raise data.targets")
-    for name, values in (("target_at", found), ("target", next_id.flat[found]), ("group", group.flat[found])):
+    out = {}
+    for name, values in (("target_at", found), ("target", target.flat[found]), ("group", group.flat[found])):
         out[name] = np.zeros(targets, np.int32)
         out[name][: len(found)] = values
     return out

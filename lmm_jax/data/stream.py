@@ -1,261 +1,133 @@
-"""Which rows stand in which pack: a pure function of (seed, data, position), planned from stored lengths alone.
+"""Which records stand at which global position: a pure function of (seed, data, position), from lengths alone.
 
-Rows are drawn in *rounds*: of one source, a round is an epoch in a new order; of a mixture, as many rows as all
-sources have, drawn by weight, each source going through its own epochs. The rows of a round are packed, the packs
-shuffled, and the packs of all rounds numbered on: that number is the global position.
+    datasets      prepared folders, each read epoch after epoch in a new order
+                      dataset 0:  2 0 3 1 | 1 3 0 2 | …
+                      dataset 1:  0 1 | 1 0 | …
+                         │  drawn by weight and mixed, as many in a round as there are records in all datasets
+    records       round 0:  (0, 2) (1, 0) (0, 0) (0, 3) (1, 1) (0, 1)        (dataset, record)
+                         │  `packing.plan_packs`: copies to rows, rows to packs
+    packs         {(0, 2) (1, 0)}  {(0, 3) (0, 0)}  {(1, 1) (0, 1)}
+                         │  shuffled
+    positions     0  1  2 | 3  4  5  6 | …          the packs of round 0, of round 1, …
+                         │  packs of a step
+    steps         0       | 1       | …
+
+Of one dataset a round is an epoch. Nothing but the position is needed to resume, and hosts may be of any number: each
+asks for the positions that its devices hold.
 """
 
-import dataclasses
 import hashlib
 
 import numpy as np
 
-from lmm_jax.data.packing import FULL, fill_rows, place_copies
+from lmm_jax.data.packing import Capacity, Needs, PlannedPack, fits, plan_packs, usage
 
-WINDOW = 1024  # rows of the stream that are packed together
-OPEN = 64  # packs that stay open from one window to the next
+VIEW_SHARES = (0.85, 0.9, 0.95, 1.0, 1.05)  # of the views that go with a pack's positions: what is tried
 
 
-@dataclasses.dataclass(frozen=True)
-class Capacity:
-    """What a pack holds.
+class Mixture:
+    """The records of one or several datasets, drawn by weight, round after round.
 
     Attributes:
-      rows, length: rows of a pack and positions of each.
-      views: views of a pack.
-      targets: supervised positions of a pack.
+      needs: of the records of each dataset.
+      weights: share of each dataset in the records of a round.
+      seed: of all orders.
+      shuffle: whether the orders are random; if not, each dataset is read as it lies, one after the other.
     """
 
-    rows: int
-    length: int
-    views: int
-    targets: int
+    def __init__(self, needs, weights, seed, shuffle=True):
+        """Raises ValueError for an empty dataset, or weights that are not positive."""
+        if not all(len(n) for n in needs):
+            raise ValueError("data.mixture: a dataset has no usable record")
+        if min(weights) <= 0:
+            raise ValueError(f"data.mixture: weights must be positive, got {list(weights)}")
+        self.needs, self.seed, self.shuffle = list(needs), seed, shuffle
+        self.weights = np.asarray(weights, np.float64) / np.sum(weights)
 
+    def drawn(self, number) -> np.ndarray:
+        """Records `[n, 2]` (dataset, record) of round `number`, in the order in which they are packed."""
+        size = sum(len(n) for n in self.needs)
+        parts = []
+        for dataset, weight in enumerate(self.weights):
+            share = weight * size  # records a round, not always a whole number
+            records = self._from_epochs(dataset, round(share * number), round(share * (number + 1)))
+            parts.append(np.stack([np.full(len(records), dataset), records], axis=1))
+        drawn = np.concatenate(parts)
+        if self.shuffle and len(parts) > 1:
+            drawn = drawn[_permutation(len(drawn), self.seed, "mixture", number)]
+        return drawn
 
-@dataclasses.dataclass(frozen=True)
-class Needs:
-    """What each row of a source takes in a pack.
+    def needs_of(self, drawn) -> Needs:
+        """Needs of records `[n, 2]` (dataset, record), with as many columns of copies as any dataset has."""
+        copies = np.zeros((len(drawn), max(n.copies.shape[1] for n in self.needs)), np.int64)
+        views, targets = np.zeros((2, len(drawn)), np.int64)
+        for dataset, needs in enumerate(self.needs):
+            at = drawn[:, 0] == dataset
+            some = needs.take(drawn[at, 1])
+            copies[at, : some.copies.shape[1]] = some.copies
+            views[at], targets[at] = some.views, some.targets
+        return Needs(copies, views, targets)
 
-    Attributes:
-      copies: `[n, C]` int, positions of each copy, longest first; 0 where a row has fewer copies.
-      views: `[n]` int, of its pictures.
-      targets: `[n]` int, supervised positions of all copies together.
-    """
+    def _from_epochs(self, dataset, first, last):
+        """Records number `first` … `last` - 1 of a dataset that is read epoch after epoch."""
+        size, parts = len(self.needs[dataset]), [np.zeros(0, np.int64)]
+        for epoch in range(first // size, -(-last // size)):
+            begin = epoch * size
+            parts.append(self._epoch(dataset, epoch)[max(first - begin, 0) : last - begin])
+        return np.concatenate(parts)
 
-    copies: np.ndarray
-    views: np.ndarray
-    targets: np.ndarray
-
-    def __len__(self):
-        return len(self.copies)
-
-    def take(self, rows):
-        """The needs of some rows."""
-        return Needs(self.copies[rows], self.views[rows], self.targets[rows])
-
-
-def fits(needs, capacity) -> np.ndarray:
-    """`[n]` bool: rows that an empty pack can hold."""
-    empty = np.full((1, capacity.rows), capacity.length)
-    alone = (needs.views <= capacity.views) & (needs.targets <= capacity.targets)
-    if needs.copies.shape[1] == 1:
-        return alone & (needs.copies[:, 0] <= capacity.length)
-    # Few kinds of rows differ in what they need, so that each is tried once.
-    kinds, which = np.unique(needs.copies, axis=0, return_inverse=True)
-    placed = np.array([place_copies(c[c > 0], empty)[1][0] < FULL for c in kinds], bool)
-    return alone & placed[which.reshape(-1)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Planned:
-    """One pack.
-
-    Attributes:
-      members: `[m]` numbers of its rows, or `[m, 2]` (source, row).
-      where: the pack's row for each copy of each member, longest copy first, one member after the other.
-    """
-
-    members: np.ndarray
-    where: list[int]
-
-
-def plan_packs(needs, capacity) -> list[Planned]:
-    """Packs rows in windows of the stream, so that little is left unused.
-
-    Args:
-      needs: of the rows, in stream order; every row must fit into a pack of its own, see `fits`.
-      capacity: of a pack.
-    """
-    if needs.copies.shape[1] == 1:
-        return _single_copies(needs, capacity)
-    return _best_fit(needs, capacity)
-
-
-def _single_copies(needs, capacity):
-    """Rows of a pack are filled first, then put together so that views are spread evenly over the packs."""
-    packs, left = [], np.zeros(0, np.int64)
-    lengths = needs.copies[:, 0]
-    for first in range(0, len(needs), WINDOW):
-        window = np.concatenate([left, np.arange(first, min(first + WINDOW, len(needs)))])
-        rows = [window[row] for row in fill_rows(lengths[window], capacity.length)]
-        more = first + WINDOW < len(needs) and len(window) < 4 * WINDOW
-        full = [lengths[row].sum() >= 0.98 * capacity.length or not more for row in rows]
-        # What did not fill a row waits for the next window.
-        left = np.concatenate([np.zeros(0, np.int64), *(r for r, done in zip(rows, full, strict=True) if not done)])
-        packs += _group_rows([r for r, done in zip(rows, full, strict=True) if done], needs, capacity)
-    return packs
-
-
-def _group_rows(rows, needs, capacity):
-    """Packs of filled rows: those with most views first, each to the pack that lacks most."""
-    parts = [part for row in rows for part in _within(row, needs, capacity)]
-    takes = np.array([[1, needs.views[p].sum(), needs.targets[p].sum()] for p in parts]).reshape(-1, 3)
-    empty = np.array([capacity.rows, capacity.views, capacity.targets])
-    room = np.tile(empty, (-(-len(parts) // capacity.rows), 1))
-    held = [[] for _ in room]
-    for i in np.argsort(-takes[:, 1], kind="stable"):
-        fitting = (room >= takes[i]).all(axis=1)
-        pack = int(np.where(fitting, room[:, 1], -1).argmax())
-        if not fitting.any():
-            pack = len(held)
-            held.append([])
-            room = np.concatenate([room, empty[None]])
-        room[pack] -= takes[i]
-        held[pack].append(parts[i])
-    return [Planned(np.concatenate(of), [n for n, row in enumerate(of) for _ in row]) for of in held if of]
-
-
-def _within(row, needs, capacity):
-    """Parts of a filled row, each with no more views and targets than a pack holds."""
-    part, taken = [], np.zeros(2, np.int64)
-    for member in row:
-        takes = np.array([needs.views[member], needs.targets[member]])
-        if part and (taken + takes > (capacity.views, capacity.targets)).any():
-            yield np.array(part)
-            part, taken = [], np.zeros(2, np.int64)
-        part.append(member)
-        taken += takes
-    yield np.array(part)
-
-
-def _best_fit(needs, capacity):
-    """Longest first, each into the pack where its longest copy leaves the least room."""
-    packs, members, where = [], [], []  # finished packs; the open ones
-    free = np.zeros((0, capacity.rows), np.int64)
-    views, targets = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for first in range(0, len(needs), WINDOW):
-        window = np.arange(first, min(first + WINDOW, len(needs)))
-        for row in window[np.argsort(-needs.copies[window].sum(axis=1), kind="stable")]:
-            copies = needs.copies[row][needs.copies[row] > 0]
-            after, left, rows = place_copies(copies, free)
-            left = np.where((views >= needs.views[row]) & (targets >= needs.targets[row]), left, FULL)
-            if not len(left) or left.min() == FULL:
-                free = np.concatenate([free, np.full((1, capacity.rows), capacity.length, np.int64)])
-                views, targets = np.append(views, capacity.views), np.append(targets, capacity.targets)
-                members.append([])
-                where.append([])
-                after, left, rows = place_copies(copies, free)
-                left[:-1] = FULL
-            chosen = int(left.argmin())
-            free[chosen] = after[chosen]
-            views[chosen] -= needs.views[row]
-            targets[chosen] -= needs.targets[row]
-            members[chosen].append(row)
-            where[chosen] += rows[:, chosen].tolist()
-        keep = np.sort(np.argsort(-free.sum(axis=1), kind="stable")[:OPEN])
-        packs += [Planned(np.array(members[i]), where[i]) for i in np.setdiff1d(np.arange(len(members)), keep)]
-        members, where = [members[i] for i in keep], [where[i] for i in keep]
-        free, views, targets = free[keep], views[keep], targets[keep]
-    return packs + [Planned(np.array(m), w) for m, w in zip(members, where, strict=True)]
+    def _epoch(self, dataset, epoch):
+        size = len(self.needs[dataset])
+        # "rows" is part of what the order is derived from: with another word every stream would be another.
+        return _permutation(size, self.seed, f"rows {dataset}", epoch) if self.shuffle else np.arange(size)
 
 
 class Stream:
-    """The endless stream of packs over one or several sources.
+    """The endless stream of packs over one or several datasets.
 
     Attributes:
-      needs: of each source.
-      weights: share of each source in the rows of a round.
+      mixture: `Mixture` that the records are drawn from.
       capacity: of a pack.
-      seed: of all orders.
     """
 
     def __init__(self, needs, weights, capacity, seed, shuffle=True):
-        """Raises ValueError for an empty source, or weights that are not positive."""
-        if not all(len(n) for n in needs):
-            raise ValueError("data.mixture: a source has no usable row")
-        if min(weights) <= 0:
-            raise ValueError(f"data.mixture: weights must be positive, got {list(weights)}")
-        self.needs, self.capacity = list(needs), capacity
-        self.weights = np.asarray(weights, np.float64) / np.sum(weights)
-        self.seed, self._shuffle = seed, shuffle
+        """Args: see `Mixture` and `packing.Capacity`; raises what `Mixture` does."""
+        self.mixture, self.capacity = Mixture(needs, weights, seed, shuffle), capacity
         self._ends = [0]  # packs before each round that was planned
         self._plans = {}  # of the latest rounds
 
-    def __getitem__(self, position) -> Planned:
-        """The pack at a global position, its members as (source, row)."""
+    def __getitem__(self, position) -> PlannedPack:
+        """The pack at a global position, its members as (dataset, record)."""
         number = 0
         while position >= self._end(number):
             number += 1
         return self._round(number)[position - self._ends[number]]
 
-    def usage(self, number=0):
+    def usage(self, number=0) -> tuple[float, float]:
         """Shares of positions and of views that the packs of a round use."""
-        packs, c = self._round(number), self.capacity
-        taken = self.drawn(np.concatenate([pack.members for pack in packs]))
-        positions = taken.copies.sum() / (len(packs) * c.rows * c.length)
-        return float(positions), float(taken.views.sum() / max(len(packs) * c.views, 1))
+        packs = self._round(number)
+        needs = self.mixture.needs_of(np.concatenate([pack.members for pack in packs]))
+        return usage(needs, packs, self.capacity)
 
     def _end(self, number):
+        """The position behind the last pack of a round."""
         while len(self._ends) <= number + 1:
             self._ends.append(self._ends[-1] + len(self._round(len(self._ends) - 1)))
         return self._ends[number + 1]
 
     def _round(self, number):
+        """Packs of a round in order; this one and the one before are kept."""
         if number not in self._plans:
             self._plans = {n: plan for n, plan in self._plans.items() if n == number - 1}
             self._plans[number] = self._plan_round(number)
         return self._plans[number]
 
     def _plan_round(self, number):
-        rows = self.rows(number)
-        packs = plan_packs(self.drawn(rows), self.capacity)
-        order = _permutation(len(packs), self.seed, "packs", number) if self._shuffle else range(len(packs))
-        return [Planned(rows[packs[i].members], packs[i].where) for i in order]
-
-    def drawn(self, rows) -> Needs:
-        """Needs of rows `[n, 2]` (source, row)."""
-        copies = np.zeros((len(rows), max(n.copies.shape[1] for n in self.needs)), np.int64)
-        views, targets = np.zeros((2, len(rows)), np.int64)
-        for source, needs in enumerate(self.needs):
-            at = rows[:, 0] == source
-            some = needs.take(rows[at, 1])
-            copies[at, : some.copies.shape[1]] = some.copies
-            views[at], targets[at] = some.views, some.targets
-        return Needs(copies, views, targets)
-
-    def rows(self, number) -> np.ndarray:
-        """Rows `[n, 2]` (source, row) of a round, in the order in which they are packed."""
-        size = sum(len(n) for n in self.needs)
-        drawn = []
-        for source, needs in enumerate(self.needs):
-            share = self.weights[source] * size
-            first, last = round(share * number), round(share * (number + 1))
-            if len(self.needs) == 1:
-                first, last = size * number, size * (number + 1)
-            drawn.append(np.stack([np.full(last - first, source), self._draws(source, first, last, len(needs))], 1))
-        rows = np.concatenate(drawn)
-        if self._shuffle and len(self.needs) > 1:
-            rows = rows[_permutation(len(rows), self.seed, "mixture", number)]
-        return rows
-
-    def _draws(self, source, first, last, size):
-        """Rows number `first` … `last` - 1 of a source's own stream, epoch after epoch, each in its own order."""
-        parts = []
-        for epoch in range(first // size, -(-last // size)):
-            order = _permutation(size, self.seed, f"rows {source}", epoch) if self._shuffle else np.arange(size)
-            begin = epoch * size
-            parts.append(order[max(first - begin, 0) : last - begin])
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        drawn = self.mixture.drawn(number)
+        packs = plan_packs(self.mixture.needs_of(drawn), self.capacity)
+        if self.mixture.shuffle:
+            packs = [packs[i] for i in _permutation(len(packs), self.mixture.seed, "packs", number)]
+        return [PlannedPack(drawn[pack.members], pack.rows) for pack in packs]
 
 
 def choose_capacity(needs, weights, length, seed, rows=(1, 2, 4, 8), views_step=1, sample=4096) -> Capacity:
@@ -264,31 +136,33 @@ def choose_capacity(needs, weights, length, seed, rows=(1, 2, 4, 8), views_step=
     More rows even out how many views stand in a pack; the fewest rows within one percent of the best are taken.
 
     Args:
-      needs, weights, seed: as for `Stream`.
+      needs, weights, seed: as for `Mixture`.
       length: positions of a row, all of which may be supervised.
       rows: numbers of rows to try.
-      views_step: what the views are a multiple of.
-      sample: rows of the stream to try on.
+      views_step: pictures bring a multiple of this many views (a picture with four tiles five), so that a pack's room
+        for views is one too.
+      sample: records of the stream to try on.
 
     Raises:
-      ValueError: a pack of the most rows does not hold the longest row.
+      ValueError: a pack of the most rows does not hold the longest record.
     """
-    whole = Stream(needs, weights, Capacity(1, length, 0, 0), seed)
-    some = whole.drawn(whole.rows(0)[:sample])
-    most, found = int(some.views.max()), {}
-    for r in rows:
-        per_pack = some.views.sum() / some.copies.sum() * r * length
-        for share in (0.85, 0.9, 0.95, 1.0, 1.05):
-            capacity = Capacity(r, length, max(round(per_pack * share / views_step) * views_step, most), r * length)
-            if capacity not in found and fits(some, capacity).all():
-                packs = len(plan_packs(some, capacity))
-                positions = some.copies.sum() / (packs * r * length)
-                slots = some.views.sum() / (packs * capacity.views) if most else 1.0
-                found[capacity] = min(positions, slots)
-    if not found:
+    mixture = Mixture(needs, weights, seed)
+    some = mixture.needs_of(mixture.drawn(0)[:sample])
+    most_views = int(some.views.max())
+    used = {}  # of each capacity that holds every record, the share of what it uses least
+    for number in rows:
+        even = some.views.sum() / some.copies.sum() * number * length  # views beside positions that are all used
+        for share in VIEW_SHARES:
+            views = max(round(even * share / views_step) * views_step, most_views)
+            capacity = Capacity(number, length, views, number * length)
+            if capacity in used or not fits(some, capacity).all():
+                continue
+            of_positions, of_views = usage(some, plan_packs(some, capacity), capacity)
+            used[capacity] = min(of_positions, of_views) if most_views else of_positions
+    if not used:
         raise ValueError(f"no pack of {max(rows)} rows of {length} positions holds the longest; raise data.length")
-    best = max(found.values())
-    return next(c for c in sorted(found, key=lambda c: (c.rows, -found[c])) if found[c] >= best - 0.01)
+    good = [capacity for capacity in used if used[capacity] >= max(used.values()) - 0.01]
+    return min(good, key=lambda capacity: (capacity.rows, -used[capacity]))
 
 
 def _permutation(size, seed, what, number) -> np.ndarray:

@@ -170,7 +170,7 @@ _RESIZE = {
 ASPECTS = (*_RESIZE, "own")  # "own": `resize_on_canvas`
 
 
-def views(picture, size, aspect="pad", tiling=(), zoom=1, padding=(0, 0, 0)) -> np.ndarray:
+def make_views(picture, size, aspect="pad", tiling=(), zoom=1, padding=(0, 0, 0)) -> np.ndarray:
     """What the encoder sees of one picture.
 
     | reference | aspect | tiling | zoom |

@@ -49,7 +49,7 @@ class VisualLayout:
       size: side of a square view, or what the short side of a picture with its own aspect ratio becomes; pixels.
       cell: pixels a side that one feature stands for.
       canvas: `(height, width)` of a view, pixels.
-      aspect, tilings, zoom: see `views.views` and `views.select_tiling`.
+      aspect, tilings, zoom: see `views.make_views` and `views.select_tiling`.
       sequence: what of a picture stands in the sequence.
         "whole": the whole picture. "blank": as many positions without content. "samples", "whole+samples": what would
         be the stacks, one after the other. "flat": all views, one after the other. "grid": the whole picture, then
@@ -185,12 +185,12 @@ class VisualLayout:
     @property
     def views_step(self) -> int:
         """What the views of any picture are a multiple of."""
-        return math.gcd(*map(self.views, self._seen))
+        return math.gcd(*map(self.views_of_tiling, self._seen))
 
     @property
     def fewest_views(self) -> int:
         """Views of the picture that has fewest."""
-        return min(map(self.views, self._seen))
+        return min(map(self.views_of_tiling, self._seen))
 
     def choose(self, sizes) -> np.ndarray:
         """Number among the tilings of each picture, `[n]`; sizes `[n, 2]` are (width, height) in pixels."""
@@ -202,24 +202,24 @@ class VisualLayout:
         """`(columns, rows)` of a picture's tiles, () if it has none; width and height in pixels."""
         return self._seen[0] if len(self._seen) == 1 else select_tiling(width, height, self.size, self.tilings)
 
-    def views(self, tiling) -> int:
+    def views_of_tiling(self, tiling) -> int:
         """Views of a picture: whole, tiles, and the zoomed tiles of each."""
         return (1 + math.prod(tiling) if tiling else 1) * (1 + self.zoom**2 if self.zoom > 1 else 1)
 
-    def grids(self, tiling) -> int:
-        """Units of a picture."""
+    def grids_of_tiling(self, tiling) -> int:
+        """Grids of a picture."""
         tiles = math.prod(tiling) if tiling else 0
         return {"whole": 1, "blank": 1, "samples": tiles}.get(self.sequence, 1 + tiles)
 
     def views_of(self, sizes) -> np.ndarray:
         """Views of each of many pictures, `[n]`."""
-        return np.array([self.views(tiling) for tiling in self._seen])[self.choose(sizes)]
+        return np.array([self.views_of_tiling(tiling) for tiling in self._seen])[self.choose(sizes)]
 
     def most_grids(self, views) -> int:
         """The most grids of pictures that have so many views together: U of a pack."""
         if self.direct and self.stacks != "encoder":
             return views
-        kinds = {(self.views(tiling), self.grids(tiling)) for tiling in self._seen}
+        kinds = {(self.views_of_tiling(tiling), self.grids_of_tiling(tiling)) for tiling in self._seen}
         most = [0] * (views + 1)
         for n in range(1, views + 1):
             most[n] = max([most[n - 1], *(most[n - v] + u for v, u in kinds if v <= n)])
@@ -232,7 +232,7 @@ class VisualLayout:
         nothing = np.full_like(whole, -1)
         tiles = sample(mosaic(*tiling, (g, g), 1), *tiling, self.sampling) if tiling else []
         bank = {"whole": [whole], "blank": [nothing], "samples": tiles, "whole+samples": [whole, *tiles]}.get(
-            self.sequence, [whole + view * g * g for view in range(self.grids(tiling))]
+            self.sequence, [whole + view * g * g for view in range(self.grids_of_tiling(tiling))]
         )
         if self.stacks == "zoom":
             n, before = self.zoom, 1 + math.prod(tiling) if tiling else 1
@@ -290,7 +290,7 @@ class VisualLayout:
             shown = self._tokens_over(*self.extents([size])[0] // self.cell, scale)
             return np.add.outer(np.arange(shown[0]) * columns, np.arange(shown[1])).reshape(-1)
         if self.sequence not in ("grid", "unpad"):
-            return np.arange(self.grids(tiling) * rows * columns)
+            return np.arange(self.grids_of_tiling(tiling) * rows * columns)
         if tiling:
             canvas = mosaic(*tiling, (rows, columns), 1)
             canvas = canvas[unpad(*canvas.shape, *size)] if self.sequence == "unpad" else canvas

@@ -112,7 +112,8 @@ def _pictures_html(pixels, packs, position):
     a = layout.visual
     sizes = [size for member in packs.members(position) for size in packs.sizes(*member)]
     for number, p in enumerate(layout.place(sizes), start=1):
-        views, tiles = pixels[p.view : p.view + a.views(p.tiling)], math.prod(p.tiling) if p.tiling else 0
+        views = pixels[p.first_view : p.first_view + a.views_of_tiling(p.tiling)]
+        tiles = math.prod(p.tiling) if p.tiling else 0
         grids = [(1, 1), *([p.tiling] if tiles else []), *[(a.zoom, a.zoom)] * (a.zoom > 1) * (1 + tiles)]
         shown, at = [], 0
         for columns, rows in grids:
@@ -123,7 +124,8 @@ def _pictures_html(pixels, packs, position):
             at += rows * columns
             lines = ["".join(cut[r * columns : (r + 1) * columns]) for r in range(rows)]
             shown.append(f'<span class="grid">{"<br>".join(lines)}</span>')
-        seen, grids_of = _span("view", p.view, len(views)), _span("grid", p.grid, a.grids(p.tiling))
+        seen = _span("view", p.first_view, len(views))
+        grids_of = _span("grid", p.first_grid, a.grids_of_tiling(p.tiling))
         tiled = f", {p.tiling[0]} × {p.tiling[1]} tiles" if tiles else ""
         out.append(
             f"<p><small>picture {number}: {p.size[0]} × {p.size[1]} pixels{tiled}, "

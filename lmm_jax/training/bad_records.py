@@ -53,11 +53,14 @@ class BadRecords:
             raise BadData(f"{self.bad} of {self.seen} records could not be read, {self._last(faults)}")
 
     def note_left_out(self, packs):
-        """Writes down the rows that `packs` (a `pipeline.Packs`) cannot use, before the first step."""
+        """Writes down the records that `packs` (a `pipeline.Packs`) cannot use, before the first step."""
         length = packs.layout.length
         reason = f"left out: no answer ends within data.length={length}, or a picture is too thin for its canvas"
         files = [str(d.folder) for d in packs.data]
-        self._lines.add(json.dumps({"file": files[s], "row": row, "reason": reason}) for s, row in packs.left_out)
+        self._lines.add(
+            json.dumps({"file": files[dataset], "record": record, "reason": reason})
+            for dataset, record in packs.left_out
+        )
 
     def flush(self):
         """Makes sure that all lines are in the file."""
@@ -66,4 +69,4 @@ class BadRecords:
     def _last(self, faults):
         self.flush()
         last = faults[-1]
-        return f"the last: {last['file']} row {last['row']}: {last['reason']}; all are in {self._lines.path}"
+        return f"the last: {last['file']} record {last['record']}: {last['reason']}; all are in {self._lines.path}"

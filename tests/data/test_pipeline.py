@@ -1,6 +1,5 @@
 """The stream is a function of the position: on any number of hosts, from any step."""
 
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -80,26 +79,26 @@ def test_scales_rotate_by_step(packs):
     assert groups == [0b0101, 0b1010, 0b0101, 0b1010]
 
 
-def test_rows_that_do_not_fit_are_left_out_and_named(tiny):
+def test_records_that_do_not_fit_are_left_out_and_named(tiny):
     small = open_packs(tiny("data.length=90"), "train", packs_per_step=8, shuffle=True)
     lengths = [small.data[0].index["turn_tokens"][end - 1] for end in small.data[0].index["turn_offsets"][1:]]
-    too_long = [row for row, n in enumerate(lengths) if n + 36 > 90 or n + 36 + n + 4 > 90]
-    assert 0 < len(too_long) < 64 and small.left_out == [(0, row) for row in too_long]
-    used = {row for p in range(64) for _, row in small.members(p)}
+    too_long = [record for record, n in enumerate(lengths) if n + 36 > 90 or n + 36 + n + 4 > 90]
+    assert 0 < len(too_long) < 64 and small.left_out == [(0, record) for record in too_long]
+    used = {record for p in range(64) for _, record in small.members(p)}
     assert used == set(range(64)) - set(too_long)
-    assert small.name(0, 3).endswith("data (train) row 3")
-    with pytest.raises(ValueError, match=r"none of 64 rows fits a pack of 1 × 20 positions.*raise data\.length"):
+    assert small.name(0, 3).endswith("data (train) record 3")
+    with pytest.raises(ValueError, match=r"none of 64 records fits a pack of 1 × 20 positions.*raise data\.length"):
         open_packs(tiny("data.length=20"), "train", packs_per_step=8, shuffle=True)
 
 
-def failing(packs, monkeypatch, rows):
-    """Makes some rows of the data unreadable."""
+def failing(monkeypatch, records):
+    """Makes some records of the data unreadable."""
     read = Prepared.__getitem__
 
-    def broken(self, row):
-        if row in rows:
+    def broken(self, record):
+        if record in records:
             raise RuntimeError("Corrupted records file")
-        return read(self, row)
+        return read(self, record)
 
     monkeypatch.setattr(Prepared, "__getitem__", broken)
 
@@ -107,10 +106,10 @@ def failing(packs, monkeypatch, rows):
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_a_bad_record_is_replaced_and_moves_no_other(packs, monkeypatch, hosts):
     good = stream(packs, 1, 0, 8)
-    failing(packs, monkeypatch, rows={5, 17, 40})
+    failing(monkeypatch, records={5, 17, 40})
     bad = stream(packs, hosts, 0, 8)
     faults = [fault for batch in bad for fault in batch["faults"]]
-    assert {fault["row"] for fault in faults} == {5, 17, 40}
+    assert {fault["record"] for fault in faults} == {5, 17, 40}
     assert all("Corrupted" in f["reason"] and f["file"].endswith("data") and f["position"] < 64 for f in faults)
     for a, b in zip(good, bad, strict=True):
         np.testing.assert_array_equal(a["record_index"], b["record_index"])
@@ -131,9 +130,9 @@ def test_a_fault_in_a_pack_leaves_its_neighbours_as_they_are(tiny, monkeypatch):
     members = packs.members(1)
     victim = members[1][1]
     good = packs[1]
-    failing(packs, monkeypatch, rows={victim})
+    failing(monkeypatch, records={victim})
     bad = packs[1]
-    np.testing.assert_array_equal(bad["bad"], [row == victim for _, row in members])
+    np.testing.assert_array_equal(bad["bad"], [record == victim for _, record in members])
     np.testing.assert_array_equal(good["position"], bad["position"])
     same = (good["id"] == bad["id"]) & (good["slot"] == bad["slot"])
     assert (~same).sum() > 0 and len(set(good["segment"][~same])) == 2  # its two copies
@@ -173,25 +172,7 @@ def test_the_state_tells_streams_apart(tiny, packs):
         assert open_packs(tiny(override), "train", packs_per_step=8, shuffle=True).state() != same
 
 
-def test_a_conversation_is_cut_at_the_same_turn_at_every_scale(tiny):
-    packs = open_packs(tiny("data.too_long=cut"), "train", packs_per_step=8, shuffle=False)
-    layout, tokenizer = packs.layout, packs.tokenizer
-    turns = [("user", "<image>\ndigit at b2?"), ("assistant", "7"), *[("user", "and?"), ("assistant", "no")] * 40]
-    fitting = layout.training_segments(turns[:4], [(24, 24)], tokenizer, layout.scales)
-    room = max(len(segment) for segment in fitting)
-    cut = dataclasses.replace(layout, length=room).training_segments(turns, [(24, 24)], tokenizer, layout.scales)
-    for a, b in zip(cut, fitting, strict=True):
-        np.testing.assert_array_equal(a.id, b.id)
-        np.testing.assert_array_equal(a.target, b.target)
-    with pytest.raises(ValueError, match="raise data.length or set data.too_long=cut"):
-        dataclasses.replace(layout, length=room, too_long="refuse").training_segments(
-            turns, [(24, 24)], tokenizer, (1,)
-        )
-    with pytest.raises(ValueError, match="no supervised token"):
-        layout.training_segments(turns[:1], [(24, 24)], tokenizer, layout.scales)
-
-
-def test_several_sources_are_numbered_on_and_must_agree(tiny, digits_folder, tmp_path):
+def test_several_datasets_are_numbered_on_and_must_agree(tiny, digits_folder, tmp_path):
     mixture = f"data.mixture=(('{digits_folder}', 1.0), ('{digits_folder}', 3.0))"
     config = tiny()
     with config.unlocked():
@@ -199,9 +180,9 @@ def test_several_sources_are_numbered_on_and_must_agree(tiny, digits_folder, tmp
         config.data.mixture = ((str(digits_folder), 1.0), (str(digits_folder), 3.0))
     packs = open_packs(config, "train", packs_per_step=8, shuffle=True)
     drawn = [packs.members(p)[0] for p in range(128)]
-    assert [source for source, _ in drawn].count(1) == 96
-    source, row = drawn[5]
-    assert packs[5]["record_index"][0] == 64 * source + row
+    assert [dataset for dataset, _ in drawn].count(1) == 96
+    dataset, record = drawn[5]
+    assert packs[5]["record_index"][0] == 64 * dataset + record
     with pytest.raises(ConfigError, match="data.path and data.mixture are both set"):
         tiny(mixture)
     with config.unlocked():

@@ -1,13 +1,10 @@
-"""Index arithmetic of copies, targets and rows."""
+"""Conversations opened into positions, and rows filled with them."""
 
 import numpy as np
 import pytest
 
 from lmm_jax.data.conversation import IMAGE
-from lmm_jax.data.pack_layout import bank_slots
-from lmm_jax.data.packing import assign_rows
-from lmm_jax.data.segments import DoesNotFit, lay_out, pack
-from lmm_jax.data.stream import scales_at
+from lmm_jax.data.segments import DoesNotFit, blank, lay_out, pack
 
 IDS = np.array([1, IMAGE, 5, 6, 7, 2], np.int32)
 SUPERVISED = np.array([0, 0, 0, 0, 1, 1], bool)
@@ -41,31 +38,17 @@ def test_rows_fill_and_positions_restart():
     assert (out["slot"][1] == -1).all()
 
 
-def test_what_does_not_fit_says_what_is_needed():
+def test_too_many_targets_say_what_is_needed():
     a = lay_out(IDS, SUPERVISED, [np.arange(3)])
-    with pytest.raises(DoesNotFit, match=r"\[8, 8\] positions do not fit into 1 rows of 15"):
-        assign_rows([8, 8], rows=1, length=15)
     with pytest.raises(DoesNotFit, match=r"4 supervised tokens, room for 3; raise data.targets"):
         pack([a, a], [0, 1], rows=2, length=15, targets=3)
 
 
-def test_each_segment_goes_where_it_leaves_the_least_room():
-    assert assign_rows([5, 3, 7, 2], rows=2, length=10) == [0, 0, 1, 0]
-
-
-def test_bank_slots_are_disjoint_and_complete():
-    tokens, units = (1, 9, 36), 4
-    pictures = [(0, 1), (1, 2), (3, 1)]  # first unit, units
-    slots = [bank_slots(np.arange(u * tokens[s]), first, s, tokens, units) for s in range(3) for first, u in pictures]
-    np.testing.assert_array_equal(np.sort(np.concatenate(slots)), np.arange(4 * 46))
-    for number in range(3):  # the newline stands behind all of them
-        with_newline = bank_slots(np.array([2, -1, 0]), 1, number, tokens, units)
-        assert with_newline[1] == 4 * 46 and with_newline[0] - with_newline[2] == 2
-
-
-@pytest.mark.parametrize(("scales", "per_step"), [((1, 4, 9, 36), 2), ((1, 9, 36, 144, 576), 2), ((1, 4, 9), 3)])
-def test_rotation_trains_every_scale_equally_often(scales, per_step):
-    chosen = [scales_at(step, scales, per_step) for step in range(len(scales))]
-    assert all(len(set(c)) == per_step for c in chosen)
-    flat = [s for c in chosen for s in c]
-    assert all(flat.count(s) == per_step for s in scales)
+def test_what_is_blank_takes_its_place_and_trains_nothing():
+    a = lay_out(IDS, SUPERVISED, [np.arange(3)])
+    whole, gap = (pack([first, a], [0, 0], rows=1, length=16, targets=4) for first in (a, blank(len(a))))
+    for name in ("position", "segment"):
+        np.testing.assert_array_equal(gap[name], whole[name])
+    assert not gap["id"][0, :8].any() and (gap["slot"][0, :8] == -1).all()
+    np.testing.assert_array_equal(gap["id"][0, 8:], whole["id"][0, 8:])
+    np.testing.assert_array_equal(gap["target_at"], [13, 14, 0, 0])

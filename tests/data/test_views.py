@@ -33,7 +33,7 @@ def test_padding_between_the_passes_of_a_resize_changes_no_bit(w, h):
 
 
 def test_tiles_are_the_larger_picture_cut_row_by_row():
-    seen = v.views(picture(24, 16), 8, "stretch", (3, 2))
+    seen = v.make_views(picture(24, 16), 8, "stretch", (3, 2))
     assert seen.shape == (7, 8, 8, 3) and seen.dtype == np.uint8
     whole = np.asarray(picture(24, 16))
     for i in range(6):
@@ -42,10 +42,10 @@ def test_tiles_are_the_larger_picture_cut_row_by_row():
 
 
 def test_zoomed_tiles_follow_their_view():
-    seen = v.views(picture(48, 16), 8, "stretch", (3, 1), zoom=2)
+    seen = v.make_views(picture(48, 16), 8, "stretch", (3, 1), zoom=2)
     assert len(seen) == 4 * 5
-    np.testing.assert_array_equal(seen[:4], v.views(picture(48, 16), 8, "stretch", (3, 1)))
-    np.testing.assert_array_equal(seen[4:8], v.views(picture(48, 16), 8, "stretch", (2, 2))[1:])
+    np.testing.assert_array_equal(seen[:4], v.make_views(picture(48, 16), 8, "stretch", (3, 1)))
+    np.testing.assert_array_equal(seen[4:8], v.make_views(picture(48, 16), 8, "stretch", (2, 2))[1:])
     whole = np.asarray(picture(48, 16))
     for cell in range(3):
         for i in range(2):
@@ -55,7 +55,7 @@ def test_zoomed_tiles_follow_their_view():
 
 
 def test_anyres_squeezes_the_whole_and_fits_the_tiles():
-    seen = v.views(picture(20, 10), 10, "anyres", (2, 2))
+    seen = v.make_views(picture(20, 10), 10, "anyres", (2, 2))
     np.testing.assert_array_equal(seen[0], np.asarray(v.resize(picture(20, 10), 10, 10)))
     canvas = seen[1:].reshape(2, 2, 10, 10, 3).swapaxes(1, 2).reshape(20, 20, 3)
     np.testing.assert_array_equal(canvas[5:15], np.asarray(picture(20, 10)))
@@ -65,7 +65,7 @@ def test_anyres_squeezes_the_whole_and_fits_the_tiles():
 def test_square_is_the_centre_of_the_short_side():
     whole = v.resize_short_side(picture(31, 20), 20)
     assert whole.shape == (20, 31, 3)
-    np.testing.assert_array_equal(v.views(picture(31, 20), 20, "square")[0], whole[:, 5:25])
+    np.testing.assert_array_equal(v.make_views(picture(31, 20), 20, "square")[0], whole[:, 5:25])
     assert v.resize_short_side(picture(20, 33), 10).shape == (16, 10, 3)
 
 
@@ -88,13 +88,13 @@ def test_fitted_sides_are_never_empty_or_outside(w, h, canvas):
 @pytest.mark.parametrize("aspect", ["pad", "stretch", "anyres"])
 @pytest.mark.parametrize("w, h", [(1, 2000), (2000, 1), (1, 1)])
 def test_thin_pictures_have_views(aspect, w, h):
-    assert v.views(picture(w, h), 16, aspect, (2, 1)).shape == (3, 16, 16, 3)
+    assert v.make_views(picture(w, h), 16, aspect, (2, 1)).shape == (3, 16, 16, 3)
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="data.aspect"):
-        v.views(picture(4, 4), 4, "squash")
+        v.make_views(picture(4, 4), 4, "squash")
     with pytest.raises(ValueError, match="square tiling"):
-        v.views(picture(4, 4), 4, "square", (2, 1))
+        v.make_views(picture(4, 4), 4, "square", (2, 1))
     with pytest.raises(ValueError, match="20000 x 1 .* too long"):
         v.resize_short_side(picture(20_000, 1), 336)

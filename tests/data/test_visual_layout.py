@@ -8,7 +8,6 @@ import pytest
 
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.prepared import Prepared
-from lmm_jax.data.segments import DoesNotFit
 from lmm_jax.data.views import deepstack_tilings, select_best_resolution
 from lmm_jax.data.visual_layout import NEWLINE, VisualLayout
 
@@ -153,7 +152,7 @@ def test_packs_of_pictures_hold_what_is_put_together_by_hand(name, tokenizer):
     tilings = {size: a.tiling(*size) for size in SIZES}
     if a.tilings and a.stacks != "copies":
         assert tilings == {size: pair[a.tilings == NEXT] for size, pair in SIZES.items()}
-    counts = [a.views(t) for t in tilings.values()]
+    counts = [a.views_of_tiling(t) for t in tilings.values()]
     layout = layout_of(a, sum(counts) + 3, scales)
     features = np.random.default_rng(0).normal(size=(layout.views, *a.view_grid, 2))
     seen = [(size, np.zeros((n, *a.canvas, 3), np.uint8)) for size, n in zip(SIZES, counts, strict=True)]
@@ -179,7 +178,7 @@ def test_published_numbers_of_tokens():
     hd = visual("HD", 24)
     published = {(1, 2): 1776, (2, 1): 1752, (1, 3): 2376, (3, 1): 2328, (2, 2): 2928, (1, 4): 2976, (4, 1): 2904}
     assert {tiling: len(hd.slots(tiling, 576, (1, 1))) for tiling in DEEPSTACK} == published
-    assert [hd.views(tiling) for tiling in ((1, 2), (2, 2))] == [15, 25]
+    assert [hd.views_of_tiling(tiling) for tiling in ((1, 2), (2, 2))] == [15, 25]
     unpad = visual("unpad", 24)
     assert unpad.tokens([(672, 672)], 576).tolist() == [576 + 48 * 49]
     assert unpad.tiling(40, 9) == (1, 2)  # small and wide, on the portrait canvas
@@ -195,8 +194,8 @@ def test_counting_many_pictures_equals_laying_each_out(name):
     for scale in (36, 9, 4, 1):
         tokens = a.tokens(sizes, scale)
         assert tokens.tolist() == [len(a.slots(a.tiling(*size), scale, size)) for size in sizes.tolist()]
-    assert a.views_of(sizes).tolist() == [a.views(a.tiling(*size)) for size in sizes.tolist()]
-    assert all(a.views(a.tiling(*size)) % a.views_step == 0 for size in sizes.tolist())
+    assert a.views_of(sizes).tolist() == [a.views_of_tiling(a.tiling(*size)) for size in sizes.tolist()]
+    assert all(a.views_of_tiling(a.tiling(*size)) % a.views_step == 0 for size in sizes.tolist())
 
 
 def test_the_chosen_canvas_follows_the_rule_as_it_is_written():
@@ -218,7 +217,7 @@ def test_the_chosen_canvas_follows_the_rule_as_it_is_written():
 def test_a_pack_has_room_for_the_units_of_any_pictures(name):
     a = visual(name)
     tilings = [()] if name == "dummy_local" else a.tilings
-    kinds = sorted({(a.views(tiling), a.grids(tiling)) for tiling in tilings})
+    kinds = sorted({(a.views_of_tiling(tiling), a.grids_of_tiling(tiling)) for tiling in tilings})
     for views in (0, 2, 7, 13, 30):
         most = views if a.direct else 0
         for counts in itertools.product(*(range(views // v + 1) for v, _ in kinds)):
@@ -232,7 +231,7 @@ def test_tiles_inside_the_encoder_leave_whole_pictures():
     a = VisualLayout(84, 14, (84, 84), "stretch", ((2, 2),), stacks="encoder")
     assert a.direct and a.added == 0 and (a.views_step, a.most_grids(15)) == (5, 3)
     placed = layout_of(a, 15, (36,)).place([(50, 50), (90, 20), (20, 90)])
-    assert [(p.view, p.grid) for p in placed] == [(0, 0), (5, 1), (10, 2)]
+    assert [(p.first_view, p.first_grid) for p in placed] == [(0, 0), (5, 1), (10, 2)]
 
 
 OWN = VisualLayout(size=84, cell=14, canvas=(84, 140), aspect="own")
@@ -260,25 +259,6 @@ def test_windows_of_a_canvas_lie_inside_its_picture(size, tokenizer):
             continue
         (segment,) = layout.segments(turns, sizes, tokenizer, (scale,))
         np.testing.assert_array_equal(segment.slot[segment.slot >= 0][-len(want) :], want)
-
-
-def test_canvases_say_what_they_show():
-    layout = layout_of(OWN, 3, (36,))
-    sizes = [(100, 84), (400, 300)]
-    out = layout.assemble([], [(size, np.full((1, 84, 140, 3), 9, np.uint8)) for size in sizes])
-    np.testing.assert_array_equal(out["extent"], [[84, 100], [84, 112], [0, 0]])
-    assert "gather" not in out and out["pixels"].shape == (3, 84, 140, 3) and not out["pixels"][2].any()
-
-
-def test_a_picture_that_is_not_shown_keeps_its_place():
-    a = visual("L")
-    layout, size = layout_of(a, 10, (36,)), (300, 290)
-    ones = np.ones((5, 84, 84, 3), np.uint8)
-    both, second = (layout.assemble([], [(size, first), (size, ones)]) for first in (ones, None))
-    assert not second["pixels"][:5].any() and (second["gather"][:, 0] == -1).all()
-    np.testing.assert_array_equal(both["gather"][:, 1], second["gather"][:, 1])
-    with pytest.raises(DoesNotFit, match=r"15 views of 3 pictures, room for 10; raise data\.views"):
-        layout.assemble([], [(size, ones)] * 3)
 
 
 @pytest.mark.parametrize(

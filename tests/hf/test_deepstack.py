@@ -17,7 +17,7 @@ import lmm_jax as lmm
 from lmm_jax import hf, sharding
 from lmm_jax.data.conversation import find_template
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.stream import Capacity
+from lmm_jax.data.packing import Capacity
 from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
 from lmm_jax.families import ORIGINAL, WHOLES
 from lmm_jax.generation.greedy import generate_tokens

@@ -132,7 +132,7 @@ def test_stacks_of_levels_lie_over_their_cells_at_every_scale(setup, recipe):
         for scale in layout.scales:
             for unit, placed in enumerate(layout.place([(24, 24)] * 2)):
                 k = 6 // int(scale**0.5)
-                for token, slot in enumerate(layout.slots(dataclasses.replace(placed, grid=unit), scale)):
+                for token, slot in enumerate(layout.slots(dataclasses.replace(placed, first_grid=unit), scale)):
                     r, c = k * np.array(divmod(token, 6 // k))
                     cell = grids[:, unit, r : r + k, c : c + k].mean(axis=(1, 2))
                     np.testing.assert_allclose(found[:, slot], cell, atol=1e-5)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.images import open_picture
+from lmm_jax.data.packing import Capacity
 from lmm_jax.data.segments import blank
-from lmm_jax.data.stream import Capacity
 from lmm_jax.models.encoders.vit import ViTBlock
 from lmm_jax.models.visual_tokens import sample_strided, tile_mosaic
 from tests.opened import pack_layout
@@ -44,7 +44,7 @@ class DeepStack(Reference):
         rows, pictures = rows or self.rows, self.pictures if pictures is None else pictures
         sizes = [[p.size for p in of] for of in pictures]
         probe = pack_layout(self.config)
-        views = [sum(probe.visual.views(p.tiling) for p in probe.place(of)) for of in sizes]
+        views = [sum(probe.visual.views_of_tiling(p.tiling) for p in probe.place(of)) for of in sizes]
         layout = pack_layout(self.config, Capacity(1, 0, max(views), 0))
         self.placed = [layout.place(of) for of in sizes]
         self.slots = [[layout.slots(p, self.scale) for p in of] for of in self.placed]

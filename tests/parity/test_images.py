@@ -49,7 +49,7 @@ def test_m3_views(m3):
         aspect, name = key.split("__")
         picture = m3.pictures[name]
         tiling = v.select_tiling(*picture.size, m3.size, tilings) if aspect == "anyres" else ()
-        seen = v.views(picture, m3.size, aspect, tiling, padding=m3.padding)
+        seen = v.make_views(picture, m3.size, aspect, tiling, padding=m3.padding)
         m3.check(seen if aspect == "anyres" else seen[0], floats, 1e-5)
         kinds.add(aspect)
     assert kinds == {"pad", "square", "anyres"}
@@ -97,7 +97,7 @@ def test_deepstack_views(deepstack):
         tiling = v.select_tiling(*picture.size, size, tilings)
         assert tiling == tuple(grid), key
         aspect, zoom = "anyres" if flags else "stretch", side if kind == "HD" else 1
-        seen = v.views(picture, size, aspect, tiling, zoom)
+        seen = v.make_views(picture, size, aspect, tiling, zoom)
         if f"{mode}/{name}/pixel_values" in deepstack.arrays:
             deepstack.check(seen, deepstack.arrays[f"{mode}/{name}/pixel_values"], 1e-6)
         else:
@@ -128,14 +128,14 @@ def test_convllava_views(convllava):
         (path,) = convllava.folder.glob(f"{name}_*.png")
         picture = open_picture(path)
         if kind == "pad":
-            convllava.check(v.views(picture, convllava.size, "pad", padding=convllava.padding)[0], stored, 1e-5)
+            convllava.check(v.make_views(picture, convllava.size, "pad", padding=convllava.padding)[0], stored, 1e-5)
         elif kind == "padded_square_rgb":
             side = max(picture.size)
             np.testing.assert_array_equal(np.asarray(v.resize_padded(picture, side, side, convllava.padding)), stored)
         elif kind.endswith("_u8_chw"):
             ours = {
-                "pad_u8_chw": lambda p: v.views(p, convllava.size, "pad", padding=convllava.padding)[0],
-                "crop_u8_chw": lambda p: v.views(p, convllava.size, "square")[0],
+                "pad_u8_chw": lambda p: v.make_views(p, convllava.size, "pad", padding=convllava.padding)[0],
+                "crop_u8_chw": lambda p: v.make_views(p, convllava.size, "square")[0],
                 "shortside_u8_chw": lambda p: v.resize_short_side(p, convllava.size),
             }[kind](picture)
             np.testing.assert_array_equal(ours, np.moveaxis(stored, 0, -1))

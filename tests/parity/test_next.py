@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.stream import Capacity
+from lmm_jax.data.packing import Capacity
 from tests.opened import pack_layout
 from tests.parity.reference import Reference, close, labels_of, segment, unpadded, write_folder
 
@@ -28,7 +28,7 @@ class Next(Reference):
 
     def layout(self, scales, length=0):
         probe = pack_layout(self.config)
-        views = [probe.visual.views(probe.visual.tiling(*p.size)) for p in self.pictures]
+        views = [probe.visual.views_of_tiling(probe.visual.tiling(*p.size)) for p in self.pictures]
         with self.config.unlocked():
             config = self.config.copy_and_resolve_references()
         with config.unlocked():

@@ -10,7 +10,7 @@ from lmm_jax.training.bad_records import BadData, BadRecords
 
 
 def faults(n):
-    return [{"position": i, "file": "data", "row": i, "id": f"r{i}", "reason": "broken"} for i in range(n)]
+    return [{"position": i, "file": "data", "record": i, "id": f"r{i}", "reason": "broken"} for i in range(n)]
 
 
 def add(bad_records, flags):
@@ -34,7 +34,8 @@ def test_the_run_stops_at_so_many_in_a_row_over_batches(tmp_path):
     add(bad_records, [0, 1])
     add(bad_records, [1, 0])
     add(bad_records, [1, 1])
-    with pytest.raises(BadData, match=r"3 records one after another .* data row 0: broken; all are in .*bad_records"):
+    message = r"3 records one after another .* data record 0: broken; all are in .*bad_records"
+    with pytest.raises(BadData, match=message):
         add(bad_records, [1])
 
 

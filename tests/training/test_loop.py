@@ -158,7 +158,7 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(tiny, tmp_path, monke
     result = lmm.train(tiny("train.steps=8", "train.log_every=4"), tmp_path / "a")
     assert result["bad_records"] == 8  # one epoch of 64 rows
     lines = [json.loads(line) for line in (tmp_path / "a" / "bad_records.jsonl").read_text().splitlines()]
-    assert sorted(line["row"] for line in lines) == list(range(3, 64, 8))
+    assert sorted(line["record"] for line in lines) == list(range(3, 64, 8))
     assert np.isfinite(result["loss"])
     with pytest.raises(BadData, match="8 of 64 records could not be read"):
         lmm.train(tiny("train.steps=8", "data.max_bad_share=0.0007"), tmp_path / "b")
