@@ -1,13 +1,13 @@
-"""What planning needs to know of every row, in a few flat arrays beside the records.
+"""What planning needs to know of every record, in a few flat arrays beside the records.
 
-Rows have different numbers of turns and pictures, so both are stored flat with offsets:
+Records have different numbers of turns and pictures, so both are stored flat with offsets:
 
-    turn_offsets     [rows + 1]  the answers of row i are entries turn_offsets[i] … turn_offsets[i + 1] - 1 of
-    turn_tokens      [answers]   text tokens from the row's start to the end of this answer, pictures not counted
-    turn_supervised  [answers]   supervised tokens up to there
-    turn_images      [answers]   pictures up to there
-    image_offsets    [rows + 1]  the pictures of row i are entries image_offsets[i] … of
-    image_sizes      [images, 2] width and height, pixels, upright
+    turn_offsets     [records + 1]  the answers of record i are entries turn_offsets[i] … turn_offsets[i + 1] - 1 of
+    turn_tokens      [answers]      text tokens from the record's start to the end of this answer, without pictures
+    turn_supervised  [answers]      supervised tokens up to there
+    turn_images      [answers]      pictures up to there
+    image_offsets    [records + 1]  the pictures of record i are entries image_offsets[i] … of
+    image_sizes      [images, 2]    width and height, pixels, upright
 """
 
 import array
@@ -18,7 +18,7 @@ from lmm_jax.data.conversation import IMAGE
 
 
 class Index:
-    """Collects the index of a split row by row, a few bytes a row."""
+    """Collects the index of a split record by record, a few bytes each."""
 
     def __init__(self):
         self._turn_offsets, self._image_offsets = array.array("q", [0]), array.array("q", [0])
@@ -26,7 +26,7 @@ class Index:
         self._images, self._sizes = array.array("i"), array.array("i")
 
     def add(self, encoded, sizes):
-        """Adds a row: its `conversation.Encoded` and the `(width, height)` of its pictures."""
+        """Adds a record: its `conversation.Encoded` and the `(width, height)` of its pictures."""
         is_image = encoded.ids == IMAGE
         images, supervised = np.cumsum(is_image), np.cumsum(encoded.supervised)
         last = encoded.turn_ends - 1
