@@ -12,8 +12,8 @@ import pytest
 
 from lmm_jax.config import load_config, visual_layout
 from lmm_jax.data.pack_layout import PackLayout
+from lmm_jax.data.packing import Capacity
 from lmm_jax.data.prepared import Prepared
-from lmm_jax.data.stream import Capacity
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("configs", "launch", "lmm_jax")
