@@ -1,4 +1,4 @@
-"""Eight simulated devices, tiny digits, steps that are compiled once, and a time budget per folder of tests."""
+"""Eight simulated devices, tiny digits, steps that are compiled once, and a limit of time for the whole run."""
 
 import collections
 import functools
@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -25,27 +26,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 
-# Seconds of default tests in each folder, by two processes: twice as many as they take on two quiet cores.
-BUDGETS = {
-    "aot": 60,
-    "bench": 60,
-    "pods": 60,
-    "release": 200,
-    "generation": 60,
-    "encoders": 60,
-    "attention": 100,
-    "prepare": 60,
-    "datasets": 40,
-    "tokenizer": 40,
-    "tests": 130,
-    "data": 90,
-    "models": 250,
-    "training": 400,
-    "evaluation": 60,
-    "tools": 70,
-    "parity": 250,
-    "hf": 280,
-}
+# Minutes of wall clock that the default tests may take by several processes (`-n 2`, as launch/test.sh and CI run
+# them); four on two quiet cores. A run that takes longer fails, so that what is slow is noticed where it is added.
+LIMIT = 12
 
 # Overrides that shrink configs/digits.py and the compositions for tests: the encoder of each, and the rest.
 VIT = ("model.vision.width=16", "model.vision.heads=2", "model.vision.mlp_dim=32")
@@ -84,28 +67,37 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.path.name != "test_notebooks.py"]
 
 
-SPENT = collections.Counter()  # seconds by folder
+BEGIN = time.monotonic()
+SPENT = collections.Counter()  # seconds of tests by folder
 
 
 def pytest_runtest_logreport(report):
     path = pathlib.Path(report.nodeid.split("::")[0])
-    SPENT[path.parent.name] += 0 if path.name == "test_notebooks.py" else report.duration
+    SPENT[str(path.parent.relative_to("tests"))] += report.duration
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    for folder, seconds in SPENT.items():
-        over = " OVER BUDGET" if _over(folder, config) else ""
-        terminalreporter.write_line(f"{folder}: {seconds:.0f} s of {BUDGETS.get(folder, 60)} s{over}")
+    folders = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in SPENT.most_common() if seconds >= 1)
+    terminalreporter.write_line(f"tests of each folder, longest first: {folders or 'less than a second'}")
+    minutes = (time.monotonic() - BEGIN) / 60
+    limit = f" of at most {LIMIT}" if _limited(config) else ""
+    over = ": TOO LONG, so the run fails; see `--durations=50`" if _over(config) else ""
+    terminalreporter.write_line(f"{minutes:.1f} minutes{limit}{over}")
 
 
 def pytest_sessionfinish(session, exitstatus):
-    worker = hasattr(session.config, "workerinput")
-    if exitstatus == 0 and not worker and any(_over(folder, session.config) for folder in SPENT):
+    if exitstatus == 0 and _over(session.config):
         session.exitstatus = 1
 
 
-def _over(folder, config):
-    return SPENT[folder] > BUDGETS.get(folder, 60) and not config.getoption("--long")
+def _limited(config):
+    """Whether this is the main process of a run that has a limit."""
+    more = config.getoption("--long") or config.getoption("--notebooks")
+    return not more and bool(config.getoption("numprocesses", None))
+
+
+def _over(config):
+    return _limited(config) and time.monotonic() - BEGIN > LIMIT * 60
 
 
 @pytest.fixture(scope="session")
@@ -223,3 +215,26 @@ def tiny_args(digits_folder):
     """Arguments of `lmm train` for the tiny digits config."""
     small = (*ENCODERS["digits"], *TINY)
     return ["--config", f"{ROOT}/configs/digits.py:data={digits_folder}", *(f"--config.{o}" for o in small)]
+
+
+@pytest.fixture(scope="session")
+def transformers(tmp_path_factory):
+    """transformers, offline, with a folder of ours for the code that it copies and runs.
+
+    It is one folder for all tests of a process. transformers keeps the modules that it has run from there, and runs
+    them anew, into the same module, once it finds them in another place: their classes are then no longer those that
+    it has registered and that earlier models are made of.
+    """
+    for name in ("torch", "transformers"):
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install 'lmm_jax[hf]'")
+    import torch
+    import transformers
+    from transformers import dynamic_module_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # of many that wait for one another
+        yield transformers
+        torch.set_num_threads(threads)

@@ -131,8 +131,7 @@ def test_a_stored_config_gets_the_defaults_of_newer_fields_and_no_foreign_ones(t
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
-def test_config_files_are_short_and_load(path):
-    assert len(path.read_text().splitlines()) <= 60
+def test_config_files_load(path):
     lmm.load_config(path)
 
 

@@ -29,5 +29,5 @@ def test_notebook_runs_from_a_fresh_copy(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebook_is_stored_without_outputs(path):
     cells = json.loads(path.read_text())["cells"]
-    assert len(cells) <= 15
+    assert len(cells) <= 20  # what a reader runs in one sitting
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)

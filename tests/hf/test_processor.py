@@ -1,99 +1,24 @@
 """What transformers makes of an exported tokenizer, chat template and image processor: our ids and our pixels."""
 
-import io
 import json
 import random
 
 import numpy as np
 import pytest
-import sentencepiece as spm
 from PIL import Image
 
 from lmm_jax import config as c
 from lmm_jax import families
 from lmm_jax.config import visual_layout
 from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id
-from lmm_jax.data.tokenizer.sentencepiece import SentencePiece, train_tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
 from lmm_jax.data.views import select_tiling, views
 from lmm_jax.families.clip import MEAN, STD
 from lmm_jax.families.kinds import SYSTEM
 from lmm_jax.hf.processor import generation_config, write_processor
-from lmm_jax.hf.tokenizer_json import added_ids, tokenizer_json
+from lmm_jax.hf.tokenizer_json import added_ids
 
-LINES = [
-    "digit at b2? how many 7s? 7 1 2 3",
-    "a cat sat on the mat, the cat and the dog",
-    "USER: What is this? ASSISTANT: yes, no",
-    "aaaa aaa ababab bababa ==== --- déjà vu",
-] * 40
-TEXTS = [
-    "",
-    " ",
-    "  ",
-    "a",
-    " a",
-    "  a",
-    "a ",
-    "a  b",
-    "\n",
-    "\na",
-    "a\n",
-    "\t",
-    "a\tb",
-    "\r\n",
-    "日本語 text",
-    "ä ﬁ ½",
-]
-TEXTS += ["🙂 x 🙂🙂", "e\u0301", "\u3000wide", "\u00a0", "<0x41>", "a▁b", "x\u0000y", "a \n b  "]
-BITS = ["a", "b", "ab", "the", " ", "  ", "\n", "é", "日", "=", "-", "7", "ASSISTANT:", "🙂", " cat", "\t"]
-REPEATED = ["aaaaaaa", "ababababab", "-" * 9, "=" * 5 + " " * 7]
 MARKERS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
-PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
-
-
-def train(**settings):
-    out = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES), model_writer=out, hard_vocab_limit=False, minloglevel=2, **settings
-    )
-    return out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def models(golden):
-    """Model bytes by name."""
-    llama = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
-    structure = {"user_defined_symbols": ["<|im_start|>", "<|im_end|>"]}
-    return {
-        "ours": train_tokenizer(LINES, 120),
-        "ours with bytes": train_tokenizer(LINES, 400, byte_fallback=True),
-        "LLaMA": (golden / "m3/tokenizer.model").read_bytes(),
-        "LLaMA with markers": train(model_type="bpe", vocab_size=400, **llama, **structure),
-        "no prefix": train(model_type="bpe", vocab_size=400, add_dummy_prefix=False, **llama),
-        "unigram": train(model_type="unigram", vocab_size=90, normalization_rule_name="identity"),
-        "unigram, NFKC": train(model_type="unigram", vocab_size=90),
-    }
-
-
-@pytest.fixture
-def write(tmp_path):
-    """`write(tokenizer, template, architecture, **fields)`: config and folder; fields are those of `config.data`."""
-
-    def make(tokenizer, template="vicuna_v1", architecture="llava", size=28, scales=(4,), **fields):
-        config = c.base()
-        config.model.scales = scales
-        if architecture == "fast_vlm":
-            c.use_family(config, "convnext")
-        config.model.vision.update(image_size=size, patch_size=14)
-        config.data.update(template=template, **fields)
-        if architecture == "llava_next":
-            config.model.newline = True
-            config.data.update(aspect="anyres", sequence="unpad", tilings=PINPOINTS)
-        write_processor(tmp_path, config, tokenizer, families.WHOLES[architecture])
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": architecture}))
-        return config, tmp_path
-
-    return make
 
 
 def picture(width, height):
@@ -111,27 +36,6 @@ def ours(turns, tokenizer, template, tokens=4):
 def theirs(processor, messages, pictures):
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     return processor(text=[text], images=[picture(30, 20)] * pictures or None).input_ids[0]
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_ids_of_any_text(transformers, models, write, legacy):
-    rng = random.Random(0)
-    texts = TEXTS + ["".join(rng.choices(BITS, k=rng.randrange(1, 25))) for _ in range(150)]
-    for name, model in models.items():
-        for added in ({}, {"<|end|>": (2000, False), "<|user|>": (2001, True)}):
-            tokenizer = SentencePiece(model, legacy, added)
-            loaded = transformers.AutoTokenizer.from_pretrained(write(tokenizer)[1])
-            # Of cuts that score the same, sums in float32 choose another one than sums in float64.
-            some = texts if name.startswith("unigram") else texts + REPEATED
-            for text, ids in zip(some, loaded(some).input_ids, strict=True):
-                assert ids == [tokenizer.bos, *tokenizer.encode(text)], (name, text)
-            assert loaded.convert_tokens_to_ids(list(added)) == [i for i, _ in added.values()]
-            image, pad, _ = added_ids(tokenizer)
-            assert loaded.convert_tokens_to_ids(["<image>", "<pad>"]) == [image, pad]
-            assert (loaded.pad_token_id, loaded.eos_token_id) == (pad, tokenizer.eos)
-            assert loaded.padding_side == "left" and loaded(["a cat", "a"], padding=True).input_ids[1][0] == pad
-            ids = [tokenizer.bos, *tokenizer.encode("the cat  sat"), tokenizer.eos, image, pad]
-            assert loaded.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids), name
 
 
 QUESTIONS = ("What is this?", "  two  spaces ", "", "<image>", "<image>\nWhat?", "What <image> is", "\nlead", " a")
@@ -283,14 +187,6 @@ def test_our_tokenizer_reads_itself_back(models, write):
             assert (again.legacy, again.added) == (tokenizer.legacy, tokenizer.added)
 
 
-def test_added_ids_follow_the_pieces_or_are_those_that_are_there(models):
-    plain = SentencePiece(models["LLaMA"])
-    n = plain.vocab_size
-    assert added_ids(plain) == (n, n + 1, -(-(n + 2) // 64) * 64)
-    assert added_ids(SentencePiece(models["LLaMA"], added={"<image>": (2000, False)})) == (2000, 2001, 2048)
-    assert added_ids(SentencePiece(models["LLaMA"], added={"<pad>": (2046, False)})) == (2047, 2046, 2048)
-
-
 def test_only_pieces_are_generated(transformers, models, write):
     tokenizer = SentencePiece(models["LLaMA"])
     image, pad, rows = added_ids(tokenizer)
@@ -314,15 +210,3 @@ def test_an_answer_ends_where_its_template_says(models):
     ends = {name: generation_config(tokenizer, name)["eos_token_id"] for name in families.prompts()}
     assert ends == {name: stop_id(tokenizer, name) for name in families.prompts()}
     assert ends["vicuna_v1"] == tokenizer.eos and tokenizer.piece(ends["chatml"]) == "<|im_end|>"
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"model_type": "word", "vocab_size": 20}, "of type BPE and Unigram"),
-        ({"model_type": "bpe", "vocab_size": 80, "treat_whitespace_as_suffix": True}, "▁ before a word"),
-    ],
-)
-def test_models_that_the_format_cannot_hold_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        tokenizer_json(SentencePiece(train(**settings)))
