@@ -180,7 +180,7 @@ def test_recorded_pixels_logits_loss_and_tokens(recorded, golden, transformers, 
     want = [row[real] for row, real in zip(z["logits"], mask, strict=True)]
     inputs = theirs.inputs(rows, ours.pictures)
     found = theirs.logits(inputs)
-    assert differ(found, want, 256) < ACTIVATIONS
+    assert differ(found, want, ours.vocabulary) < ACTIVATIONS
     labels = torch.tensor(z["labels_expanded"])
     with torch.no_grad():
         loss = theirs.model(**inputs, labels=labels).loss
@@ -188,9 +188,9 @@ def test_recorded_pixels_logits_loss_and_tokens(recorded, golden, transformers, 
     want = torch.nn.functional.cross_entropy(torch.tensor(more)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     np.testing.assert_allclose(loss, want, atol=LOSS)
     out = ours.forward(ours.batch()).logits[:, 0]
-    assert differ(found, [row[real] for row, real in zip(out, mask, strict=True)], 256) < OURS
+    assert differ(found, [row[real] for row, real in zip(out, mask, strict=True)], ours.vocabulary) < OURS
     left = theirs.inputs(rows, ours.pictures, "left")
-    assert differ(theirs.logits(left), found, 256) < OURS
+    assert differ(theirs.logits(left), found, ours.vocabulary) < OURS
     want = np.stack([z["greedy_sample0"], z["greedy_sample1"]])
     chunks = [{"prefill_chunk_size": 11}] if transformers.__version__ >= "5" else []  # 4 cannot cut a picture
     for how in ({}, {"use_cache": False}, *chunks):
@@ -212,7 +212,7 @@ def test_recorded_layers_and_samplings(recorded, golden):
         mask = ours.z["attention_mask_expanded"].astype(bool)
         want = [row[real] for row, real in zip(ours.z[f"{name}/logits"], mask, strict=True)]
         found = theirs.logits(theirs.inputs([ids for ids, _ in ours.rows], ours.pictures))
-        assert differ(found, want, 256) < ACTIVATIONS, name
+        assert differ(found, want, ours.vocabulary) < ACTIVATIONS, name
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -224,7 +224,7 @@ def test_recorded_text_beside_a_picture(recorded, golden, side):
         mask = e["mixed/attention_mask_expanded"].astype(bool)
         want = [row[r] for row, r in zip(e["mixed/fixed_logits"], mask, strict=True)]
     found = theirs.logits(theirs.inputs(rows, [[], ours.pictures[0]], side))
-    assert differ(found, want, 256) < ACTIVATIONS
+    assert differ(found, want, ours.vocabulary) < ACTIVATIONS
 
 
 def test_recorded_second_picture_of_a_row(recorded, golden):
@@ -232,7 +232,7 @@ def test_recorded_second_picture_of_a_row(recorded, golden):
     pictures = [p for of in ours.pictures for p in of]
     with np.load(golden / "deepstack/edge_cases.npz") as e:
         found = theirs.logits(theirs.inputs(e["twoimg/input_ids"], [pictures]))
-        assert differ(found, e["twoimg/fixed_logits"], 256) < ACTIVATIONS
+        assert differ(found, e["twoimg/fixed_logits"], ours.vocabulary) < ACTIVATIONS
 
 
 @pytest.mark.parametrize("case", CASES)
