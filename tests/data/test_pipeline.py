@@ -144,7 +144,7 @@ def test_a_fault_in_a_pack_leaves_its_neighbours_as_they_are(tiny, monkeypatch):
     assert left < set(zip(good["target_at"], good["target"], good["group"], strict=True)) | {(0, 0, 0)}
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_change_nothing(packs, workers):
     assert_same(stream(packs, 1, 0, 5), stream(packs, 1, 0, 5, workers=workers))
 

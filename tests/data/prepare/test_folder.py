@@ -17,8 +17,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lmm_jax.data.conversation import encode
-from lmm_jax.data.prepare import check
 from lmm_jax.data.prepare import folder as prepare
+from lmm_jax.data.prepare.datasets import digits
+from lmm_jax.data.prepare.index import Index
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -290,22 +291,32 @@ def test_after_a_kill_the_same_command_gives_the_same(folder, tmp_path, monkeypa
     assert contents(out) == expected
 
 
-def write_half_and_die(pipe, *_):
-    pipe.recv()
-    os.write(pipe.fileno(), (1000).to_bytes(4, "big") + b"of 1,000 bytes")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_worker_that_dies_while_it_writes_stops_nobody_for_ever(folder, tmp_path, monkeypatch, digits_folder):
-    monkeypatch.setattr(check, "_work", write_half_and_die)
-    path = write(folder, [good(n) for n in range(100)])
-    with pytest.raises(ChildProcessError, match="a worker process died at line"):
-        prepare.prepare_rows(path, None, tmp_path / "out", digits_folder / "tokenizer.model", workers=2)
-    assert not multiprocessing.active_children()
-
-
 def _runs(pid):
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_an_interrupted_preparation_starts_again_and_gives_the_same(digits_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "ROWS", {"train": 64, "validation": 32, "test": 16})
+    folder = tmp_path / "data"
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "arrays", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare_dataset("digits", folder)
+    assert not (folder / "prepared.json").exists()
+    prepare.prepare_dataset("digits", folder)
+    assert (folder / "prepared.json").read_text() == (digits_folder / "prepared.json").read_text()
+    a, b = Prepared(folder, "train"), Prepared(digits_folder, "train")
+    assert all(a[i]["images"] == b[i]["images"] for i in range(64))
+    before = (folder / "prepared.json").stat().st_mtime_ns
+    assert prepare.prepare_dataset("digits", folder)["rows"] == 112
+    assert (folder / "prepared.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"thesis\.tex"):
+        prepare.prepare_dataset("digits", tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"

@@ -1,14 +1,10 @@
 """The digits: real scans, disjoint splits, true answers, a preparation that can be interrupted."""
 
 import collections
-import json
 
 import numpy as np
-import pytest
 
-from lmm_jax.data.prepare import folder as prepare
 from lmm_jax.data.prepare.datasets import digits
-from lmm_jax.data.prepare.index import Index
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
 
 
@@ -58,48 +54,3 @@ def test_stored_rows_hold_the_mosaic_and_its_truth(digits_folder):
             scans = [templates[cell.tobytes()] for cell in cells]
             assert set(scans) <= allowed
             assert as_turns(data[row])[-1][1] == " ".join(str(labels[i]) for i in scans)
-
-
-def test_the_index_counts_what_is_there(digits_folder):
-    data = Prepared(digits_folder, "train")
-    assert len(data) == 64 and (data.index["image_sizes"] == 24).all() and len(data.index["image_sizes"]) == 64
-    assert data.about["splits"]["validation"] == {"rows": 32, "images": 32}
-    ends = data.index["turn_offsets"][1:] - 1
-    # Answers and end pieces: nine digits read, and five one-piece answers where there are other turns.
-    assert set(data.index["turn_supervised"][ends]) <= {10, 20}
-
-
-def test_an_interrupted_preparation_starts_again_and_gives_the_same(digits_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(digits, "ROWS", {"train": 64, "validation": 32, "test": 16})
-    folder = tmp_path / "data"
-    with monkeypatch.context() as patch:
-        patch.setattr(Index, "arrays", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            prepare.prepare_dataset("digits", folder)
-    assert not (folder / "prepared.json").exists()
-    prepare.prepare_dataset("digits", folder)
-    assert (folder / "prepared.json").read_text() == (digits_folder / "prepared.json").read_text()
-    a, b = Prepared(folder, "train"), Prepared(digits_folder, "train")
-    assert all(a[i]["images"] == b[i]["images"] for i in range(64))
-    before = (folder / "prepared.json").stat().st_mtime_ns
-    assert prepare.prepare_dataset("digits", folder)["rows"] == 112
-    assert (folder / "prepared.json").stat().st_mtime_ns == before
-
-
-def test_a_folder_with_other_files_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"thesis\.tex"):
-        prepare.prepare_dataset("digits", tmp_path)
-    assert (tmp_path / "thesis.tex").read_text() == "precious"
-
-
-def test_missing_or_altered_folders_are_named(digits_folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="lmm prepare"):
-        Prepared(tmp_path, "train")
-    with pytest.raises(ValueError, match=r"no split 'dev'; it has \['test', 'train', 'validation'\]"):
-        Prepared(digits_folder, "dev")
-    about = json.loads((digits_folder / "prepared.json").read_text())
-    (tmp_path / "prepared.json").write_text(json.dumps({**about, "tokenizer": "other"}))
-    (tmp_path / "tokenizer.model").write_bytes((digits_folder / "tokenizer.model").read_bytes())
-    with pytest.raises(ValueError, match="not the one"):
-        Prepared(tmp_path, "train")

@@ -1,0 +1,125 @@
+"""Checking rows: in order, in any number of processes, not further ahead than they are used."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+from PIL import Image
+
+from lmm_jax.data.conversation import IMAGE
+from lmm_jax.data.prepare import check
+from lmm_jax.data.prepare.parse import Refused
+from lmm_jax.data.prepared import Prepared
+
+
+@pytest.fixture(scope="module")
+def tokenizer(digits_folder):
+    return Prepared(digits_folder, "train").tokenizer
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for n in range(3):
+        Image.new("RGB", (20 + n, 10), "white").save(folder / f"{n}.png")
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+def row(n, image="0.png", question="<image> how many?", answer="7"):
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"id": f"row{n}", "images": [image] if image else [], "messages": turns})
+
+
+def items(count):
+    """Lines and rows of them; every fifth row names a picture that is not there."""
+    return [(10 + n, row(n, "gone.png" if n % 5 == 4 else f"{n % 3}.png")) for n in range(count)]
+
+
+def summary(result):
+    if isinstance(result, Refused):
+        return result.reason, result.detail, result.id
+    return result.record["id"], result.encoded.ids.tolist(), result.sizes, result.digest
+
+
+def test_a_row_is_stored_with_its_picture_and_encoded(pictures, tokenizer):
+    checked = check.check_row(row(1, "1.png"), 1, pictures, tokenizer, "qa")
+    assert checked.record["images"] == [(pictures / "1.png").read_bytes()] and checked.sizes == [(21, 10)]
+    assert checked.record["turns"][1] == {"role": "assistant", "text": "7", "kind": ""}
+    assert (checked.encoded.ids == IMAGE).sum() == 1
+    supervised = checked.encoded.ids[checked.encoded.supervised].tolist()
+    assert supervised == [*tokenizer.encode("7"), tokenizer.eos]
+
+
+def test_the_digest_is_of_all_that_is_stored(pictures, tokenizer):
+    """So that another picture of the same name and size gives another fingerprint of the data."""
+
+    def digest(n=1, **fields):
+        return check.check_row(row(n, **fields), 1, pictures, tokenizer, "qa").digest
+
+    first = digest()
+    assert len(first) == hashlib.sha256().digest_size and first == digest()
+    others = [digest(2), digest(image="1.png"), digest(answer="8"), digest(question="<image> which?")]
+    before = (pictures / "0.png").read_bytes()
+    Image.new("RGB", (20, 10), "black").save(pictures / "0.png")
+    others.append(digest())
+    (pictures / "0.png").write_bytes(before)
+    assert len({first, *others}) == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "detail"),
+    [
+        ({"image": "gone.png"}, "missing picture", "gone.png"),
+        ({"image": "text.png"}, "unreadable picture", "text.png: "),
+        ({"image": None}, "tags do not match pictures", "1 <image> tags, 1 of them in what a user says, 0 pictures"),
+        ({"answer": " "}, "empty answer", "turn 2"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_refused_with_its_id(pictures, tokenizer, fields, reason, detail):
+    with pytest.raises(Refused) as error:
+        check.check_row(row(7, **fields), 1, pictures, tokenizer, "qa")
+    assert (error.value.reason, error.value.id) == (reason, "row7") and detail in error.value.detail
+
+
+def test_processes_change_nothing(pictures, tokenizer):
+    given = (items(70), pictures, tokenizer, "qa")
+    here, there = (list(check.check_rows(*given, workers)) for workers in (0, 2))
+    assert [line for line, _ in here] == list(range(10, 80))
+    assert [isinstance(result, Refused) for _, result in here] == [n % 5 == 4 for n in range(70)]
+    assert [(line, summary(result)) for line, result in there] == [(line, summary(result)) for line, result in here]
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_is_not_read_far_ahead(pictures, tokenizer, workers):
+    """Of any number of rows only those are in memory that the processes have; one that is not used on ends them."""
+    read = []
+
+    def endless():
+        for n in range(1_000_000):
+            read.append(n)
+            yield n, row(n)
+
+    results = check.check_rows(endless(), pictures, tokenizer, "qa", workers)
+    for n in range(2 * check.ROWS):
+        assert next(results)[0] == n
+    assert len(read) <= (2 + 3 * workers) * check.ROWS
+    results.close()
+    assert not multiprocessing.active_children()
+
+
+def write_half_and_die(pipe, *_):
+    pipe.recv()
+    os.write(pipe.fileno(), (1000).to_bytes(4, "big") + b"of 1,000 bytes")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_while_it_writes_stops_nobody_for_ever(pictures, tokenizer, monkeypatch):
+    monkeypatch.setattr(check, "_work", write_half_and_die)
+    with pytest.raises(ChildProcessError, match="a worker process died at line 10"):
+        list(check.check_rows(items(100), pictures, tokenizer, "qa", 2))
+    assert not multiprocessing.active_children()
