@@ -40,14 +40,12 @@ def case(setup):
     return steps, jax.jit(loss_and_grads, static_argnums=0)(one.program.model, *parts, batch)
 
 
-@pytest.mark.long
 def test_two_steps_are_finite_and_differ(case):
     (_, first), (state, second) = case[0]
     assert first["finite"] and second["finite"] and int(state.step) == 2 and int(state.skipped) == 0
     assert 1 < float(first["loss"]) < 8 and float(first["loss"]) != float(second["loss"])
 
 
-@pytest.mark.long
 def test_gradients_reach_every_parameter_of_every_layer(case):
     grads = case[1][1]
     assert {path.split("/")[0] for path in grads} >= {"projector", "level_projectors_0", "vision", "decoder"}
@@ -59,7 +57,6 @@ def test_gradients_reach_every_parameter_of_every_layer(case):
         assert (by_layer > (1e-5 if "projector" in path else 0)).all(), path
 
 
-@pytest.mark.long
 def test_eight_devices_give_the_losses_and_gradients_of_one(case):
     ((state, metrics), _), (loss, grads, group_loss, _) = case
     np.testing.assert_allclose(metrics["loss"], loss, atol=1e-5)
@@ -70,7 +67,6 @@ def test_eight_devices_give_the_losses_and_gradients_of_one(case):
         np.testing.assert_allclose(10 * moment, grads[path] / max(norm, 1), atol=1e-5, err_msg=path)
 
 
-@pytest.mark.long
 def test_pictures_on_a_wider_canvas_give_what_they_give_alone(setup):
     """ConvLLaVA's own aspect ratios, with the finer stage's stacks and both budgets: the canvas must not show."""
     alone = setup(1, recipe="hybrid")

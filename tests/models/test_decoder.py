@@ -13,7 +13,7 @@ from lmm_jax import config, sharding
 from lmm_jax.models import visual_tokens
 from lmm_jax.models.attention.attention import SHORT
 from lmm_jax.models.decoder import Block, Decoder, at_positions, inject
-from lmm_jax.models.layers import RMSNorm, rope
+from lmm_jax.models.layers import RMSNorm
 
 SMALL = dict(vocab_size=40, width=16, depth=4, heads=4, kv_heads=2, mlp_dim=24, vocab_multiple=8)
 
@@ -191,14 +191,3 @@ def test_padded_vocabulary_is_never_predicted():
     variables = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((1, 16)), method="logits"))
     logits = decoder.apply(variables, jnp.ones((1, 16)), method="logits")
     assert logits.shape == (1, 40) and (logits[0, 37:] < -1e30).all() and (logits[0, :37] > -1e3).all()
-
-
-def test_rope_depends_on_the_distance_only():
-    rng = np.random.default_rng(0)
-    q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
-
-    def product(a, b):
-        return float((rope(q, jnp.array([[a]]), 1e4) * rope(k, jnp.array([[b]]), 1e4)).sum())
-
-    assert abs(product(3, 1) - product(103, 101)) < 1e-4
-    assert abs(product(3, 1) - product(4, 1)) > 1e-4

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.prepared import as_pictures, as_turns
-from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.training.optimizer import split
 from lmm_jax.training.step import loss_and_grads
 
@@ -20,7 +19,6 @@ def nested(program, params, batch):
     return jax.jit(loss_and_grads, static_argnums=0)(program.model, trainable, frozen, batch)
 
 
-@pytest.mark.long  # by default tests/parity/test_m3.py compares such packs with the reference
 def test_packed_copies_equal_one_scale_at_a_time(setup):
     s = setup(1, "train.scales_per_step=4", "data.length=256", "data.targets=80")
     batch = s.host_batch(0)
@@ -68,7 +66,6 @@ def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(set
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
-@pytest.mark.long
 def test_text_alone_needs_no_vision_pass_and_gives_the_same(setup):
     s = setup(8)
     batch = s.host_batch(0)
@@ -183,52 +180,3 @@ def test_deepstack_learns_from_its_stacks(setup):
     blind = {**batch, "pixels": batch["pixels"].copy()}
     blind["pixels"][:, 1:] = 0
     assert abs(float(s.run(state, blind)[1]["loss"]) - float(s.run(state, batch)[1]["loss"])) > 1e-4
-
-
-@pytest.mark.parametrize(
-    ("recipe", "scale"),
-    [
-        ("m3", 36),
-        ("deepstack", 9),
-        pytest.param("qwen3vl_style", 9, marks=pytest.mark.long),
-        *(pytest.param("hybrid", scale, marks=pytest.mark.long) for scale in (1, 36)),
-    ],
-)
-def test_cached_generation_equals_rereading_everything(setup, recipe, scale):
-    s = setup(1, recipe=recipe)
-    model, params = s.program.model, s.state.params
-    layout, tokenizer = s.packs.layout, s.packs.tokenizer
-    new = 6
-    requests = [("digit at b2?", 0), ("how many 7s are there?", 1), ("read all", 2)]
-    layout = dataclasses.replace(layout, scales=(scale,), rows=1, length=64, targets=0)
-
-    def batch_of(suffixes):
-        packs = []
-        for (question, row), suffix in zip(requests, suffixes, strict=True):
-            pictures = as_pictures(s.packs.data[0][row])
-            sizes = [picture.size for picture in pictures]
-            (segment,) = layout.segments([("user", f"<image>\n{question}")], sizes, tokenizer, (scale,))
-            longer = dataclasses.replace(
-                segment,
-                id=np.concatenate([segment.id, suffix]).astype(np.int32),
-                slot=np.concatenate([segment.slot, np.full(len(suffix), -1)]).astype(np.int32),
-                target=np.concatenate([segment.target, np.full(len(suffix), -1)]).astype(np.int32),
-            )
-            packs.append(layout.assemble([longer], [(p.size, layout.see(p)) for p in pictures]))
-        return {name: jnp.stack([p[name] for p in packs]) for name in packs[0]}
-
-    cached, lengths = jax.jit(generate_tokens, static_argnums=(0, 3, 4, 5))(
-        model, params, batch_of([[]] * 3), scale, new, -1
-    )
-    assert (lengths == new).all()
-
-    @jax.jit
-    def next_token(batch):
-        last = (batch["segment"][:, 0] > 0).sum(-1) - 1
-        h = model.clone(scales=(scale,)).apply({"params": params}, batch)
-        return model.apply({"params": params}, h[jnp.arange(3), 0, last], method="logits").argmax(-1)
-
-    suffixes = np.zeros((3, 0), np.int32)
-    for _ in range(new):
-        suffixes = np.concatenate([suffixes, np.asarray(next_token(batch_of(suffixes)))[:, None]], axis=1)
-    np.testing.assert_array_equal(cached, suffixes)

@@ -10,6 +10,7 @@ from lmm_jax.config import base
 from lmm_jax.models.attention.attention import attention
 from lmm_jax.models.attention.context import bring_back, context_attention, order, share_out, ways
 from lmm_jax.models.attention.splash import causal_kernel
+from tests.models.attention.kernels import outputs_and_gradients
 
 RULES = dict(base().rules)
 
@@ -53,21 +54,14 @@ def test_all_devices_have_the_same_work(C):
         assert len(set(blocks)) == 1 and blocks[0] > 0
 
 
-def outputs_and_gradients(f, q, k, v):
-    """Output and the gradients of a sum that weights each of its numbers differently."""
-    weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
-    grads = jax.grad(lambda q, k, v: (f(q, k, v) * weights).sum(), argnums=(0, 1, 2))
-    return jax.jit(lambda q, k, v: (f(q, k, v), *grads(q, k, v)))(q, k, v)
-
-
 @pytest.mark.parametrize(
     ("kernel", "T", "kv_heads", "mesh"),
     [
         (False, 1056, 2, {"fsdp": 2, "tensor": 2, "context": 2}),  # blocks of 264
         (True, 200, 2, {"fsdp": 2, "context": 4}),  # chunks of 25, which the kernel takes as 128
-        pytest.param(False, 200, 2, {"tensor": 4, "context": 2}, marks=pytest.mark.long),  # key-value heads repeated
-        pytest.param(True, 200, 2, {"tensor": 4, "context": 2}, marks=pytest.mark.long),
-        pytest.param(True, 2048, 4, {"context": 8}, marks=pytest.mark.long),  # no padding
+        (False, 200, 2, {"tensor": 4, "context": 2}),  # key-value heads repeated
+        (True, 200, 2, {"tensor": 4, "context": 2}),
+        (True, 2048, 4, {"context": 8}),  # no padding
     ],
 )
 def test_attention_equals_that_of_one_device(kernel, T, kv_heads, mesh):
