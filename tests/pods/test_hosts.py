@@ -1,13 +1,10 @@
 """Which host of how many a process is, who is missing, and when all stop; without a model."""
 
-import contextlib
 import http.server
-import itertools
 import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,19 +16,9 @@ from jax._src.clusters import cloud_tpu_cluster
 
 from lmm_jax.pods import hosts
 from lmm_jax.pods.wire import Place
+from tests.ports import free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
-PORTS = itertools.count(26_000, 2)  # of those that the system does not give out itself
-
-
-def free_port():
-    """A port whose next one is free too."""
-    while True:
-        with socket.socket() as one, socket.socket() as following, contextlib.suppress(OSError):
-            port = next(PORTS)
-            one.bind(("", port))
-            following.bind(("", port + 1))
-            return port
 
 
 @pytest.fixture
@@ -222,9 +209,7 @@ def test_sigterm_to_any_host_gives_all_the_same_last_step(tmp_path):
     assert len({re.search(r"last (\d+)", pod.said(i))[1] for i in range(3)}) == 1
 
 
-@pytest.mark.parametrize(
-    ("how", "lost"), [("broken", 1), pytest.param(signal.SIGKILL, 1, marks=pytest.mark.long), (signal.SIGKILL, 0)]
-)
+@pytest.mark.parametrize(("how", "lost"), [("broken", 1), (signal.SIGKILL, 1), (signal.SIGKILL, 0)])
 def test_the_end_of_one_host_is_that_of_all_with_its_reason(tmp_path, how, lost):
     pod = Hosts(tmp_path, 2, range(2), str(how))
     pod.wait_until_said(1 - lost, "of 2: 1 of 2 devices are here")

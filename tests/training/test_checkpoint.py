@@ -37,9 +37,7 @@ def flip_a_byte_of_the_largest_file(folder):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    "mesh", [{"fsdp": 4, "tensor": 2}, pytest.param({"data": 8}, marks=pytest.mark.long), {"fsdp": 2, "data": 4}]
-)
+@pytest.mark.parametrize("mesh", [{"fsdp": 4, "tensor": 2}, {"data": 8}, {"fsdp": 2, "data": 4}])
 def test_restores_bit_equal_on_any_mesh(saved, mesh):
     s, workdir, states = saved
     program = make_program(s.program.config, sharding.make_mesh(mesh))

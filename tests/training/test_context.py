@@ -40,7 +40,7 @@ def compiled(setup, devices, *overrides, recipe):
     ("recipe", "overrides", "mesh"),
     [
         pytest.param("deepstack", HD, (8, *TWO_BY_FOUR), marks=pytest.mark.long),
-        pytest.param("m3", (), (4, *ROW_BY_FOUR), marks=pytest.mark.long),  # copies of a conversation in a row
+        ("m3", (), (4, *ROW_BY_FOUR)),  # copies of a conversation in a row
         pytest.param("m3", (), (4, "mesh.data=1", "mesh.fsdp=2", "mesh.context=2"), marks=pytest.mark.long),
         pytest.param("deepstack", TWO, (8, *TWO_BY_FOUR), marks=pytest.mark.long),
         pytest.param(

@@ -13,7 +13,7 @@ import pytest
 
 from lmm_jax.training.metrics import read_metrics
 from tests.conftest import COMPILED, ROOT
-from tests.pods.test_hosts import free_port
+from tests.ports import free_port
 
 FEW = ("--config.train.steps=8", "--config.train.save_every=4", "--config.train.log_every=1")
 
@@ -100,7 +100,6 @@ def runs(tiny_args, tmp_path_factory):
     return one, two, then
 
 
-@pytest.mark.long
 def test_two_hosts_equal_one_and_one_host_continues_them(runs):
     one, two, then = (records(pod.folder) for pod in runs)
     assert two | then == one and not two.keys() & then.keys()
@@ -109,7 +108,6 @@ def test_two_hosts_equal_one_and_one_host_continues_them(runs):
     assert difference(runs[0].folder.parent / "run_1", runs[0].folder.parent / "run_2") <= 1e-5
 
 
-@pytest.mark.long
 def test_sigterm_to_one_host_stops_both_after_the_same_step(runs):
     _, two, then = runs
     (stopped,) = {int(re.search(r"asked to stop; step (\d+) is saved", two.said(i))[1]) for i in range(2)}
@@ -117,7 +115,6 @@ def test_sigterm_to_one_host_stops_both_after_the_same_step(runs):
     assert f"from step {stopped} of 8" in then.said(0)
 
 
-@pytest.mark.long
 def test_host_0_alone_writes_and_each_says_which_it_is(runs):
     two = runs[1]
     for i in range(2):
@@ -153,16 +150,14 @@ def test_a_run_goes_from_two_hosts_to_one_to_four(tiny_args, tmp_path):
     assert difference(tmp_path / "run", tmp_path / "other") <= 1e-5
 
 
-@pytest.mark.long
 def test_bad_data_on_one_host_stops_all_with_its_reason(tiny_args, tmp_path):
     command = train(tiny_args, tmp_path / "run", *FEW, "--config.data.max_bad_run=1")
     pod = Pod(tmp_path / "two", 2, *command, BROKEN_HOST="1")
     assert pod.codes() == {0: 2, 1: 2}
-    reason = r"host 0 of 2: host 1: BadData: \d+ records one after another could not be read.*ledger_1.jsonl"
+    reason = r"host 0 of 2: host 1: BadData: \d+ records one after another could not be read.*bad_records_1.jsonl"
     assert re.search(reason, pod.said(0))
 
 
-@pytest.mark.long
 def test_what_host_0_refuses_ends_all(runs, tiny_args, tmp_path):
     command = train(tiny_args, runs[0].folder.parent / "run_2", *FEW, "--config.model.decoder.depth=2")
     pod = Pod(tmp_path / "two", 2, *command)

@@ -48,7 +48,7 @@ def losses(workdir):
     return {row["step"]: row["loss"] for row in read_metrics(workdir) if "loss" in row}
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_run_continues_as_if_nothing_had_happened(lmm_process, tiny_args, uninterrupted, tmp_path, how):
     command = ["train", *tiny_args, *STEPS, "--workdir", tmp_path, "--json"]
     process = lmm_process(*command)

@@ -3,12 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from lmm_jax.training import loss as loss_lib
 
 
-@pytest.mark.long
 def test_parts_of_the_vocabulary_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     h, w = jnp.asarray(rng.normal(size=(2, 37, 8)), jnp.float32), jnp.asarray(rng.normal(size=(8, 15)), jnp.float32)

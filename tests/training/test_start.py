@@ -90,7 +90,6 @@ def test_parameters_are_taken_and_all_else_is_new(start, before):
     assert lines == [f"starting from step 2 of {before[0]}: {len(taken)} parameters taken, 0 fresh"]
 
 
-@pytest.mark.long
 def test_what_is_named_new_starts_fresh(start, before):
     _, fresh, state, lines = start(*NEWLINE)
     taken, old = flat(state.params), before[1][1]
@@ -148,7 +147,6 @@ def test_folders_that_hold_no_run_are_named(start, before, tmp_path):
         start(workdir=tmp_path)
 
 
-@pytest.mark.long
 def test_a_run_starts_from_another_once(tiny, before, tmp_path, capsys):
     """Its first step has rate 0, so that what it saves is what it took; when it continues, it takes nothing more."""
     source = shutil.copytree(before[0], tmp_path / "before")

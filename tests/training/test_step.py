@@ -47,7 +47,6 @@ def test_fsdp_and_tensor_sharding_are_really_applied(setup):
     assert moment.sharding.is_equivalent_to(up.sharding, 3)
 
 
-@pytest.mark.long
 def test_accumulation_equals_one_batch(setup):
     whole, accumulated = setup(8, *SHARDED), setup(8, *FOUR_MICRO_BATCHES)
     for i in range(2):  # the first steps of both recipes of scales
@@ -108,7 +107,6 @@ def test_frozen_parts_stay_and_have_no_state(setup):
     assert moved.max() > 0
 
 
-@pytest.mark.long
 def test_bfloat16_compute_stays_near_float32(setup, one_device):
     losses, state = losses_over(setup(8, *SHARDED, "model.dtype=bfloat16"), 20)
     np.testing.assert_allclose(losses, one_device[0], atol=0.1)

@@ -21,7 +21,7 @@ from lmm_jax.hf.safetensors import Folder
 from lmm_jax.tools import plots
 from lmm_jax.training.metrics import read_metrics
 from tests.parity.reference import write_folder
-from tests.pods.test_hosts import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,6 @@ def test_a_model_is_read_from_a_bucket_and_copied_again_if_it_changed(bucket, go
     np.testing.assert_array_equal(found, weights["model.norm.weight"])
 
 
-@pytest.mark.long
 def test_a_run_lives_in_a_bucket(data, bucket, tiny, capsys):
     workdir = bucket / "run"
     config = tiny(f"data.path={data}", "train.log_every=1", "train.save_every=2", "train.steps=6")
