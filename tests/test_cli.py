@@ -44,7 +44,6 @@ def test_prepare_takes_rows_and_names_what_it_refused(capsys, tmp_path):
     assert code == 2 and "template was chatml, is vicuna_v1" in err
 
 
-@pytest.mark.long
 def test_train_evaluate_generate(capsys, tiny_args, tmp_path, digits_folder):
     workdir = tmp_path / "run"
     args = [*tiny_args, "--config.train.steps", "3", "--workdir", workdir]
@@ -90,31 +89,6 @@ def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
     text = page.read_text()
     assert text.count('class="pack"') == 2 and "data:image/png" in text
     assert "9 visual: 5…13" in text and 't s"> ' in text and "picture 1: 24 × 24 pixels, view 0, grid 0" in text
-
-
-def test_the_page_shows_which_views_are_whose(capsys, digits_folder, tmp_path):
-    page = tmp_path / "batch.html"
-    zoomed = {"sequence": "grid", "stacks": "zoom", "zoom": 2, "views": 50, "length": 190}
-    args = [f"--config.data.{name}={value}" for name, value in zoomed.items()]
-    config = f"{DIGITS}:recipe=deepstack,data={digits_folder}"
-    args += ["--config.model.newline=True", "--config.data.targets=100", "--packs", 1, "--out", page]
-    code, _, err = run(capsys, "show", "batch", "--config", config, *args)
-    assert code == 0, err
-    text = page.read_text()
-    assert "picture 1: 24 × 24 pixels, 2 × 2 tiles, views 0…24, grids 0…4" in text
-    assert "picture 2: 24 × 24 pixels, 2 × 2 tiles, views 25…49, grids 5…9" in text
-    assert text.count("<img") == 50 and "45 visual: 0…44, 6 newlines" in text
-
-
-def test_bench_data_has_a_row_for_each_stage(capsys, tiny_args):
-    args = ["--records", 20, "--packs", 64, "--step-seconds", 2]
-    code, out, err = run(capsys, "bench", "data", *tiny_args, *args, "--json")
-    assert code == 0, err
-    rows = {row["name"]: row for row in json.loads(out.splitlines()[-1])["rows"]}
-    assert all(row["value"] > 0 for row in rows.values())
-    assert rows["decode and resize"]["ratio"] > 0 and rows["decode and resize"]["unit"] == "images/s/core"
-    per_pack = 1 / rows["whole records, packed"]["value"]  # one record a pack
-    assert rows["cores for 64 packs in 2 s"]["value"] == pytest.approx(per_pack * 64 / 2)
 
 
 @pytest.mark.parametrize(

@@ -168,32 +168,3 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_answered(digits_
     with pytest.raises((ConfigError, FileNotFoundError, ValueError), match=message):
         evaluation.evaluate(model, **arguments)
     assert not model.asked
-
-
-def test_generate_takes_one_or_many_and_any_scale(model, digits_folder):
-    pictures = [e.images[0] for e in digits.examples(digits_folder, "test", 3) if e.kind == "read"]
-    one = model.generate(images=[pictures[0]], prompt="read all", scale=9, max_new_tokens=5)
-    assert isinstance(one, str)
-    many = model.generate(
-        images=[[p] for p in pictures], prompt=["read all"] * 3, scale=9, max_new_tokens=5, batch_size=2
-    )
-    assert len(many) == 3 and many[0] == one
-    with pytest.raises(ValueError, match=r"16 tokens do not tile a 6×6 grid; valid scales are \[1, 4, 9, 36\]"):
-        model.generate(images=[pictures[0]], prompt="read all", scale=16)
-    with pytest.raises(ValueError, match="2 <image> tags in the text, 1 pictures"):
-        model.generate(images=[pictures[0]], prompt="<image> <image> read all")
-    assert isinstance(model.generate(prompt="how many?", max_new_tokens=2), str)  # text alone
-
-
-def test_answers_do_not_depend_on_their_batch(model, digits_folder):
-    examples = [e for e in digits.examples(digits_folder, "test") if e.kind in ("cell", "line", "read")]
-    together = model.generate([e.images for e in examples], [e.question for e in examples], 4, 6)
-    apart = [model.generate(e.images, e.question, 4, 6) for e in examples[:4]]
-    assert together[:4] == apart
-
-
-def test_loading_reads_what_was_trained(workdir, model, tiny):
-    assert model.scales == (1, 4, 9, 36)
-    assert np.isfinite(model.params["decoder"]["table"]).all()
-    with pytest.raises(FileNotFoundError, match="neither a workdir"):
-        lmm.load(workdir / "nothing")
