@@ -48,11 +48,13 @@ class Reference:
       folder: written by `write_folder`.
       weights: the set's own arrays.
       config, program, model, params: as our loader gives them.
+      vocabulary: pieces, without those that pad tables.
       skipped: tensors that it did not read.
     """
 
     def __init__(self, folder):
         self.folder, self.config = folder, read_model_config(folder)
+        self.vocabulary = self.config.model.decoder.vocab_size
         self.weights = load_file(folder / "model.safetensors")
         self.program = make_program(self.config, sharding.make_mesh({}, jax.devices()[:1]))
         self.model = self.program.model
@@ -86,7 +88,7 @@ class Reference:
             G, R, T, D = embeds.shape
             embeds = splice(embeds.reshape(G, R * T, D), bank, batch["slot"].reshape(G, R * T)).reshape(G, R, T, D)
             hidden = m(batch)
-            logits = m.logits(hidden)[..., : m.decoder.vocab_size]
+            logits = m.logits(hidden)[..., : self.vocabulary]
             return {"bank": bank, "stacks": stacks, "embeds": embeds, "hidden": hidden, "logits": logits}
 
         sums, counts = eval_step(self.model, params, {name: x[None] for name, x in batch.items()})
@@ -123,7 +125,7 @@ class Reference:
         for t in tensors(self.config.model, shapes):
             array = t.to_theirs(flat[t.path] if t.layer is None else flat[t.path][t.layer])
             table = t.path in ("decoder/table", "decoder/head/kernel")
-            out[t.name] = array[: self.model.decoder.vocab_size] if table else array
+            out[t.name] = array[: self.vocabulary] if table else array
         return out
 
     def greedy(self, batch, scale, tokens):

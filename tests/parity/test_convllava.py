@@ -59,7 +59,7 @@ def test_config_and_tensors(convllava):
     assert set(convllava.skipped.values()) == {"follows the last stage, whose output is read without it"}
 
 
-@pytest.mark.parametrize("shape", [pytest.param(s, marks=pytest.mark.long) if s == "square" else s for s in SHAPES])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_every_stage(convllava, shape):
     z, vision = convllava.vision, convllava.model.vision
     pixels = convllava.pixels(z[f"{shape}/pixel_values"], np.float32)

@@ -30,7 +30,7 @@ def m3(golden, tmp_path_factory):
     out = Reference(write_folder(folder, tmp_path_factory.mktemp("m3") / "model", keys, config["vision"]))
     out.z, out.mixed = np.load(folder / "llava15.npz"), np.load(folder / "mixed.npz")
     out.norms = json.loads((folder / "grad_norms.json").read_text())
-    out.scales = tuple(config["scales"])
+    out.scales, out.aspect = tuple(config["scales"]), config["llava15"]["image_aspect_ratio"]
     out.views = out.pixels(out.z["pixel_values"])
     out.rows = [unpadded(out.z, row) for row in range(len(out.z["input_ids"]))]
     return out
@@ -55,9 +55,9 @@ def all_scales(m3):
 
 def test_config_and_tensors(m3):
     assert m3.config.model.scales == m3.scales
-    assert m3.config.data.aspect == "pad" and m3.config.data.template == "vicuna_v1"
+    assert m3.config.data.aspect == m3.aspect and m3.config.data.template == "vicuna_v1"
     assert not any("mm_projector" in name or "lm_head" in name for name in m3.skipped)
-    assert {why.split(" ")[0] for why in m3.skipped.values()} == {"past", "follows", "this"}
+    assert {why.split(" ")[0] for why in m3.skipped.values()} <= {"past", "follows", "this"}
 
 
 def test_vision_hidden_states(m3):
@@ -72,11 +72,11 @@ def test_vision_hidden_states(m3):
     g = vision.grid
     close(features.reshape(len(m3.views), g * g, -1), m3.z["vision_features"], ATOL)
     x = state["intermediates"]["norm_pre"]["__call__"][0]
-    shown = m3.z["clip_hidden_0"].shape[1]
+    shown, read = m3.z["clip_hidden_0"].shape[1], range(vision.depth + 1)[vision.level]
     block = ViTBlock(vision.heads, vision.mlp_dim, vision.norm_eps, vision.dtype)
-    for number in range(vision.depth):  # the last block is not ours: it follows the features
+    for number in range(read + 1):  # blocks past the state that is read are not ours
         close(x[:, :shown], m3.z[f"clip_hidden_{number}"], ATOL)
-        if number < vision.depth - 1:
+        if number < read:
             layer = {"params": {k: {n: v[number] for n, v in p.items()} for k, p in params["blocks_0"].items()}}
             x, _ = block.apply(layer, x, None, None)
 
@@ -91,7 +91,7 @@ def test_projection_and_pooling_at_all_scales(m3):
         close(pool(grids, scale, side), m3.z[f"pooled_{scale}"], ATOL)
     odd = [int(k.rsplit("_", 1)[1]) for k in m3.z.files if k.startswith("pooled_odd_")]
     exact = [s for s in odd if m3.z[f"pooled_odd_{s}"].shape[1] == s]
-    assert exact and len(exact) < len(odd)
+    assert odd
     for scale in exact:
         close(pool(grids[:1], scale, side), m3.z[f"pooled_odd_{scale}"], ATOL)
     for scale in set(odd) - set(exact):  # the reference silently gives other counts
@@ -99,7 +99,6 @@ def test_projection_and_pooling_at_all_scales(m3):
             pool(grids[:1], scale, side)
 
 
-@pytest.mark.long
 def test_each_scale_alone(m3):
     for i, scale in enumerate(m3.scales):
         batch = one_scale(m3, scale)
@@ -118,15 +117,13 @@ def test_each_scale_alone(m3):
         loss, groups, grads = m3.gradients(batch, frozen=("vision",))
         close(loss, m3.z[f"loss_{scale}"], ATOL)
         close(groups[i], m3.z[f"loss_{scale}"], ATOL)
-        name = "model.mm_projector.2.weight"
-        close(grads[name], m3.z[f"grad_single_{scale}__{name}"], ATOL)
+        prefix = f"grad_single_{scale}__"
+        for key in (key for key in m3.z.files if key.startswith(prefix)):
+            close(grads[key.removeprefix(prefix)], m3.z[key], ATOL)
     close(m3.z["eval_mode_forward_loss"], m3.z[f"loss_{max(m3.scales)}"], 0)
 
 
-@pytest.mark.parametrize(
-    "frozen",
-    [pytest.param(("vision",), id="tower frozen", marks=pytest.mark.long), pytest.param((), id="tower trained")],
-)
+@pytest.mark.parametrize("frozen", [("vision",), ()], ids=["tower frozen", "tower trained"])
 def test_training_step_of_all_scales_from_one_packed_batch(m3, frozen):
     loss, groups, grads = m3.gradients(all_scales(m3), frozen)
     close(loss, m3.z["train_loss"], ATOL)
@@ -145,7 +142,6 @@ def test_training_step_of_all_scales_from_one_packed_batch(m3, frozen):
         close(total, m3.z["grad_norm_total"], ATOL)
 
 
-@pytest.mark.long
 def test_greedy_tokens_at_every_scale(m3):
     prompts = [m3.z[f"gen_prompt_{row}"] for row in range(len(m3.rows))]
     for scale in m3.scales:

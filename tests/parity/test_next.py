@@ -94,7 +94,6 @@ def test_several_scales_in_one_packed_batch(unpad):
     close(loss, np.mean([unpad.z[f"loss_{s}"] for s in some]), ATOL)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("merge", "name"), [("spatial", "spatial"), ("flat", "flat")])
 def test_other_merges(make, merge, name):
     m = make(merge)
@@ -118,7 +117,6 @@ def test_a_picture_of_one_crop_gets_one_newline(unpad, golden):
         close(bank[0][np.where(cells < 0, -1, before + cells)], unpad.z[key], ATOL)
 
 
-@pytest.mark.long
 def test_greedy_tokens_at_every_scale(unpad):
     for scale in unpad.scales:
         want = unpad.z[f"gen_tokens_{scale}"]
