@@ -1,0 +1,39 @@
+"""The tests themselves: each module has its file, and what is behind --long is listed with its reason."""
+
+import ast
+import pathlib
+import re
+
+TESTS = pathlib.Path(__file__).parent
+PACKAGE = TESTS.parent / "lmm_jax"
+README = (TESTS / "README.md").read_text()
+
+
+def test_each_module_has_its_file_or_a_row_that_says_where_it_is_tested():
+    rows = dict(re.findall(r"^\| `([\w/]+(?:\.py|/))` \| `([\w/]+\.py)` \|", README, re.MULTILINE))
+    modules = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")]
+    without = {path for path in modules if not (TESTS / path.parent / f"test_{path.name}").exists()}
+    for module in sorted(without):
+        missing = f"tests/{module.parent}/test_{module.name} is missing"
+        listed = {str(module), f"{module.parent}/"} & rows.keys()
+        assert listed, f"{missing}, and no row of tests/README.md says where it is tested"
+    needed = {str(module) for module in without} | {f"{module.parent}/" for module in without}
+    assert not rows.keys() - needed, "rows of tests/README.md for modules that have their file, or are gone"
+    for place in rows.values():
+        assert (TESTS / place).exists(), place
+
+
+def marked_long(path):
+    """Names of a file's tests that, as a whole or with some of their parameters, need --long."""
+    text = path.read_text()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef):
+            decorators = " ".join(ast.get_source_segment(text, decorator) for decorator in node.decorator_list)
+            if re.search(r"\bmark\.long\b|\bby_default\(", decorators):
+                yield node.name
+
+
+def test_the_list_of_long_tests_is_that_of_the_marks():
+    listed = re.findall(r"^\| `([\w/]+\.py)::(\w+)`[^|]* \| \d+ \| \S.* \|$", README, re.MULTILINE)
+    marked = {(str(path.relative_to(TESTS)), name) for path in TESTS.rglob("test_*.py") for name in marked_long(path)}
+    assert sorted(listed) == sorted(marked)
