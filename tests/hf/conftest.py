@@ -15,7 +15,7 @@ from lmm_jax.hf.processor import write_processor
 
 @pytest.fixture
 def m3(golden, tmp_path):
-    """M3's golden set as a folder; `edit(**keys)` changes its config."""
+    """M3's golden set as the folder that its authors would release."""
     about = json.loads((golden / "m3/config.json").read_text())
     folder = tmp_path / "some-convllava-deepstack-name"  # which must say nothing
     (folder / "tower").mkdir(parents=True)
@@ -38,6 +38,7 @@ PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
 
 def train(**settings):
+    """Bytes of a SentencePiece model of `LINES`."""
     out = io.BytesIO()
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(LINES), model_writer=out, hard_vocab_limit=False, minloglevel=2, **settings
