@@ -11,7 +11,7 @@ from lmm_jax import config as c
 from lmm_jax import families
 from lmm_jax.config import visual_layout
 from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
 from lmm_jax.data.views import select_tiling, views
 from lmm_jax.families.clip import MEAN, STD
 from lmm_jax.families.kinds import SYSTEM

@@ -1,72 +1,24 @@
-"""A SentencePiece model as tokenizer.json: what is added, what cannot be held."""
+"""A tokenizer of any kind as transformers reads it: the pieces that are added, and kinds that have no converter."""
 
-import random
+import types
 
 import pytest
 
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer
-from lmm_jax.hf.tokenizer_json import added_ids, tokenizer_json
-from tests.hf.conftest import train
-
-TEXTS = [
-    "",
-    " ",
-    "  ",
-    "a",
-    " a",
-    "  a",
-    "a ",
-    "a  b",
-    "\n",
-    "\na",
-    "a\n",
-    "\t",
-    "a\tb",
-    "\r\n",
-    "日本語 text",
-    "ä ﬁ ½",
-]
-TEXTS += ["🙂 x 🙂🙂", "e\u0301", "\u3000wide", "\u00a0", "<0x41>", "a▁b", "x\u0000y", "a \n b  "]
-BITS = ["a", "b", "ab", "the", " ", "  ", "\n", "é", "日", "=", "-", "7", "ASSISTANT:", "🙂", " cat", "\t"]
-REPEATED = ["aaaaaaa", "ababababab", "-" * 9, "=" * 5 + " " * 7]
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_ids_of_any_text(transformers, models, write, legacy):
-    rng = random.Random(0)
-    texts = TEXTS + ["".join(rng.choices(BITS, k=rng.randrange(1, 25))) for _ in range(150)]
-    for name, model in models.items():
-        for added in ({}, {"<|end|>": (2000, False), "<|user|>": (2001, True)}):
-            tokenizer = Tokenizer(model, legacy, added)
-            loaded = transformers.AutoTokenizer.from_pretrained(write(tokenizer)[1])
-            # Of cuts that score the same, sums in float32 choose another one than sums in float64.
-            some = texts if name.startswith("unigram") else texts + REPEATED
-            for text, ids in zip(some, loaded(some).input_ids, strict=True):
-                assert ids == [tokenizer.bos, *tokenizer.encode(text)], (name, text)
-            assert loaded.convert_tokens_to_ids(list(added)) == [i for i, _ in added.values()]
-            image, pad, _ = added_ids(tokenizer)
-            assert loaded.convert_tokens_to_ids(["<image>", "<pad>"]) == [image, pad]
-            assert (loaded.pad_token_id, loaded.eos_token_id) == (pad, tokenizer.eos)
-            assert loaded.padding_side == "left" and loaded(["a cat", "a"], padding=True).input_ids[1][0] == pad
-            ids = [tokenizer.bos, *tokenizer.encode("the cat  sat"), tokenizer.eos, image, pad]
-            assert loaded.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids), name
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
+from lmm_jax.hf.tokenizer_json import added_ids, tokenizer_config, tokenizer_json
 
 
 def test_added_ids_follow_the_pieces_or_are_those_that_are_there(models):
-    plain = Tokenizer(models["LLaMA"])
+    plain = SentencePiece(models["LLaMA"])
     n = plain.vocab_size
     assert added_ids(plain) == (n, n + 1, -(-(n + 2) // 64) * 64)
-    assert added_ids(Tokenizer(models["LLaMA"], added={"<image>": (2000, False)})) == (2000, 2001, 2048)
-    assert added_ids(Tokenizer(models["LLaMA"], added={"<pad>": (2046, False)})) == (2047, 2046, 2048)
+    assert added_ids(SentencePiece(models["LLaMA"], added={"<image>": (2000, False)})) == (2000, 2001, 2048)
+    assert added_ids(SentencePiece(models["LLaMA"], added={"<pad>": (2046, False)})) == (2047, 2046, 2048)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"model_type": "word", "vocab_size": 20}, "of type BPE and Unigram"),
-        ({"model_type": "bpe", "vocab_size": 80, "treat_whitespace_as_suffix": True}, "▁ before a word"),
-    ],
-)
-def test_models_that_the_format_cannot_hold_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        tokenizer_json(Tokenizer(train(**settings)))
+def test_a_kind_without_a_converter_is_refused_by_name():
+    letters = types.SimpleNamespace(kind="letters", vocab_size=30)
+    message = r"kind 'letters' has no converter \(kinds that have one: sentencepiece\)"
+    for ask in (added_ids, tokenizer_json, tokenizer_config):
+        with pytest.raises(ValueError, match=message):
+            ask(letters)

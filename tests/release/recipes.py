@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from lmm_jax.data.tokenizer.sentencepiece import Tokenizer, train_tokenizer
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece, train_tokenizer
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 DECODER = (
@@ -42,7 +42,7 @@ RECIPES = {
     "deepstack_v": ("deepstack.py:recipe=v", (*VIT, "model.vision.regroup=(1,2)"), "deepstack_llava"),
 }
 LINES = ["What is it?", "Read the text in the picture.", "How many are there? a cat, a dog, 7 of them"] * 20
-TOKENIZER = Tokenizer(train_tokenizer(LINES, 400, byte_fallback=True))
+TOKENIZER = SentencePiece(train_tokenizer(LINES, 400, byte_fallback=True))
 
 
 def by_default(*names):
