@@ -34,6 +34,6 @@ def marked_long(path):
 
 
 def test_the_list_of_long_tests_is_that_of_the_marks():
-    listed = re.findall(r"^\| `([\w/]+\.py)::(\w+)`[^|]* \| \d+ \| \S.* \|$", README, re.MULTILINE)
+    listed = re.findall(r"^\| `([\w/]+\.py)::(\w+)`[^|]* \| (?:\d+|–) \| \S.* \|$", README, re.MULTILINE)
     marked = {(str(path.relative_to(TESTS)), name) for path in TESTS.rglob("test_*.py") for name in marked_long(path)}
     assert sorted(listed) == sorted(marked)
