@@ -8,6 +8,7 @@ from PIL import Image
 
 import lmm_jax as lmm
 from lmm_jax.config import use_encoder
+from lmm_jax.data.packing import NO_ROW
 from lmm_jax.data.pipeline import batches
 from lmm_jax.data.prepare.folder import prepare_rows
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
@@ -73,10 +74,11 @@ def test_the_planner_packs_conversations_with_their_pictures(config):
         starts = (pack["position"] == 0) & (pack["segment"] > 0)
         assert starts.sum() == len(np.unique(pack["segment"][pack["segment"] > 0]))
         # Copies stand where they were planned: record by record, the longest first.
-        planned = [n for s, r in packs.members(position) for n in packs._needs[s].copies[r] if n]
+        planned = [n for s, r in packs.members(position) for n in packs.datasets[s].needs.copies[r] if n]
         stands = [np.argwhere(pack["segment"] == number) for number in range(1, len(planned) + 1)]
         assert [len(at) for at in stands] == planned
-        assert [at[0, 0] for at in stands] == packs.stream[position].where
+        rows = packs.stream[position].rows
+        assert [at[0, 0] for at in stands] == rows[rows != NO_ROW].tolist()
         assert pack["slot"].max() < packs.layout.views * sum(packs.layout.scales)
     assert sorted(seen) == list(range(48))
     assert packs.layout.views > 3 and (tokens["turn_images"].max()) == 3
@@ -112,9 +114,9 @@ def test_a_pack_shows_each_conversation_what_it_shows_alone(config, name):
         assert not pack["faults"]
         visible = colours(pack, layout)
         for member in packs.members(position):
-            record, sizes = packs.data[0][member[1]], packs._sizes(*member)
+            record, sizes = packs.data[0][member[1]], packs.datasets[0].all_sizes(member[1])
             shown = layout.place(packs.sizes(*member))
-            views.append(sum(layout.visual.views(p.tiling) for p in shown))
+            views.append(sum(layout.visual.views_of_tiling(p.tiling) for p in shown))
             segment = layout.training_segments(as_turns(record), sizes, packs.tokenizer, (9, 1))
             seen = [(p.size, layout.see(picture)) for p, picture in zip(shown, as_pictures(record), strict=False)]
             alone = layout.assemble(segment, seen)
@@ -184,7 +186,7 @@ def test_a_batch_without_pictures_has_no_pixels_and_trains(config, mixed_folder,
     packs = open_packs(both, "train", packs_per_step=1, shuffle=True)
     shows = ["pixels" in packs[p] for p in range(12)]
     assert True in shows and False in shows
-    assert shows == [any(source == 0 and row % 3 for source, row in packs.members(p)) for p in range(12)]
+    assert shows == [any(dataset == 0 and record % 3 for dataset, record in packs.members(p)) for p in range(12)]
     result = lmm.train(both, tmp_path / "run")
     assert result["step"] == 12 and np.isfinite(result["loss"]) and result["bad_records"] == 0
 
@@ -217,7 +219,8 @@ def test_one_percent_bad_of_ten_thousand_moves_nothing(tiny, tmp_path, monkeypat
         expected = [not bad_rows & set(rows) for rows in good["records"]]
         np.testing.assert_array_equal(same, expected)
         assert found["records"] == good["records"]
-        assert {fault["row"] for fault in found["faults"]} == bad_rows & {r for rows in good["records"] for r in rows}
+        read_records = {record for of_pack in good["records"] for record in of_pack}
+        assert {fault["record"] for fault in found["faults"]} == bad_rows & read_records
 
 
 def read_all(packs, hosts, steps):

@@ -12,7 +12,7 @@ from lmm_jax import families
 from lmm_jax.config import visual_layout
 from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id
 from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
-from lmm_jax.data.views import select_tiling, views
+from lmm_jax.data.views import make_views, select_tiling
 from lmm_jax.families.clip import MEAN, STD
 from lmm_jax.families.kinds import SYSTEM
 from lmm_jax.hf.processor import generation_config, write_processor
@@ -132,7 +132,7 @@ def test_pixels(transformers, models, write, aspect, architecture, kind):
         image = picture(width, height)
         tiling = select_tiling(width, height, 56, config.data.tilings) if config.data.tilings else ()
         padding = tuple(int(255 * level) for level in MEAN)
-        seen = views(image, 56, aspect, tiling, padding=padding).astype(np.float32) / 255
+        seen = make_views(image, 56, aspect, tiling, padding=padding).astype(np.float32) / 255
         want = (seen - np.float32(MEAN)) / np.float32(STD)
         found = processor.image_processor(image, return_tensors="np")["pixel_values"].reshape(-1, 3, 56, 56)
         np.testing.assert_allclose(found.transpose(0, 2, 3, 1), want, rtol=0, atol=1e-6)
