@@ -130,7 +130,7 @@ def test_slots_of_a_canvas_name_the_cells_of_its_picture(every_other, name, scal
     rows, columns = cells
     want = find_reduction(name)(numbers[0, 1, :rows, :columns], scale, 6)[:, 0]
     np.testing.assert_array_equal(on_device[layout.slots(second, scale)], want)
-    assert visual.tokens([size], scale) == len(want) and first.grid == 0
+    assert visual.tokens([size], scale) == len(want) and first.first_grid == 0
 
 
 def test_tokens_that_are_wider_than_high_stand_row_by_row_in_a_mosaic(every_other):
