@@ -52,12 +52,13 @@ def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(set
     layout, scales, tokenizer = packed.packs.layout, (1, 9), alone.packs.tokenizer
     members = [alone.packs.members(p)[0][1] for p in range(8)]
     packs = []
-    for rows in (members[:4], members[4:]):
-        records = [alone.packs.data[0][row] for row in rows]
+    for numbers in (members[:4], members[4:]):
+        records = [alone.packs.data[0][number] for number in numbers]
         segments, seen = [], [((24, 24), None)]  # a picture that is not shown moves the others
         for record in records:
             (picture,) = as_pictures(record)
-            segments += layout.training_segments(as_turns(record), [picture.size], tokenizer, scales, grid=len(seen))
+            turns, first_grid = as_turns(record), len(seen)
+            segments += layout.training_segments(turns, [picture.size], tokenizer, scales, first_grid)
             seen.append((picture.size, layout.see(picture)))
         packs.append(layout.assemble(segments, seen))
     together = {name: np.stack([p[name] for p in packs]) for name in packs[0]}
