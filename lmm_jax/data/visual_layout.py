@@ -37,6 +37,17 @@ NEWLINE = -1  # among the slots of a picture
 SEQUENCES = ("whole", "blank", "samples", "whole+samples", "flat", "grid", "unpad")
 STACKS = ("", "samples", "copies", "whole", "whole+samples", "zoom", "encoder")
 SAMPLINGS = ("2d", "1d", "grid")
+# What can be added over each sequence: where the samples stand in it themselves, nothing is; inside the encoder, to
+# whole pictures alone.
+STACKS_OVER = {
+    "whole": STACKS,
+    "blank": ("samples", "copies", "whole", "whole+samples", "zoom"),
+    "samples": ("",),
+    "whole+samples": ("",),
+    "flat": ("", "zoom"),
+    "grid": ("", "zoom"),
+    "unpad": ("", "zoom"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,12 +149,11 @@ class VisualLayout:
                 f"data.tilings={self.tilings} are not used by data.sequence='{self.sequence}' with "
                 f"data.stacks='{self.stacks}'; set data.stacks='samples', or no tilings"
             )
-        valid = {"whole": STACKS, "blank": ("samples", "copies", "whole", "whole+samples", "zoom")}
-        valid |= {name: ("", "zoom") for name in ("flat", "grid", "unpad")}
-        if self.stacks not in valid.get(self.sequence, ("",)):
+        valid = STACKS_OVER[self.sequence]
+        if self.stacks not in valid:
             raise ValueError(
-                f"data.sequence='{self.sequence}' goes with data.stacks "
-                f"{' or '.join(map(repr, valid.get(self.sequence, ('',))))}, got '{self.stacks}'"
+                f"data.sequence='{self.sequence}' goes with data.stacks {' or '.join(map(repr, valid))}, "
+                f"got '{self.stacks}'"
             )
         if self.stacks == "encoder" and (len(self.tilings) > 1 or self.tilings[0][0] != self.tilings[0][1]):
             raise ValueError(f"data.stacks='encoder' needs a single data.tilings=((n, n),), got {self.tilings}")
@@ -227,26 +237,50 @@ class VisualLayout:
 
     def gather(self, tiling) -> np.ndarray:
         """Where bank and stacks come from: `[1 + S, grids, g, g]` int32, cells of the picture's views, -1 = zeros."""
-        g = self.view_grid[0]
-        whole = np.arange(g * g).reshape(g, g)
-        nothing = np.full_like(whole, -1)
-        tiles = sample(mosaic(*tiling, (g, g), 1), *tiling, self.sampling) if tiling else []
-        bank = {"whole": [whole], "blank": [nothing], "samples": tiles, "whole+samples": [whole, *tiles]}.get(
-            self.sequence, [whole + view * g * g for view in range(self.grids_of_tiling(tiling))]
-        )
-        if self.stacks == "zoom":
-            n, before = self.zoom, 1 + math.prod(tiling) if tiling else 1
-            added = [sample(mosaic(n, n, (g, g), before + u * n * n), n, n, "2d") for u in range(len(bank))]
-        else:
-            over = {
-                "samples": tiles,
-                "copies": [whole] * self.added,
-                "whole": [whole],
-                "whole+samples": [whole, *tiles],
-            }
-            over = list(over.get(self.stacks, []))
-            added = [over + [nothing] * (self.added - len(over))] * len(bank)
-        return np.stack([np.stack([b, *a]) for b, a in zip(bank, added, strict=True)], axis=1).astype(np.int32)
+        bank = self._cells_of_bank(tiling)
+        stacks = [self._cells_of_stacks(tiling, grid) for grid in range(len(bank))]
+        by_grid = [np.stack([cells, *over]) for cells, over in zip(bank, stacks, strict=True)]
+        return np.stack(by_grid, axis=1).astype(np.int32)
+
+    def _cells_of_bank(self, tiling):
+        """Cells `[g, g]` of each grid of a picture, as `sequence` says."""
+        whole, nothing, samples = self._parts(tiling)
+        match self.sequence:
+            case "whole":
+                return [whole]
+            case "blank":
+                return [nothing]
+            case "samples":
+                return samples
+            case "whole+samples":
+                return [whole, *samples]
+            case _:  # flat, grid, unpad: every view but the zoomed ones, as the encoder gives it
+                return [whole + view * whole.size for view in range(self.grids_of_tiling(tiling))]
+
+    def _cells_of_stacks(self, tiling, grid):
+        """Cells `[g, g]` of each stack over one grid of a picture, as `stacks` says; zeros where there is none."""
+        whole, nothing, samples = self._parts(tiling)
+        match self.stacks:
+            case "samples":
+                found = samples
+            case "copies":
+                found = [whole] * self.added
+            case "whole":
+                found = [whole]
+            case "whole+samples":
+                found = [whole, *samples]
+            case "zoom":  # the zoomed tiles of all views follow the views, those of each together
+                n, views = self.zoom, 1 + math.prod(tiling) if tiling else 1
+                found = sample(mosaic(n, n, whole.shape, views + grid * n * n), n, n, "2d")
+            case _:  # nothing, or inside the encoder
+                found = []
+        return found + [nothing] * (self.added - len(found))
+
+    def _parts(self, tiling):
+        """Cells `[g, g]` of the whole picture, none at all, and the samples of its tiles' mosaic."""
+        whole = np.arange(self.view_grid[0] ** 2).reshape(self.view_grid[0], -1)
+        samples = sample(mosaic(*tiling, whole.shape, 1), *tiling, self.sampling) if tiling else []
+        return whole, np.full_like(whole, -1), samples
 
     def token_grid(self, scale) -> tuple[int, int]:
         """Rows and columns of the tokens of a whole view at `scale` tokens a square view.

@@ -129,9 +129,16 @@ def _auto_map(whole, *names):
     return {"auto_map": {name: whole.auto_map[name] for name in names}} if whole.auto_map else {}
 
 
-# A chat is written text after text. `next.mark` is what the next one begins with: nothing, or the space that becomes
-# its word mark. `next.exact` says that all its spaces count although the model has `remove_extra_whitespaces`: what
-# `Tokenizer.encode` does without a prefix; they are written as the marks that they become.
+# The chat template: it writes a conversation as one text whose ids are those of `conversation.encode`. Its first
+# line, which `chat_template` writes, sets `form`: what is fixed of the layout. Then, turn by turn:
+#
+#   spoken(content)   the text of a turn; of a list its texts, and the placeholder and a newline for each picture
+#   write(text)       text that goes on what came before
+#   fixed(part)       a part of the layout: its text, and whether spaces count from here on
+#
+# Text meets text with `next.mark` between them: nothing, or the space that becomes the next one's word mark.
+# `next.exact` says that all its spaces count although the model has `remove_extra_whitespaces`: what a tokenizer's
+# `encode` does without a prefix. They are written as the marks that they become.
 CHAT = """\
 {%- macro spoken(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}

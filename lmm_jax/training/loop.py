@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import signal
@@ -17,10 +18,10 @@ from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
 from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
 from lmm_jax.pods import hosts
 from lmm_jax.training import metrics as metrics_lib
+from lmm_jax.training import start
 from lmm_jax.training.bad_records import BadRecords
 from lmm_jax.training.checkpoint import Checkpoints
-from lmm_jax.training.start import start
-from lmm_jax.training.state import abstract_state, init_state, make_program
+from lmm_jax.training.state import Program, abstract_state, init_state, make_program
 from lmm_jax.training.step import jit_eval_step, jit_train_step
 
 # Fields that may differ between the runs of one workdir; any other change would make it another run.
@@ -76,80 +77,131 @@ def train(config, workdir, profile=0):
         _check_stream(workdir, saved, stream)
     else:
         state = init_state(program)
-        state = start(program, state)
+        state = start.start(program, state)
     sharding.assert_sharded(state, program.shardings, "train state")
 
     writer = metrics_lib.MetricWriter(workdir, config, main)
+    run = _Run(program, packs, stream, checkpoints, writer, workdir, main)
     with contextlib.closing(writer), checkpoints:
-        return _run(program, state, packs, checkpoints, stream, writer, workdir, profile, main)
-
-
-def _run(program, state, packs, checkpoints, stream, writer, workdir, profile, main):
-    config, t = program.config, program.config.train
-    start = int(state.step)
-    if start >= t.steps:
-        rows = metrics_lib.read_metrics(workdir)
-        if main:
-            print(f"{workdir}: all {t.steps} steps are done")
-        return functools.reduce(dict.__or__, rows, {})
+        if int(state.step) < config.train.steps:
+            return _take_steps(run, state, profile)
     if main:
-        _describe(program, packs, start, workdir)
+        print(f"{workdir}: all {config.train.steps} steps are done")
+    return functools.reduce(dict.__or__, metrics_lib.read_metrics(workdir), {})
 
-    shape = (t.micro_batches, t.batch_size // t.micro_batches)
-    local = sharding.local_packs(program.mesh, config.rules, shape)
-    stream_of = functools.partial(batches, local=local, threads=config.data.threads, workers=config.data.workers)
-    validation = _validation_packs(config, packs, main) if t.eval_every else None
-    to_global = functools.partial(sharding.to_global, packs=local, mesh=program.mesh, rules=config.rules, shape=shape)
-    train_step, eval_step = jit_train_step(program), jit_eval_step(program)
-    progress = metrics_lib.Progress(start, t.steps, main)
-    meter = _Meter()
-    bad_records = BadRecords(workdir, config.data.max_bad_share, config.data.max_bad_run)
-    if main and not start:
-        bad_records.note_left_out(packs)
-    last, recent = {}, []
-    with program.use(), _stop_signal() as stop, contextlib.ExitStack() as trace:
-        iterator = stream_of(packs, start=start, stop=t.steps)
-        for step in range(start + 1, t.steps + 1):
-            if profile and main and step == start + 3:
-                trace.enter_context(jax.profiler.trace(str(workdir / "profile")))
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What a run consists of while it lasts, beside its state.
+
+    Attributes:
+      program: see `state.make_program`.
+      packs: of the training split.
+      stream: what identifies their order, saved with each checkpoint.
+      checkpoints, writer: where state and metrics go.
+      workdir: of the run.
+      main: whether this process speaks and writes for all.
+    """
+
+    program: Program
+    packs: Packs
+    stream: dict
+    checkpoints: Checkpoints
+    writer: metrics_lib.MetricWriter
+    workdir: epath.Path
+    main: bool
+
+    @property
+    def batch_shape(self) -> tuple[int, int]:
+        """Micro-batches of a step, and packs of each."""
+        t = self.program.config.train
+        return t.micro_batches, t.batch_size // t.micro_batches
+
+    @functools.cached_property
+    def local_packs(self) -> np.ndarray:
+        """Numbers of this host's packs in a global batch."""
+        return sharding.local_packs(self.program.mesh, self.program.config.rules, self.batch_shape)
+
+    def host_batches(self, packs, first, end):
+        """This host's part of the global batches number `first` to `end` - 1 of some packs."""
+        data = self.program.config.data
+        return batches(packs, self.local_packs, first, end, threads=data.threads, workers=data.workers)
+
+    def to_global(self, batch):
+        """This host's part of a batch as a part of global arrays; what is for the host alone is left out."""
+        arrays = {name: x for name, x in batch.items() if name not in HOST_ONLY}
+        return sharding.to_global(
+            arrays, self.local_packs, self.program.mesh, self.program.config.rules, self.batch_shape
+        )
+
+
+def _take_steps(run, state, profile):
+    """Takes the steps that are left: trains, and now and then logs, validates and saves.
+
+    Args:
+      run: the `_Run`.
+      state: `TrainState` to go on from.
+      profile: steps to trace, after compilation; 0 for none.
+
+    Returns:
+      dict of the last metrics.
+
+    Raises:
+      BadData, FloatingPointError, Preempted: see `train`.
+    """
+    config, t, main = run.program.config, run.program.config.train, run.main
+    done = int(state.step)
+    if main:
+        _describe(run.program, run.packs, done, run.workdir)
+    validation = _validation_packs(config, run.packs, main) if t.eval_every else None
+    train_step, eval_step = jit_train_step(run.program), jit_eval_step(run.program)
+    progress, meter = metrics_lib.Progress(done, t.steps, main), _Meter()
+    bad_records = BadRecords(run.workdir, config.data.max_bad_share, config.data.max_bad_run)
+    if main and not done:
+        bad_records.note_left_out(run.packs)
+    last, recent = {}, []  # metrics, and the records of each step since they were last looked at
+    with run.program.use(), _stop_signal() as stop, contextlib.ExitStack() as trace:
+        iterator = run.host_batches(run.packs, done, t.steps)
+        for step in range(done + 1, t.steps + 1):
+            if profile and main and step == done + 3:
+                trace.enter_context(jax.profiler.trace(str(run.workdir / "profile")))
             with meter.waiting():
                 batch = next(iterator)
-            host = {name: batch.pop(name) for name in HOST_ONLY}
-            bad_records.add(host["bad"][host["record_index"] >= 0], host["faults"])
-            recent.append((step, host["record_index"]))
+            bad_records.add(batch["bad"][batch["record_index"] >= 0], batch["faults"])
+            recent.append((step, batch["record_index"]))
             meter.count(batch)
-            state, metrics = train_step(state, to_global(batch))
+            state, metrics = train_step(state, run.to_global(batch))
             progress.advance()
-            if profile and main and step == start + 2 + profile:
+            if profile and main and step == done + 2 + profile:
                 jax.block_until_ready(state)
                 trace.close()
             stopping = stop(step)  # asked once: what comes from here on waits for the next step
             ends = step == t.steps or stopping
             if step % t.log_every == 0 or ends:
-                last = _summarise(jax.device_get(metrics), state, program) | meter.rates()
+                last = _summarise(jax.device_get(metrics), state, run.program) | meter.rates()
                 last["bad_records"] = _sum_over_hosts(bad_records.bad)
-                _check_finite(state, recent, t.max_skipped, checkpoints, progress)
+                _check_finite(state, recent, t.max_skipped, run.checkpoints, progress)
                 recent = []
-                writer.write(step, last)
+                run.writer.write(step, last)
                 progress.show(step, last)
             if validation and (step % t.eval_every == 0 or step == t.steps):
                 with meter.paused():
-                    held_out = stream_of(validation, start=0, stop=t.eval_batches)
-                    found = validate(eval_step, state.params, map(to_global, _for_devices(held_out)))
+                    held_out = run.host_batches(validation, 0, t.eval_batches)
+                    found = validate(eval_step, state.params, map(run.to_global, held_out))
                 named = _by_scale("validation_loss", *found, config.model.scales)
-                writer.write(step, named)
+                run.writer.write(step, named)
                 progress.note(f"step {step}: validation loss {named['validation_loss']:.4f}")
                 last |= named
             if step % t.save_every == 0 or ends:
                 with meter.paused():
-                    checkpoints.save(state, stream)
-                    writer.flush()
+                    run.checkpoints.save(state, run.stream)
+                    run.writer.flush()
                     bad_records.flush()
             if stopping:
-                checkpoints.wait()
+                run.checkpoints.wait()
                 progress.close()
-                raise Preempted(f"asked to stop; step {step} is saved in {workdir}, the same command continues")
-    checkpoints.wait()
+                raise Preempted(f"asked to stop; step {step} is saved in {run.workdir}, the same command continues")
+    run.checkpoints.wait()
     progress.close()
     return {"step": t.steps, **last}
 
@@ -299,11 +351,6 @@ def _check_finite(state, recent, limit, checkpoints, progress):
     if in_row >= limit:
         checkpoints.wait()
         raise FloatingPointError(f"{text}; train.max_skipped={limit} reached, the last sound step is saved")
-
-
-def _for_devices(batches):
-    for batch in batches:
-        yield {name: x for name, x in batch.items() if name not in HOST_ONLY}
 
 
 def _validation_packs(config, packs, main):
