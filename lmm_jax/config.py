@@ -162,7 +162,7 @@ def use_family(config, name, size=""):
     """
     readable = {name: family for name, family in families.DECODERS.items() if family.tensors}
     family = choose("family", name, readable | families.ENCODERS)
-    fields = dict(family.fields) | (dict(choose(f"size of {name}", size, family.sizes)) if size else {})
+    fields = dict(family.fields) | (dict(choose("size", size, family.sizes)) if size else {})
     if name in readable:
         config.model.families.decoder = name
         config.model.decoder.update(fields)
