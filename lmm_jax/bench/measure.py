@@ -78,7 +78,7 @@ def copy_rate() -> float:
 
 
 def run_peer(shape, mode, *options) -> dict:
-    """What `tools.peer_hf` measured, in a process of its own. Ours must not have taken a card's memory yet.
+    """What `bench.peer` measured, in a process of its own. Ours must not have taken a card's memory yet.
 
     Args:
       shape: name or file.

@@ -121,8 +121,8 @@ def _check_read_back(folder, config):
         raise ValueError(f"this layout cannot hold the model: read back, {', '.join(wrong)}")
 
 
-ARRANGEMENT = ("template", "aspect", "tilings", "zoom", "sequence", "stacks", "sampling", "length")
-OF_MODEL = ("model.", *(f"data.{name}" for name in ARRANGEMENT))
+VISUAL_FIELDS = ("template", "aspect", "tilings", "zoom", "sequence", "stacks", "sampling", "length")
+OF_MODEL = ("model.", *(f"data.{name}" for name in VISUAL_FIELDS))
 OF_TRAINING = {"model.vision.remat", "model.decoder.remat", "model.decoder.vocab_size"}
 
 

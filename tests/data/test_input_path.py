@@ -84,7 +84,7 @@ def test_the_planner_packs_conversations_with_their_pictures(config):
     assert packs.layout.views > 3 and (tokens["turn_images"].max()) == 3
 
 
-ARRANGEMENTS = {
+LAYOUTS = {
     "unpad": dict(aspect="anyres", tilings=((1, 2), (2, 1), (2, 2)), sequence="unpad"),
     "L": dict(aspect="stretch", tilings=((1, 2), (2, 1), (2, 2)), stacks="samples"),
     "HD": dict(aspect="stretch", tilings=((1, 2), (2, 1)), zoom=2, sequence="grid", stacks="zoom"),
@@ -93,12 +93,12 @@ ARRANGEMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", ARRANGEMENTS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_pack_shows_each_conversation_what_it_shows_alone(config, name):
     """Colours stand for features: what lies at each position of a pack, and over it, however it is packed."""
     config = config("model.scales=(9,1)", "train.scales_per_step=2", "data.length=1024", "data.too_long=cut")
     with config.unlocked():
-        config.data.update(ARRANGEMENTS[name])
+        config.data.update(LAYOUTS[name])
         config.model.newline = name in ("unpad", "HD")
         config.model.decoder.inject_layers = tuple(range({"L": 4, "HD": 4}.get(name, 0)))
         config.model.vision.update(image_size=24, patch_size=8, regroup=(1, 2) if name == "V" else ())
@@ -164,7 +164,7 @@ def test_pictures_that_are_too_thin_are_left_out_and_named(config, tmp_path):
     prepare_rows(tmp_path / "rows.json", None, tmp_path / "out", template="qa", workers=0)
     config = config("model.scales=(9,1)", "train.scales_per_step=2", f"data.path={tmp_path / 'out'}")
     with config.unlocked():
-        config.data.update(ARRANGEMENTS["own"], rows=1, views=1)
+        config.data.update(LAYOUTS["own"], rows=1, views=1)
         use_encoder(config, "convnext")
         config.model.vision.update(image_size=24, depths=(1, 1))
     packs = open_packs(config, "train", packs_per_step=1, shuffle=True)

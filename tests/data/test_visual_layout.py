@@ -1,4 +1,4 @@
-"""Arrangements of visual tokens against mosaics that are put together by hand, as the references describe them."""
+"""Layouts of visual tokens against mosaics that are put together by hand, as the references describe them."""
 
 import itertools
 import math

@@ -254,7 +254,7 @@ def test_beams_see_the_pictures_of_their_row(recorded, case):
         np.testing.assert_allclose(each.mean(), score, atol=OURS)
 
 
-# Two arrangements that no golden set has, of models with grouped queries.
+# Two layouts that no golden set has, of models with grouped queries.
 TINY = (
     "data.template=vicuna_v1",
     "model.dtype=float32",
@@ -272,7 +272,7 @@ TINY = (
     "model.decoder.mlp_dim=64",
     "model.decoder.depth=4",
 )
-ARRANGEMENTS = {
+LAYOUTS = {
     "l": ("data.aspect=anyres", "data.sampling=1d", "model.decoder.inject_layers=(3,0,2,1)"),
     "hd": (
         "model.newline_in_stacks=False",
@@ -295,12 +295,10 @@ def pictures():
 
 
 class Drawn:
-    """One of ARRANGEMENTS with drawn parameters; every prompt of PROMPTS is a pack of its own, all of one shape."""
+    """One of LAYOUTS with drawn parameters; every prompt of PROMPTS is a pack of its own, all of one shape."""
 
     def __init__(self, name, tokenizer, pictures):
-        self.config = config = lmm.load_config(
-            f"{ROOT}/configs/deepstack.py:recipe={name}", *TINY, *ARRANGEMENTS[name]
-        )
+        self.config = config = lmm.load_config(f"{ROOT}/configs/deepstack.py:recipe={name}", *TINY, *LAYOUTS[name])
         program = make_program(config, sharding.make_mesh({}, jax.devices()[:1]))
         self.model, self.tokenizer, rng = program.model, tokenizer, np.random.default_rng(1)
         shapes = flatten_dict(nn.unbox(program.boxed), sep="/")
@@ -331,7 +329,7 @@ class Drawn:
         return np.asarray(run(self.params, self.batch, self.scale, tokens)[0])
 
 
-@pytest.fixture(scope="module", params=ARRANGEMENTS)
+@pytest.fixture(scope="module", params=LAYOUTS)
 def both(request, golden, tmp_path_factory, transformers, pictures):
     """Our model, its folder in transformers, and that folder's processor."""
     ours = Drawn(request.param, SentencePiece((golden / "m3/tokenizer.model").read_bytes(), legacy=True), pictures)
