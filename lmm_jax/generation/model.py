@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lmm_jax import sharding
+from lmm_jax import families, sharding
 from lmm_jax.config import read_config, save_config, visual_layout
 from lmm_jax.data.conversation import IMAGE_TAG, stop_id
 from lmm_jax.data.images import image_size, open_picture
@@ -42,14 +42,15 @@ def load(path, vision=None, allow_pickle=False):
     table = []
     if is_model(path):
         config = read_model_config(path, vision)
+        tokenizer = load_tokenizer(path, families.DECODERS[config.model.families.decoder].tokenizer)
         program = make_program(config, _mesh(config))
         abstract = abstract_params(program, stored_dtype(path, allow_pickle))
         params, table = load_params(path, config.model, abstract, vision, allow_pickle)
     else:
-        config = read_config(path / "config.json")
+        config, tokenizer = read_config(path / "config.json"), load_tokenizer(path)
         program = make_program(config, _mesh(config))
         params, _ = Checkpoints(path).restore_params(abstract_params(program))
-    return Model(program, params, load_tokenizer(path), table)
+    return Model(program, params, tokenizer, table)
 
 
 class Model:

@@ -18,8 +18,12 @@ TOKENIZERS = {"sentencepiece": SentencePiece}
 TRAINED = SentencePiece
 
 
-def load_tokenizer(path) -> Tokenizer:
+def load_tokenizer(path, kind=None) -> Tokenizer:
     """Reads the tokenizer of a folder, or one whose file is named.
+
+    Args:
+      path: of either.
+      kind: in `TOKENIZERS`, where it is known: a folder may hold the files of several. None asks each in turn.
 
     Raises:
       FileNotFoundError: there is no such folder or file, or the folder holds no tokenizer.
@@ -28,10 +32,11 @@ def load_tokenizer(path) -> Tokenizer:
     path = epath.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no tokenizer {path}: there is no such folder or file")
-    for holder in TOKENIZERS.values():
+    asked = TOKENIZERS if kind is None else {kind: TOKENIZERS[kind]}
+    for holder in asked.values():
         if holder.recognises(path):
             return holder.load(path)
-    known = ", ".join(f"{kind} looks for {holder.FILES[0]}" for kind, holder in TOKENIZERS.items())
+    known = ", ".join(f"{name} looks for {holder.FILES[0]}" for name, holder in asked.items())
     if path.is_dir():
         raise FileNotFoundError(f"{path} holds no tokenizer of a kind that we know: {known}")
     raise ValueError(f"{path} is not the file of a tokenizer of a kind that we know: {known}")

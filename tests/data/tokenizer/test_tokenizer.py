@@ -129,6 +129,9 @@ def test_a_folder_or_a_file_says_which_kind_it_is(characters, digits_folder, tmp
         again = pickle.loads(pickle.dumps(tokenizer))
         want = characters if kind == "characters" else sentencepiece
         assert tokenizer.kind == kind and tokenizer.fingerprint == again.fingerprint == want.fingerprint
+    sentencepiece.save(tmp_path)  # beside the other's: who knows which it is says so
+    for known in (characters, sentencepiece):
+        assert load_tokenizer(tmp_path, known.kind).fingerprint == known.fingerprint
     (tmp_path / "spiece.model").write_bytes((digits_folder / "tokenizer.model").read_bytes())
     assert load_tokenizer(tmp_path / "spiece.model").fingerprint == sentencepiece.fingerprint
 
