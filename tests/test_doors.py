@@ -49,9 +49,11 @@ def walk(config, workdir, task="digits", scale=None, data=None):
     assert all(np.isfinite(row["loss"]) for row in rows)
     model = lmm.load(workdir)
     picture = Image.new("RGB", (24, 24), "red")
-    assert isinstance(model.generate([picture], "read all", scale=scale, max_new_tokens=4), str)
+    # As many new tokens, and one question at a time, as the evaluation: one program is compiled for both.
+    answer = model.generate([picture], "read all", scale=scale, max_new_tokens=TASKS[task].MAX_NEW_TOKENS)
+    assert isinstance(answer, str)
     scales = (scale or max(model.scales),)
-    found = lmm.evaluate(model, tasks=(task,), scales=scales, data=data, limit=2)
+    found = lmm.evaluate(model, tasks=(task,), scales=scales, data=data, limit=1)
     assert set(found[task]) == {str(scale) for scale in scales} and len(found[task][str(scales[0])]) >= 2
     return model
 
@@ -264,7 +266,7 @@ def publish(model, path):
 def test_a_task(tiny, tmp_path, monkeypatch):
     """A module with a folder of its own, several right answers, and a score of all answers at once."""
     Image.new("RGB", (24, 24), "red").save(tmp_path / "red.png")
-    (tmp_path / "questions.txt").write_text("is it red?|yes|red\nis it blue?|no|red")
+    (tmp_path / "questions.txt").write_text("is it red?|yes|red\nis it blue?|no|blue")
 
     def examples(folder, split, limit):
         for line in (folder / f"{split}.txt").read_text().splitlines()[:limit]:
@@ -286,7 +288,7 @@ def test_a_task(tiny, tmp_path, monkeypatch):
     model = walk(tiny(recipe="full"), tmp_path / "run", task="colours", data={"colours": tmp_path})
     monkeypatch.setattr(Model, "generate", lambda *_, prompt, **__: ["red"] * len(prompt))
     found = lmm.evaluate(model, tasks=("colours",), scales=(36,), data={"colours": tmp_path})
-    assert found == {"colours": {"36": {"answered": 1.0, "n_colour": 2}}}
+    assert found == {"colours": {"36": {"answered": 0.5, "n_colour": 2}}}
 
 
 def test_a_data_set(tiny, tmp_path, monkeypatch):
