@@ -9,7 +9,8 @@ from lmm_jax.families.convnext import CONVNEXT
 from lmm_jax.families.deepstack import DEEPSTACK
 from lmm_jax.families.kinds import Prompt
 from lmm_jax.families.llama import LLAMA
-from lmm_jax.families.llava import FAST_VLM, LLAVA, LLAVA_CODE, LLAVA_NEXT
+from lmm_jax.families.llava import FAST_VLM, LLAVA, LLAVA_NEXT
+from lmm_jax.families.llava_code import LLAVA_CODE
 from lmm_jax.families.mistral import MISTRAL
 from lmm_jax.families.phi3 import PHI3
 

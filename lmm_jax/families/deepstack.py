@@ -1,6 +1,7 @@
 """DeepStack-L, -L-HD and -V: the words of its own code, and the class that an exported folder ships."""
 
 from lmm_jax.families.kinds import Stacking, Whole
+from lmm_jax.families.llava import CONSTANTS, NAMES_4
 
 STACKING = Stacking(
     aspect="deepstack",
@@ -34,16 +35,9 @@ DEEPSTACK = Whole(
         "data.aspect": ("stretch", "anyres"),
     },
     image_processors={"stretch": "DeepStackImageProcessor", "anyres": "DeepStackImageProcessor"},
-    names=(
-        ("model.vision_tower.vision_tower.", "vision_tower."),
-        ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
-        ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
-        ("model.image_newline", "image_newline"),
-        ("model.", "language_model.model."),
-        ("lm_head.", "language_model.lm_head."),
-    ),
+    names=NAMES_4,
     nested=False,
-    constants={"projector_hidden_act": ("gelu",), "multimodal_projector_bias": (True,)},
+    constants=CONSTANTS,
     fields={
         "inject_layers": "model.decoder.inject_layers",
         "sequence": "data.sequence",

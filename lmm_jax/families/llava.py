@@ -1,10 +1,9 @@
-"""LLaVA-1.5, LLaVA-NeXT and FastVLM of transformers, and the layout of LLaVA's own code with DeepStack's words in it.
+"""LLaVA-1.5, LLaVA-NeXT and FastVLM of transformers.
 
 M3 is LLaVA-1.5 of several scales, ConvLLaVA what FastVLM's class computes.
 """
 
-from lmm_jax.families.deepstack import STACKING
-from lmm_jax.families.kinds import Original, Whole
+from lmm_jax.families.kinds import Whole
 
 # Prefixes of tensors: in LLaVA's own layout, and in that of transformers 4, which 5 reads too.
 NAMES_4 = (
@@ -75,33 +74,4 @@ FAST_VLM = Whole(
     names=NAMES_5,
     constants=CONSTANTS,
     level=-1,
-)
-
-LLAVA_CODE = Original(
-    name="llava",
-    title="LLaVA",
-    told_by="mm_projector_type",
-    architecture="LlavaLlamaForCausalLM",
-    model_type="llava_llama",
-    tower="model.vision_tower.vision_tower.",
-    projector="model.mm_projector",
-    newline="model.image_newline",
-    constants={
-        "mm_use_im_start_end": (False,),
-        "mm_use_im_patch_token": (False,),
-        "mm_vision_select_feature": ("patch",),
-    },
-    keys={
-        "tower": "mm_vision_tower",
-        "tower, by other code": "vision_tower",
-        "level": "mm_vision_select_layer",
-        "aspect": "image_aspect_ratio",
-        "tilings": "image_grid_pinpoints",
-        "merge": "mm_patch_merge_type",
-        "scales": "matryoshka_vis_token_scale",
-        "length": "tokenizer_model_max_length",
-        "trains tower": "unfreeze_mm_vision_tower",
-    },
-    merges={"flat": "flat", "spatial": "grid", "spatial_unpad": "unpad"},
-    stacking=STACKING,
 )
