@@ -365,6 +365,10 @@ def _validation_packs(config, packs, main):
 
 def _check_stream(workdir, saved, now):
     """Raises ConfigError naming what differs from the stream that a run was trained on."""
+    if "arrangement" in saved:  # what visual layouts were called when the run began; fields that are newer are as now
+        saved = {name: x for name, x in saved.items() if name != "arrangement"} | {
+            "visual_layout": now["visual_layout"] | saved["arrangement"]
+        }
     changed = [
         f"{name}: was {saved.get(name)}, now {now.get(name)}"
         for name in sorted(saved.keys() | now.keys())

@@ -162,3 +162,12 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(tiny, tmp_path, monke
     assert np.isfinite(result["loss"])
     with pytest.raises(BadData, match="8 of 64 records could not be read"):
         lmm.train(tiny("train.steps=8", "data.max_bad_share=0.0007"), tmp_path / "b")
+
+
+def test_a_run_that_began_when_layouts_had_another_name_goes_on(tmp_path):
+    layout = {"size": 24, "cell": 4, "stacks": ""}
+    now = {"seed": 0, "visual_layout": layout | {"padding": [122, 116, 104]}}
+    loop._check_stream(tmp_path, {"seed": 0, "arrangement": layout}, now)
+    for saved in ({"seed": 1, "arrangement": layout}, {"seed": 0, "arrangement": layout | {"cell": 8}}):
+        with pytest.raises(c.ConfigError, match="another stream of data"):
+            loop._check_stream(tmp_path, saved, now)
