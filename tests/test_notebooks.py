@@ -18,6 +18,7 @@ def test_notebook_runs_from_a_fresh_copy(path, tmp_path, monkeypatch):
     clone = tmp_path / "clone"
     shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "*.egg-info"))
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # what tests set compiles fast, and trains slowly
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(clone / "notebooks")}}
