@@ -42,7 +42,7 @@ def main(argv=None) -> int:
         result = args.run(args)
     except KeyboardInterrupt as error:
         return _leave(130, error)
-    except Exception as error:
+    except Exception as error:  # the last place: all others end as a sentence and an exit code
         return _leave(_report(error), error)
     if args.json:
         print(json.dumps(result))

@@ -17,20 +17,22 @@ chooses. A reduction has no parameters. The same object makes the bank and the s
 comes from the cells that the slot stands for.
 """
 
+import abc
 import math
 
 
-class Reduction:
+class Reduction(abc.ABC):
     """What every reduction gives.
 
     The data pipeline imports this module and must not import jax: `__call__` gets by with the methods that arrays of
     NumPy and of JAX have in common.
     """
 
+    @abc.abstractmethod
     def valid(self, side) -> list[int]:
         """The scales that a square grid of `side` × `side` cells can have, ascending."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def shape(self, rows, columns, side, scale):
         """Rows and columns of the tokens that stand for the first `rows` × `columns` cells of a grid, on the host.
 
@@ -49,8 +51,8 @@ class Reduction:
         Raises:
           ValueError: a scale that is not among the valid ones, see `check`.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def __call__(self, grids, scale, side):
         """The tokens of grids `[..., h, w, D]`, on the device: `[..., tokens, D]`, row by row, in the grids' dtype.
 
@@ -59,7 +61,6 @@ class Reduction:
         Raises:
           ValueError: a scale that is not among the valid ones, see `check`.
         """
-        raise NotImplementedError
 
     def check(self, side, scale):
         """Raises ValueError if a grid of `side` × `side` cannot become `scale` tokens; it lists the valid scales."""

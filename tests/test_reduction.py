@@ -14,7 +14,7 @@ from lmm_jax.data.visual_layout import NEWLINE, VisualLayout
 from lmm_jax.hf.write_config import architecture
 from lmm_jax.models.lmm import build
 from lmm_jax.models.visual_tokens import bank
-from lmm_jax.reduction import REDUCTIONS, Reduction, find_reduction
+from lmm_jax.reduction import REDUCTIONS, AveragePool, Reduction, find_reduction
 
 POOL = REDUCTIONS["pool"]
 
@@ -180,3 +180,9 @@ def test_a_config_names_a_reduction_that_exists_and_its_scales(tiny, every_other
     assert build(config.model).reduction == visual_layout(config).reduction == "every_other"
     with pytest.raises(ValueError, match="model.reduction='every_other' cannot be exported, 'pool' can"):
         architecture(config)
+
+
+def test_a_reduction_that_lacks_a_half_cannot_be_made():
+    half = type("Half", (Reduction,), {"valid": AveragePool.valid, "shape": AveragePool.shape})
+    with pytest.raises(TypeError, match="__call__"):
+        half()

@@ -120,7 +120,7 @@ def _orientation(picture):
         return 1
     try:
         return Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)  # PNG's own getexif would decode
-    except Exception:
+    except Exception:  # Pillow raises many kinds for a damaged header, which counts as upright
         return 1
 
 
