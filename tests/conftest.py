@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -239,3 +240,23 @@ def transformers(tmp_path_factory):
         torch.set_num_threads(1)  # of many that wait for one another
         yield transformers
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """An empty bucket, which gcsfs, TensorStore and Google's library take for the real one."""
+    from gcp_storage_emulator.server import create_server
+
+    from lmm_jax import storage
+    from tests.ports import free_port
+
+    port = free_port()
+    address = f"http://localhost:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", address)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks a service that the emulator has not
+        patch.setenv(storage.CACHE, str(tmp_path_factory.mktemp("cache")))
+        with create_server("localhost", port, in_memory=True, default_bucket="bucket"):
+            yield epath.Path("gs://bucket")

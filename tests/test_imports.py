@@ -16,15 +16,16 @@ PACKAGE = ROOT / "lmm_jax"
 # The rooms, lowest first: each imports from those before it, from itself, and where it says so from no others.
 # DESIGN: cli, tools, bench -> release, evaluation -> aot, generation -> training -> hf -> config -> models, data
 # -> families, sharding, storage, reduction.
-LOWEST = {"families", "sharding", "storage", "pods"}
+LOWEST = {"families", "sharding", "storage", "lock", "pods"}
 ALLOWED = {
     "sharding": set(),
     "storage": set(),
+    "lock": {"storage"},
     "pods": set(),
     "families": set(),
     "reduction": set(),
     "models": {"families", "reduction", "sharding"},
-    "data": {"families", "reduction", "storage"},
+    "data": {"families", "reduction", "storage", "lock"},
     "config": {"models", "data", "families"},
     "hf": {"models", "data", "config", "families", "storage"},
     "training": {"hf", "models", "data", "config", *LOWEST},

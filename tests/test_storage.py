@@ -21,24 +21,6 @@ from lmm_jax.hf.safetensors import Folder
 from lmm_jax.tools import plots
 from lmm_jax.training.metrics import read_metrics
 from tests.parity.reference import write_folder
-from tests.ports import free_port
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """An empty bucket, which gcsfs, TensorStore and Google's library take for the real one."""
-    from gcp_storage_emulator.server import create_server
-
-    port = free_port()
-    address = f"http://localhost:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", address)
-        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
-        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks a service that the emulator has not
-        patch.setenv(storage.CACHE, str(tmp_path_factory.mktemp("cache")))
-        with create_server("localhost", port, in_memory=True, default_bucket="bucket"):
-            yield epath.Path("gs://bucket")
 
 
 @pytest.fixture(scope="module")
