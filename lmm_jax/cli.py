@@ -158,8 +158,8 @@ def _parser(datasets, tasks):
     )
     sub.add_argument("--fit", action="store_true", help="find the largest batch that fits and its remat policy")
 
-    sub = verb(_show, "look at parameters, at their sharding, or at a batch as the model sees it")
-    sub.add_argument("what", choices=["params", "sharding", "batch"])
+    sub = verb(_show, "look at parameters, their sharding, a batch as the model sees it, or all fields of a config")
+    sub.add_argument("what", choices=["params", "sharding", "batch", "config"])
     _config_argument(sub)
     sub.add_argument("--workdir", metavar="DIR", help="folder of a run, instead of --config")
     sub.add_argument(
@@ -358,11 +358,16 @@ def _compile(args):
 def _show(args):
     """Prints parameters with their learning rates, or how they lie on the devices of the mesh.
 
-    `batch` writes an HTML page of packs as the model sees them.
+    `batch` writes an HTML page of packs as the model sees them. `config` prints every field with its value, what it
+    may be and what it means; without --config and --workdir, those that config files start from.
     """
-    from lmm_jax.config import ConfigError, load_config, read_config
+    from lmm_jax.config import ConfigError, base, load_config, read_config
     from lmm_jax.tools import show
 
+    if args.what == "config" and not (args.config or args.workdir or args.model):
+        text = show.config_table(base())
+        print(text)
+        return {"table": text}
     if bool(args.config) + bool(args.workdir) + bool(args.model) != 1:
         raise ConfigError("lmm show needs one of --config, --workdir and --model")
     if args.model:
@@ -379,7 +384,8 @@ def _show(args):
         path = show.batch_page(config, args.packs, args.out or "batch.html")
         print(path)
         return {"path": path}
-    text = show.param_table(config) if args.what == "params" else show.sharding_table(config)
+    tables = {"params": show.param_table, "sharding": show.sharding_table, "config": show.config_table}
+    text = tables[args.what](config)
     print(text)
     return {"table": text}
 

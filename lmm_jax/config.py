@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import json
 import math
+import traceback
 
 import ml_collections
 from etils import epath
@@ -13,119 +14,30 @@ from ml_collections.config_dict import placeholder
 from lmm_jax import families
 from lmm_jax.data.visual_layout import VisualLayout
 
-SCHEMA = 1  # raised when a stored config.json of an older version can no longer be read
-
 
 class ConfigError(ValueError):
     """A config file, field or value that cannot be used; the message names it and what is valid."""
 
 
 def base() -> ml_collections.ConfigDict:
-    """The whole config. A config file is a diff on it; `config.model.<part>` is the fields of that Linen module."""
-    c = ml_collections.ConfigDict()
-    c.schema = SCHEMA
-    c.seed = 0  # of parameters and of the data order
+    """The whole config with its defaults; a config file is a diff on it.
 
-    c.model = m = ml_collections.ConfigDict()
-    m.dtype = "bfloat16"  # of the computation; parameters, softmax, norms and loss are float32
-    m.scales = (576,)  # visual tokens per grid, one bank region and one loss group each
-    m.reduction = "pool"  # how a grid becomes so many tokens, see lmm_jax/reduction.py: pool (averages of windows)
-    m.newline = False  # a learned vector at the end of each row of a picture's tiles
-    m.newline_in_stacks = True  # which every stack adds once more, as DeepStack-L-HD does
-    # The published families that the parts are of: what loading and exporting call them. "" for a part of our own.
-    m.families = ml_collections.ConfigDict({"vision": "", "decoder": families.DEFAULT_DECODER})
-    use_encoder(c, "vit")  # sets m.encoder, of models.encoders.ENCODERS, and m.vision, its fields: see its docstring
-    m.projector = ml_collections.ConfigDict()  # models.visual_tokens.Projector
-    m.projector.depth = 2  # linear layers, GELU between
-    m.decoder = ml_collections.ConfigDict()  # models.decoder.Decoder
-    m.decoder.vocab_size = 32000  # pieces of the tokenizer
-    m.decoder.width = 4096
-    m.decoder.depth = 32
-    m.decoder.heads = 32
-    m.decoder.kv_heads = 32  # fewer than heads: grouped-query attention
-    m.decoder.mlp_dim = 11008
-    m.decoder.head_dim = 0  # width of a head of attention; 0 = width / heads
-    m.decoder.tied = False  # the token table is the head too, which then has no parameters of its own
-    m.decoder.qk_norm = False  # queries and keys are normed head by head before they are rotated (Qwen3)
-    m.decoder.qkv_bias = False  # the maps to queries, keys and values have biases (Qwen2)
-    m.decoder.rope_theta = 10000.0
-    m.decoder.rope_scaling = ()  # ("linear", factor), or LLaMA 3.1's: see models.layers.scale_frequencies
-    m.decoder.norm_eps = 1e-5
-    m.decoder.inject_layers = ()  # stack s is added before layer inject_layers[s]
-    m.decoder.vocab_multiple = 128  # rows of the table are a multiple of it, so that they divide over meshes
-    m.decoder.remat = "full"  # a layer recomputes: none, dots (all but matmuls), full, offload (and inputs on hosts)
+    What each field is, and what it may be, stands in the table of `lmm_jax.fields`; `config.model.<part>` is the
+    fields of that Linen module.
+    """
+    from lmm_jax.fields import shared_fields  # which imports jax
 
-    c.init = i = ml_collections.ConfigDict()
-    i["from"] = placeholder(str)  # workdir whose newest parameters a run starts with; optimizer and step start anew
-    i.vision = placeholder(str)  # folder of a CLIP or ConvNeXt, or of a whole model, that the encoder is read from
-    i.language = placeholder(str)  # of a LLaMA, or of a whole model, for the decoder
-    i.projector = placeholder(str)  # of a whole model, for projector and newline
-    i.allow_pickle = False  # reads PyTorch's .bin files in these folders, by torch's weights-only reader
-    i.new = ()  # path prefixes of parameters that start fresh although the others are read
-
-    c.data = d = ml_collections.ConfigDict()
-    d.path = placeholder(str)  # prepared folder, see `lmm prepare`
-    d.mixture = ()  # ((folder, weight), …) of several prepared folders, instead of `path`
-    d.train = "train"  # split to train on
-    d.validation = "validation"  # split for the validation loss, if the data has one
-    d.template = "qa"  # text around the turns, see data.conversation
-    d.too_long = "refuse"  # a conversation longer than a row is an error, or "cut" after the last answer that fits
-    d.views = placeholder(int)  # views of a pack; what leaves the least unused if unset
-    d.aspect = "pad"  # pad, stretch, square, anyres or own: see data/views.py
-    d.canvas = ()  # (height, width) in pixels of a view with aspect "own"; image_size² if empty
-    d.tilings = ()  # (columns, rows), …: tiles of a picture, the one that keeps most of it if several; () = none
-    d.zoom = 1  # every view once more at so many times its resolution, in zoom · zoom tiles (DeepStack-L-HD)
-    # Each recipe's values of these stand in the table of data/visual_layout.py.
-    d.sequence = (
-        "whole"  # of a picture stands in the sequence: whole, blank, samples, whole+samples, flat, grid, unpad
-    )
-    d.stacks = ""  # is added over it: nothing, samples, copies, whole, whole+samples, zoom, encoder
-    d.sampling = "2d"  # how tiles become samples: 2d, 1d or grid
-    d.rows = placeholder(int)  # rows of a pack; as few as leave little unused if unset
-    d.length = 2048  # positions of a row
-    d.targets = placeholder(int)  # supervised positions of a pack; all positions if unset
-    d.threads = 1  # reader threads
-    d.workers = 0  # reader processes, 0 reads in the training process
-    d.max_bad_share = 0.001  # stop when more of the records than this cannot be read; of 10,000 at least
-    d.max_bad_run = 32  # stop when so many records one after another cannot be read
-
-    c.train = t = ml_collections.ConfigDict()
-    t.steps = 1000
-    t.batch_size = 32  # packs of a step, over all hosts and micro-batches
-    t.micro_batches = 1  # gradient accumulation; equal to one batch to rounding
-    t.scales_per_step = placeholder(int)  # train so many scales a step, in rotation; all if unset
-    t.log_every = 50  # steps
-    t.eval_every = 500  # steps between validation losses; 0 = never
-    t.eval_batches = 8  # batches of a validation loss
-    t.save_every = 500  # steps between checkpoints; the last step is always saved
-    t.keep = 2  # newest checkpoints to keep
-    t.max_skipped = 10  # stop after so many non-finite updates in a row
-
-    c.optimizer = o = ml_collections.ConfigDict()
-    o.learning_rate = 2e-5  # peak
-    o.groups = ()  # ((path prefix, learning rate), …): the first match counts, rate 0 freezes
-    o.warmup = 0.03  # share of the steps
-    o.final = 0.0  # learning rate at the end, as a share of the peak
-    o.b1 = 0.9
-    o.b2 = 0.999
-    o.weight_decay = 0.0  # of matrices; norms, biases and tables of positions never decay
-    o.clip = 1.0  # global gradient norm; 0 = no clipping
-
-    c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})  # -1 takes the rest
-    c.rules = ml_collections.ConfigDict(  # logical axis -> mesh axes; what is not named is replicated
-        {
-            "batch": ("data", "fsdp"),
-            "views": ("data", "fsdp", "context"),
-            "length": "context",
-            "embed": ("fsdp", "context"),
-            "vocab": "tensor",
-            "heads": "tensor",
-            "kv_heads": "tensor",
-            "mlp": "tensor",
-        }
-    )
-    c.log = ml_collections.ConfigDict({"tensorboard": False, "wandb": False})  # beside metrics.jsonl; extras
-    return c
+    config = ml_collections.ConfigDict()
+    for field in shared_fields():
+        *parents, leaf = field.name.split(".")
+        node = config
+        for parent in parents:
+            if parent not in node:
+                node[parent] = ml_collections.ConfigDict()
+            node = node[parent]
+        node[leaf] = placeholder(field.valid.kind) if field.default is None else field.default
+    use_encoder(config, config.model.encoder)
+    return config
 
 
 def use_encoder(config, name):
@@ -229,10 +141,7 @@ def load_config(path, *overrides) -> ml_collections.ConfigDict:
         raise ConfigError(f"no config file {file}")
     top = set(base())
     for_file = [o for o in overrides if "." not in o.partition("=")[0] and o.partition("=")[0] not in top]
-    spec = importlib.util.spec_from_file_location("lmm_config", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(",".join(filter(None, [arg, *for_file])))
+    config = _run_file(file, ",".join(filter(None, [arg, *for_file])))
     config.lock()
     for override in overrides:
         if override not in for_file:
@@ -241,14 +150,66 @@ def load_config(path, *overrides) -> ml_collections.ConfigDict:
     return config
 
 
+def _run_file(file, arg):
+    """What `get_config(arg)` of a config file returns; its errors become a sentence with the line that made them."""
+    spec = importlib.util.spec_from_file_location("lmm_config", file)
+    if spec is None:
+        raise ConfigError(f"{file} is no config file: expected a Python file, NAME.py, with get_config(arg)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(arg)
+    except ConfigError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
+        told = " ".join(str(error).split())
+        raise ConfigError(f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {told}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"{file}: get_config returned {type(config).__name__}, not the config that it made")
+    return config
+
+
 def check(config):
-    """Raises ConfigError for fields that contradict each other."""
-    data, train, decoder = config.data, config.train, config.model.decoder
+    """Holds every field to its range, and then the fields to each other.
+
+    Raises:
+      ConfigError: a field that does not exist, a value outside its range, or fields that contradict each other; the
+        message names fields, values and what is valid.
+    """
+    _check_fields(config)
+    _check_data_and_training(config)
+    _check_visual_layout(config)
+    _check_model(config.model)
+
+
+def _check_fields(config):
+    from lmm_jax.fields import all_fields, rule
+    from lmm_jax.models.encoders import ENCODERS
+    from lmm_jax.sharding import LOGICAL_AXES
+
+    choose("config field model.encoder", config.model.encoder, ENCODERS)
+    known = all_fields(config.model.encoder)
+    known |= {f"rules.{axis}": rule(axis) for axis in LOGICAL_AXES if f"rules.{axis}" not in known}
+    faults = []
+    for name, value in flatten(config).items():
+        if name not in known:
+            raise _unknown(name, known)
+        if not known[name].valid.holds(value):
+            field = known[name]
+            faults.append(f"config field {name}={value!r} ({field.meaning}): expected {field.valid}")
+    if faults:
+        raise ConfigError("\n  ".join(faults))
+
+
+def _check_data_and_training(config):
+    data, train, init = config.data, config.train, config.init
     if train.batch_size % train.micro_batches:
         raise ConfigError(
             f"train.batch_size={train.batch_size} does not divide into train.micro_batches={train.micro_batches}"
         )
-    if train.scales_per_step and not 1 <= train.scales_per_step <= len(config.model.scales):
+    if train.scales_per_step and train.scales_per_step > len(config.model.scales):
         raise ConfigError(f"train.scales_per_step={train.scales_per_step}: model.scales has {config.model.scales}")
     if data.mixture and data.path:
         raise ConfigError("data.path and data.mixture are both set; name the folder in data.mixture alone")
@@ -256,11 +217,44 @@ def check(config):
         raise ConfigError("data.views and data.targets are of a pack whose data.rows is set; set it, or neither")
     if data.targets and data.views is None:
         raise ConfigError("data.targets is of a pack whose data.views is set; set it, or leave both open")
-    if data.too_long not in ("cut", "refuse"):
-        raise ConfigError(f"data.too_long={data.too_long!r} is neither 'cut' nor 'refuse'")
-    _check_visual_layout(config)
-    if len(set(decoder.inject_layers)) != len(decoder.inject_layers):
-        raise ConfigError(f"model.decoder.inject_layers={tuple(decoder.inject_layers)} names a layer twice")
+    if data.targets and data.targets > data.rows * data.length:
+        raise ConfigError(
+            f"data.targets={data.targets} is more than a pack has positions, data.rows={data.rows} of "
+            f"data.length={data.length}"
+        )
+    parts = [f"init.{part}" for part in ("vision", "language", "projector") if init[part]]
+    if init["from"] and parts:
+        raise ConfigError(f"init.from and {', '.join(parts)} are both set; a run starts from either")
+    if init.new and not init["from"] and not parts:
+        raise ConfigError(f"init.new={init.new} names what is not read, but init names no folder to read from")
+    if list(config.mesh.values()).count(-1) > 1:
+        raise ConfigError(f"config.mesh: only one axis may be -1, got {dict(config.mesh)}")
+
+
+def _check_model(model):
+    from lmm_jax.models.decoder import Decoder
+
+    try:
+        Decoder(**model.decoder).check()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    beyond = [layer for layer in model.decoder.inject_layers if layer >= model.decoder.depth]
+    if beyond:
+        raise ConfigError(
+            f"model.decoder.inject_layers={tuple(model.decoder.inject_layers)}: {beyond} are none of the layers 0 to "
+            f"{model.decoder.depth - 1} of model.decoder.depth={model.decoder.depth}"
+        )
+    family = model.families.vision
+    if family and families.ENCODERS[family].encoder != model.encoder:
+        raise ConfigError(
+            f"model.families.vision={family!r} is a {families.ENCODERS[family].encoder}, "
+            f"model.encoder={model.encoder!r}; set it to '' or choose the encoder by config.use_family"
+        )
+
+
+def _unknown(name, known):
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return ConfigError(f"unknown config field '{name}'; did you mean '{near[0]}'?")
 
 
 def visual_layout(config) -> VisualLayout:
@@ -321,9 +315,16 @@ def read_config(path) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: it was written by another schema version, or has fields that no longer exist.
     """
-    stored = json.loads(epath.Path(path).read_text())
-    if stored.get("schema") != SCHEMA:
-        raise ConfigError(f"{path} has config schema {stored.get('schema')}, this version reads {SCHEMA}")
+    from lmm_jax.fields import SCHEMA  # which imports jax
+
+    try:
+        stored = json.loads(epath.Path(path).read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+    if not isinstance(stored, dict) or "schema" not in stored:
+        raise ConfigError(f"{path} is no config of a run; is it that of a model, an export or a tokenizer?")
+    if stored["schema"] != SCHEMA:
+        raise ConfigError(f"{path} has config schema {stored['schema']}, this version reads {SCHEMA}")
     config, stored = base(), ml_collections.ConfigDict(_tuples(stored))
     use_encoder(config, stored.model.encoder)
     unknown = sorted(flatten(stored).keys() - flatten(config).keys())
@@ -344,16 +345,27 @@ def flatten(config, prefix="") -> dict:
 
 
 def _override(config, text):
+    from lmm_jax.fields import all_fields
+
     name, eq, value = text.partition("=")
     fields = flatten(config)
-    if not eq or name not in fields:
-        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
-        raise ConfigError(f"unknown config field '{name}'; did you mean '{near[0]}'? (now {fields[near[0]]!r})")
+    if name not in fields:
+        raise _unknown(name, fields)
+    field = all_fields(config.model.encoder).get(name)
+    if name == "model.encoder" and value != config.model.encoder:
+        raise ConfigError(
+            f"config field {name}={value}: another encoder has other fields, so that a config file chooses it, by "
+            "config.use_encoder or config.use_family"
+        )
+    if not eq:
+        raise ConfigError(f"config field {name} is given no value: {name}=…, expected {field.valid}")
     node = config
     *parents, leaf = name.split(".")
     for parent in parents:
         node = node[parent]
-    converted = _convert(f"config field {name}", value, fields[name], node.get_type(leaf))
+    what = f"config field {name}"
+    optional = field is not None and field.valid.optional
+    converted = None if optional and value == "None" else _convert(what, value, fields[name], node.get_type(leaf))
     with config.unlocked():
         node[leaf] = converted
 
@@ -366,12 +378,14 @@ def _convert(what, text, current, kind=None):
     error = ConfigError(f"{what} is {kind.__name__}, got '{text}' (now {current!r})")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         raise error from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is tuple and isinstance(value, int | float | list):
-        return tuple(value) if isinstance(value, list) else (value,)
+    if kind is float and type(value) is int:
+        return float(value) if abs(value) < 1e300 else math.inf
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)  # 1e6 steps
+    if kind is tuple and isinstance(value, int | float | str | list):
+        return _tuples(value) if isinstance(value, list) else (value,)
     if type(value) is not kind:
         raise error
     return value
@@ -380,4 +394,4 @@ def _convert(what, text, current, kind=None):
 def _tuples(x):
     if isinstance(x, dict):
         return {k: _tuples(v) for k, v in x.items()}
-    return tuple(map(_tuples, x)) if isinstance(x, list) else x
+    return tuple(map(_tuples, x)) if isinstance(x, list | tuple) else x

@@ -45,7 +45,7 @@ def test_file_arguments_come_after_a_colon_or_as_plain_pairs():
         ("train.step=7", "unknown config field 'train.step'; did you mean 'train.steps'"),
         ("trian.steps=7", "did you mean 'train.steps'"),
         ("train=7", "unknown config field 'train'"),
-        ("train.steps", "unknown config field"),
+        ("train.steps", "config field train.steps is given no value"),
         ("train.steps=2.5", "config field train.steps is int, got '2.5'"),
         ("train.steps=many", "config field train.steps is int, got 'many'"),
         ("train.steps=__import__('os')", "config field train.steps is int"),
@@ -58,8 +58,8 @@ def test_file_arguments_come_after_a_colon_or_as_plain_pairs():
         ("data.aspect=own", "data.aspect='own' needs an encoder of any shape"),
         ("model.vision.regroup=(1,2)", "set model.vision.regroup=(layer, n)"),
         ("model.scales=(1,5)", "5 tokens do not tile a 6×6 grid"),
-        ("data.rows=0", "data.rows is set"),
-        ("data.too_long=drop", "neither 'cut' nor 'refuse'"),
+        ("data.rows=0", "expected a whole number from 1"),
+        ("data.too_long=drop", "expected one of cut or refuse"),
     ],
 )
 def test_bad_overrides_name_the_field(override, message):
@@ -81,7 +81,7 @@ def test_stacks_of_data_and_encoder_each_have_a_layer():
     with config.unlocked():
         c.use_encoder(config, "convnext")
         config.model.vision.update(image_size=64, stack_levels=(4,))
-        config.model.decoder.inject_layers = (0, 1, 2, 3)
+        config.model.decoder.update(depth=4, inject_layers=(0, 1, 2, 3))
         config.data.update(aspect="own", canvas=(64, 128))
     c.check(config)  # stage 4 lies over stage 5 four times
     config.model.decoder.inject_layers = (0, 1)
@@ -174,3 +174,52 @@ def test_a_family_gives_a_part_its_sizes_and_its_name():
     for wrong, message in ((("gpt",), "family 'gpt' does not exist"), (("llama", "3b"), "choose from 7b, 13b")):
         with pytest.raises(c.ConfigError, match=message):
             c.use_family(config, *wrong)
+
+
+def test_a_config_file_that_fails_is_named_with_its_line(tmp_path):
+    file = tmp_path / "mine.py"
+    head = "from lmm_jax import config as c\n\ndef get_config(arg=''):\n    cfg = c.base()\n"
+    for line, words in (
+        ("    cfg.train.steps = 'many'", "line 5: TypeError"),
+        ("    cfg.trian.steps = 3", "line 5: AttributeError"),
+        ("    return 3", "get_config returned int"),
+        ("    nothing()", "line 5: NameError"),
+        ("  x", "line 5: IndentationError"),
+        ("    cfg.train.stepz = 3", "unknown config field 'train.stepz'; did you mean 'train.steps'"),
+        ("    cfg.optimizer.clip = float('nan')", "config field optimizer.clip=nan"),
+    ):
+        file.write_text(f"{head}{line}\n    return cfg\n")
+        with pytest.raises(c.ConfigError) as error:
+            lmm.load_config(file)
+        assert words in str(error.value)
+    file.write_text("x = 1\n")
+    with pytest.raises(c.ConfigError, match="has no attribute 'get_config'"):
+        lmm.load_config(file)
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(c.ConfigError, match="expected a Python file"):
+        lmm.load_config(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("init.from=a", "init.vision=b"), "init.from and init.vision are both set"),
+        (("init.new=('vision',)",), "init names no folder"),
+        (("mesh.fsdp=-1", "mesh.data=-1"), "only one axis may be -1"),
+        (("data.rows=1", "data.views=1", "data.targets=121"), "more than a pack has positions"),
+        (("data.mixture=(('a',1.0),)",), "data.path and data.mixture are both set"),
+        (("data.rows=None",), "data.views and data.targets are of a pack whose data.rows is set"),
+        (("data.views=None",), "data.targets is of a pack whose data.views is set"),
+        (("model.decoder.kv_heads=3",), "4 heads do not divide into groups for 3 kv_heads"),
+        (("model.decoder.heads=3", "model.decoder.kv_heads=3"), "width 64 does not divide into 3 heads"),
+        (("model.vision.patch_size=5",), "24 pixels (image_size) do not divide into patches of 5"),
+        (("model.vision.level=-9",), "model.vision.level=-9 is none of"),
+        (("model.families.vision=convnext",), "is a convnext, model.encoder='vit'"),
+        (("model.encoder=convnext",), "config.use_encoder"),
+        (("train.micro_batches=64",), "does not divide into train.micro_batches=64"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_named(overrides, words):
+    with pytest.raises(c.ConfigError) as error:
+        lmm.load_config(DIGITS, *overrides)
+    assert words in str(error.value)

@@ -32,6 +32,7 @@ from lmm_jax.hf.write_config import architecture, transformers_keys
 from lmm_jax.models import encoders
 from lmm_jax.models.encoders.convnext import space_to_depth
 from lmm_jax.models.layers import Dense, normalise
+from lmm_jax.ranges import whole
 from lmm_jax.reduction import Reduction
 
 
@@ -77,6 +78,11 @@ class Patches(nn.Module):
     dtype: str = "float32"
 
     level_strides, extra_views, any_shape = (), 0, False
+    RANGES = {"width": whole(1, 64)}  # noqa: RUF012
+
+    def check(self):
+        if self.image_size % self.patch_size:
+            raise ValueError("model.vision: image_size is no multiple of patch_size")
 
     @property
     def stride(self):

@@ -230,6 +230,10 @@ class Decoder(nn.Module):
                 f"model.decoder: width {self.width} does not divide into {self.heads} heads; set "
                 "model.decoder.head_dim if heads have a width of their own"
             )
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"model.decoder: {self.heads} heads do not divide into groups for {self.kv_heads} kv_heads"
+            )
         if self.head_width % 2:
             raise ValueError(f"model.decoder: heads have an odd width, {self.head_width}; rope wants an even one")
         check_rope_scaling(self.rope_scaling)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lmm_jax.models.linear import linear
+from lmm_jax.ranges import Range, number
 from lmm_jax.sharding import constrain
 
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -118,19 +119,27 @@ class LayerNorm(nn.Module):
         return (y * scale + bias).astype(x.dtype)
 
 
+def _is_rope_scaling(scaling):
+    if scaling == ():
+        return True
+    kind, *numbers = scaling if type(scaling) is tuple else (None,)
+    valid = kind in ("linear", "llama3") and {"linear": 1, "llama3": 4}[kind] == len(numbers)
+    valid = valid and all(map(number(0, above=True).holds, numbers))
+    return valid and (kind == "linear" or numbers[1] < numbers[2])
+
+
+ROPE_SCALINGS = Range(
+    tuple,
+    "(), ('linear', factor) or ('llama3', factor, low_freq_factor, high_freq_factor, original_max_positions), of "
+    "positive numbers with low_freq_factor below high_freq_factor",
+    _is_rope_scaling,
+)
+
+
 def check_rope_scaling(scaling):
     """Raises ValueError if `scaling` is none of those that `scale_frequencies` takes."""
-    if not scaling:
-        return
-    kind, *numbers = scaling
-    valid = {"linear": 1, "llama3": 4}.get(kind) == len(numbers)
-    valid = valid and all(isinstance(x, int | float) and x > 0 for x in numbers)
-    if not valid or (kind == "llama3" and not numbers[1] < numbers[2]):
-        raise ValueError(
-            f"model.decoder.rope_scaling={scaling!r}: expected (), ('linear', factor) or ('llama3', factor, "
-            "low_freq_factor, high_freq_factor, original_max_positions), of positive numbers with low_freq_factor "
-            "below high_freq_factor"
-        )
+    if not ROPE_SCALINGS.holds(scaling):
+        raise ValueError(f"model.decoder.rope_scaling={scaling!r}: expected {ROPE_SCALINGS}")
 
 
 def scale_frequencies(frequency, scaling):

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from lmm_jax.config import ConfigError, visual_layout
+from lmm_jax.config import ConfigError, flatten, visual_layout
 from lmm_jax.data.pipeline import Packs
+from lmm_jax.fields import all_fields, rule
 from lmm_jax.generation.model import load
 from lmm_jax.hf.load import report
 from lmm_jax.sharding import make_mesh
@@ -31,6 +32,18 @@ def param_table(config) -> str:
         rows.append((path, _shape(box.value.shape), axes, f"{size:,}", f"{rate:g}" if rate else "frozen"))
     rows += [("", "", "", "", "")] + [(part, "", "", f"{n:,}", "") for part, n in totals.items()]
     return _table([*rows, ("all", "", "", f"{sum(totals.values()):,}", "")])
+
+
+def config_table(config) -> str:
+    """Every field: its value, marked where it is not the default, what it may be, and what it means."""
+    rows = [("field", "value", "what it may be", "what it means")]
+    values, table = flatten(config), all_fields(config.model.encoder)
+    table |= {name: rule(name.removeprefix("rules.")) for name in values.keys() - table.keys()}
+    for name, field in table.items():
+        value = values[name]
+        changed = "" if value == field.default else " *"
+        rows.append((name, f"{value!r}{changed}", field.valid.words, field.meaning))
+    return _table([*rows, ("", "", "", ""), ("* is not the default", "", "", "")])
 
 
 def tensor_table(folder, allow_pickle=False) -> str:

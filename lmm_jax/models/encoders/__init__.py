@@ -10,14 +10,23 @@ can be told can be set, stored with a run and read back. Beside them it says, as
     any_shape      whether views may be other than square, each with the `extent` that its picture takes
     mean           RGB in 0..1 of what stands beside a picture in its view
 
-and `__call__(pixels, extent)` turns `[N, H, W, 3]` uint8 views, of which `extent` `[N, 2]` (height, width) pixels are
-the picture's (None: all), into a tuple of maps `[N, h, w, C]`: the grid's, then one for each of `level_strides`.
+and, which is asked before anything is computed:
+
+    RANGES         what each field may be, a `lmm_jax.ranges.Range` by its name; the others any of their type
+    check()        raises ValueError for fields that contradict each other, naming them as fields of the config
+
+What its fields mean stands in its docstring, under "Attributes:". `__call__(pixels, extent)` turns `[N, H, W, 3]`
+uint8 views, of which `extent` `[N, 2]` (height, width) pixels are the picture's (None: all), into a tuple of maps
+`[N, h, w, C]`: the grid's, then one for each of `level_strides`.
 """
 
 import dataclasses
+import inspect
+import re
 
 from lmm_jax.models.encoders.convnext import ConvNeXt
 from lmm_jax.models.encoders.vit import ViT
+from lmm_jax.ranges import Range, like
 
 ENCODERS = {"vit": ViT, "convnext": ConvNeXt}
 
@@ -33,13 +42,27 @@ def encoder_fields(name) -> dict:
     return {f.name: f.default for f in dataclasses.fields(_find(name)) if f.name not in _OF_ALL_PARTS}
 
 
+def encoder_ranges(name) -> dict[str, Range]:
+    """What each of these fields may be."""
+    return {field: like(default) for field, default in encoder_fields(name).items()} | _find(name).RANGES
+
+
+def encoder_meanings(name) -> dict[str, str]:
+    """What each of these fields means, from the "Attributes:" of the encoder's docstring."""
+    attributes = inspect.getdoc(_find(name)).partition("Attributes:\n")[2]
+    entries = re.findall(r"^  ([\w, ]+): (.+(?:\n {4}.+)*)", attributes, re.MULTILINE)
+    return {field: " ".join(text.split()) for fields, text in entries for field in fields.split(", ")}
+
+
 def make_encoder(model):
     """The encoder that `config.model` describes.
 
     Raises:
-      ValueError: it does not exist.
+      ValueError: it does not exist, or its fields contradict each other.
     """
-    return _find(model.encoder)(**model.vision, dtype=model.dtype)
+    encoder = _find(model.encoder)(**model.vision, dtype=model.dtype)
+    encoder.check()
+    return encoder
 
 
 def _find(name):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from lmm_jax.models.layers import Dense, LayerNorm, normalise, symmetric_uniform
+from lmm_jax.ranges import COLOUR, SPREAD, each, flag, number, whole
 from lmm_jax.sharding import constrain, platform
 
 KERNEL = 7
@@ -189,6 +190,32 @@ class ConvNeXt(nn.Module):
     dtype: str = "float32"
     remat: bool = True
 
+    RANGES = {  # noqa: RUF012
+        "image_size": whole(1, 65_536),
+        "patch_size": whole(1, 65_536),
+        "depths": each(whole(1, 1_000), 1, 16),
+        "widths": each(whole(1, 1_000_000), 1, 16),
+        "stack_levels": each(whole(1, 15)),
+        "norm_eps": number(0, 0.1, above=True),
+        "mean": COLOUR,
+        "std": SPREAD,
+        "remat": flag(),
+    }
+
+    def check(self):
+        """Raises ValueError for fields that contradict each other, naming them as fields of the config."""
+        stages = len(self.depths)
+        if len(self.widths) != stages or not all(0 < level < stages for level in self.stack_levels):
+            raise ValueError(
+                f"model.vision.depths={self.depths}, model.vision.widths={self.widths} and model.vision.stack_levels="
+                f"{self.stack_levels} do not agree: as many widths as depths, levels from 1 to {stages - 1}"
+            )
+        if not self.grid:
+            raise ValueError(
+                f"model.vision: pictures of {self.image_size} pixels (image_size) are less than the {self.stride} "
+                f"that one feature of {stages} stages stands for (patch_size, depths)"
+            )
+
     @property
     def stride(self) -> int:
         """Side of the pixels that one feature stands for."""
@@ -224,23 +251,14 @@ class ConvNeXt(nn.Module):
 
         Returns:
           `[N, H // stride, W // stride, C]` of the last stage, then the finer map of each of `stack_levels`.
-
-        Raises:
-          ValueError: depths and widths differ in number, or a level that is no earlier stage.
         """
-        stages = len(self.depths)
-        if len(self.widths) != stages or not all(0 < level < stages for level in self.stack_levels):
-            raise ValueError(
-                f"vision.depths={self.depths}, vision.widths={self.widths} and vision.stack_levels="
-                f"{self.stack_levels} do not agree: as many widths as depths, levels from 1 to {stages - 1}"
-            )
         x = space_to_depth(normalise(pixels, self.mean, self.std), self.patch_size)
         x = Dense((self.widths[0],), ("pixels",), ("embed",), True, self.dtype, "uniform", name="patches")(x)
         x = LayerNorm(self.norm_eps, name="norm_pre")(x)
         maps, stride = {}, self.patch_size
-        for number, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
-            stride *= 2 if number > 1 else 1
-            stage = Stage(depth, width, number > 1, self.norm_eps, self.dtype, self.remat, name=f"stage_{number}")
+        for nth, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
+            stride *= 2 if nth > 1 else 1
+            stage = Stage(depth, width, nth > 1, self.norm_eps, self.dtype, self.remat, name=f"stage_{nth}")
             x = constrain(stage(x, extent, stride), "views", None, None, "act_embed")
-            maps[number] = x
+            maps[nth] = x
         return x, *(maps[level] for level in self.stack_levels)

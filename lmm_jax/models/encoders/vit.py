@@ -10,12 +10,20 @@ import numpy as np
 from lmm_jax.models.attention.attention import attention
 from lmm_jax.models.layers import Dense, LayerNorm, normalise
 from lmm_jax.models.visual_tokens import sample_strided, tile_mosaic
+from lmm_jax.ranges import COLOUR, SPREAD, Range, each, flag, number, together, whole
 from lmm_jax.sharding import constrain
 
 
 def quick_gelu(x):
     """`x · sigmoid(1.702 x)`, the activation CLIP was trained with."""
     return x * nn.sigmoid(1.702 * x)
+
+
+REGROUPINGS = Range(
+    tuple,
+    "(), or (layer, n): the tiles, n · n of 2 to 16, enter before that layer",
+    lambda x: x == () or together(whole(0, 1_000), whole(2, 16), what="").holds(x),
+)
 
 
 class ViTBlock(nn.Module):
@@ -81,6 +89,33 @@ class ViT(nn.Module):
     dtype: str = "float32"
     remat: bool = True
 
+    RANGES = {  # noqa: RUF012
+        "image_size": whole(1, 65_536),
+        "patch_size": whole(1, 65_536),
+        "width": whole(1, 1_000_000),
+        "depth": whole(1, 1_000),
+        "heads": whole(1, 1_000_000),
+        "mlp_dim": whole(1, 1_000_000),
+        "level": whole(-1_000, -1),
+        "stack_levels": each(whole(-1_000, 1_000)),
+        "regroup": REGROUPINGS,
+        "norm_eps": number(0, 0.1, above=True),
+        "mean": COLOUR,
+        "std": SPREAD,
+        "remat": flag(),
+    }
+
+    def check(self):
+        """Raises ValueError for fields that contradict each other, naming them as fields of the config."""
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"model.vision: pictures of {self.image_size} pixels (image_size) do not divide into patches of "
+                f"{self.patch_size} (patch_size)"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"model.vision: width {self.width} does not divide into {self.heads} heads")
+        self.runs()
+
     @property
     def grid(self) -> int:
         """Side of the feature grid."""
@@ -113,14 +148,17 @@ class ViT(nn.Module):
           ValueError: a level or the regrouping layer lies outside the blocks.
         """
         if not -self.depth <= self.level <= -1:
-            raise ValueError(f"vision.level must be in [-{self.depth}, -1], got {self.level}")
+            raise ValueError(
+                f"model.vision.level={self.level} is none of the hidden states -{self.depth} to -1 that "
+                f"model.vision.depth={self.depth} gives"
+            )
         end = self.depth + 1 + self.level
         first = self.regroup[0] if self.regroup else 0
         levels = {level % (self.depth + 1) for level in self.stack_levels}
         if not (first < end and all(first < level < end for level in levels)):
             raise ValueError(
-                f"vision.stack_levels={self.stack_levels} must lie between vision.regroup={self.regroup} (its first, "
-                f"or 0) and the {end} blocks that vision.level={self.level} leaves"
+                f"model.vision.stack_levels={self.stack_levels} must lie between model.vision.regroup="
+                f"{self.regroup} (its first, or 0) and the {end} blocks that model.vision.level={self.level} leaves"
             )
         edges = sorted({0, first, *levels, end})
         return list(itertools.pairwise(edges))
@@ -137,13 +175,11 @@ class ViT(nn.Module):
           `[N', grid, grid, C]` of `level`, then of each of `stack_levels`; N' = N, or N / (1 + n²) when regrouping.
 
         Raises:
-          ValueError: pictures of another size, heads that do not divide the width, or see `runs`.
+          ValueError: pictures of another size.
         """
         N, H, W, _ = pixels.shape
         if not H == W == self.image_size or extent is not None:
             raise ValueError(f"ViT wants {self.image_size}×{self.image_size} pictures, got {H}×{W}")
-        if self.width % self.heads:
-            raise ValueError(f"model.vision: width {self.width} does not divide into {self.heads} heads")
         g, p = self.grid, self.patch_size
         x = normalise(pixels, self.mean, self.std)
         x = x.reshape(N, g, p, g, p, 3).swapaxes(2, 3).reshape(N, g * g, p * p * 3)
