@@ -29,16 +29,23 @@ class Counts:
 
     Attributes:
       usable: `[n]` bool; the others are too long, have no answer, or a picture too thin to have a visual token.
+      needed: `[n]` int, positions that a row must have for the record to be usable; `NO_LENGTH` without an answer.
+      thin: `[n]` bool, whether a picture is too thin to have a visual token.
       positions: `[n, scales]` int, of the copy at each scale.
       pictures, views: `[n]` int.
       supervised: `[n]` int, supervised tokens of one copy.
     """
 
     usable: np.ndarray
+    needed: np.ndarray
+    thin: np.ndarray
     positions: np.ndarray
     pictures: np.ndarray
     views: np.ndarray
     supervised: np.ndarray
+
+
+NO_LENGTH = np.iinfo(np.int64).max  # of a record that no length of a row makes usable
 
 
 def count_records(index, visual, scales, length, cut) -> Counts:
@@ -64,9 +71,14 @@ def count_records(index, visual, scales, length, cut) -> Counts:
     positions = np.stack([index["turn_tokens"] + up_to_answers(of_scale) for of_scale in tokens], axis=1)
     thin_pictures = up_to_answers((np.stack(tokens) == 0).any(axis=0))
 
-    last = _last_answers(positions[:, scales.index(max(scales))] <= length, index["turn_offsets"], cut)
+    longest = positions[:, scales.index(max(scales))]
+    last = _last_answers(longest <= length, index["turn_offsets"], cut)
     usable = last != NO_ANSWER
     usable[usable] = thin_pictures[last[usable]] == 0
+    offsets = index["turn_offsets"]
+    answered, needed, thin = np.diff(offsets) > 0, np.full(len(usable), NO_LENGTH), np.zeros(len(usable), bool)
+    deciding = (offsets[:-1] if cut else offsets[1:] - 1)[answered]  # the answer that has to fit
+    needed[answered], thin[answered] = longest[deciding], thin_pictures[deciding] > 0
 
     def at_last_answer(of_answers):
         """What an array over answers says of the last one of each record, int64; 0 of a record that is not usable."""
@@ -76,6 +88,8 @@ def count_records(index, visual, scales, length, cut) -> Counts:
 
     return Counts(
         usable=usable,
+        needed=needed,
+        thin=thin,
         positions=at_last_answer(positions),
         pictures=at_last_answer(index["turn_images"]),
         views=at_last_answer(up_to_answers(visual.views_of(sizes))),

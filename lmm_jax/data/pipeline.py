@@ -7,12 +7,13 @@ and views, and put together by `PackLayout.assemble`.
 
 import dataclasses
 import json
+import math
 
 import grain
 import numpy as np
 from absl import flags
 
-from lmm_jax.data.counts import Counts, count_records, needs_of
+from lmm_jax.data.counts import NO_LENGTH, Counts, count_records, needs_of
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.packing import Capacity, Needs, fits
@@ -53,19 +54,36 @@ class Dataset:
         return f"{self.data.folder} ({self.data.split})"
 
     def held_by(self, capacity):
-        """This dataset with those of its used records that fit into a pack.
+        """This dataset with those of its used records that fit into a pack."""
+        return dataclasses.replace(self, used=self.used[fits(self.needs_used, capacity)])
 
-        Raises:
-          ValueError: none does.
+    def why_left_out(self, capacity) -> dict[str, np.ndarray]:
+        """Numbers of the records that are left out, by reason; a reason names the field that binds.
+
+        Args:
+          capacity: of a pack.
         """
-        used = self.used[fits(self.needs_used, capacity)]
-        if not len(used):
-            pack = f"{capacity.rows} × {capacity.length} positions, {capacity.targets} of them supervised"
-            raise ValueError(
-                f"{self.name}: none of {len(self.needs)} records fits a pack of {pack}, and {capacity.views} views; "
-                "raise data.length or data.views"
-            )
-        return dataclasses.replace(self, used=used)
+        counts, needs = self.counts, self.needs
+        out = np.zeros(len(needs), bool)
+        out[self.left_out] = True
+        tests = {
+            "no answer of an assistant is supervised": counts.needed == NO_LENGTH,
+            "a picture is too thin to have a visual token": counts.thin,
+            f"longer than data.length={capacity.length} positions": counts.needed > capacity.length,
+            f"more pictures than data.views={capacity.views} views hold": needs.views > capacity.views,
+            f"more supervised tokens than data.targets={capacity.targets}": needs.targets > capacity.targets,
+            f"its copies do not fit data.rows={capacity.rows} rows of {capacity.length} positions": out,
+        }
+        found = {}
+        for reason, holds in tests.items():
+            found[reason] = np.flatnonzero(out & holds)
+            out = out & ~holds
+        return {reason: records for reason, records in found.items() if len(records)}
+
+    def length_that_holds(self, share) -> int:
+        """Positions that a row must have for a share of the records to fit; of those that fit any length at all."""
+        needed = np.sort(self.counts.needed[(self.counts.needed != NO_LENGTH) & ~self.counts.thin])
+        return int(needed[min(math.ceil(share * len(needed)), len(needed)) - 1]) if len(needed) else 0
 
     def all_sizes(self, record) -> list[tuple[int, int]]:
         """`(width, height)` of all pictures of a record, pixels."""
@@ -123,7 +141,8 @@ class Packs:
           shuffle: whether records and packs come in an order of their own in each round.
 
         Raises:
-          FileNotFoundError, ValueError: data that is not there, does not agree, or does not fit into a pack.
+          FileNotFoundError, ValueError: data that is not there, does not agree, or of which more than the share
+            `data.max_left_out` cannot be used.
         """
         data, scales = config.data, tuple(config.model.scales)
         mixture = tuple(data.mixture) or ((data.path, 1.0),)
@@ -139,8 +158,15 @@ class Packs:
         prepared = [Prepared(path, split) for path, _ in mixture]
         _check_agreement(prepared, data.template)
         datasets = list(map(counted, prepared))
+        for dataset in datasets:
+            if not len(dataset.used):
+                _refuse(dataset, Capacity(data.rows or 1, data.length, data.views or 0, data.targets or 0), 0.0)
         capacity = _capacity(data, [d.needs_used for d in datasets], weights, config.seed, visual.views_step)
         self.datasets = [d.held_by(capacity) for d in datasets]
+        for dataset in self.datasets:
+            share = data.max_left_out if len(dataset.used) else 0.0
+            if len(dataset.left_out) > share * len(dataset.data):
+                _refuse(dataset, capacity, share)
         self.stream = Stream([d.needs_used for d in self.datasets], weights, capacity, config.seed, shuffle)
         self.layout = PackLayout.from_config(config, visual, capacity)
         self.per_step = packs_per_step
@@ -156,6 +182,15 @@ class Packs:
     def left_out(self) -> list[tuple[int, int]]:
         """`(dataset, record)` of what does not fit into a pack, has no answer, or a picture without tokens."""
         return [(number, int(record)) for number, d in enumerate(self.datasets) for record in d.left_out]
+
+    def why_left_out(self) -> list[tuple[int, int, str]]:
+        """`(dataset, record, reason)` of each of them."""
+        return [
+            (number, int(record), reason)
+            for number, d in enumerate(self.datasets)
+            for reason, records in d.why_left_out(self.stream.capacity).items()
+            for record in records
+        ]
 
     @property
     def tokenizer(self):
@@ -271,6 +306,28 @@ class Packs:
             shows = any(self.datasets[dataset].counts.pictures[record] for dataset, record in members)
             self._known = step, shows
         return shows
+
+
+def _refuse(dataset, capacity, share):
+    """Raises ValueError for a dataset of which too much is left out: how much, why, and what to set instead."""
+    reasons = {reason: len(records) for reason, records in dataset.why_left_out(capacity).items()}
+    told = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    usable = f"{len(dataset.left_out):,} of {len(dataset.data):,} records cannot be used"
+    more = f", more than a share of data.max_left_out={share:g}" if len(dataset.used) else ""
+    remedies = []
+    if any("data.length" in reason for reason in reasons):
+        remedies.append(f"data.length={dataset.length_that_holds(0.99)} would hold 99 % of them")
+        if len(dataset.used):
+            remedies.append("data.too_long=cut uses each up to the last answer that fits")
+    if any("data.rows" in reason for reason in reasons):
+        remedies.append(f"data.rows={dataset.needs.copies.shape[1]} has a row for each copy")
+    if any("data.views" in reason for reason in reasons):
+        remedies.append(f"data.views={int(dataset.needs.views.max())} would hold the pictures of all")
+    if any("data.targets" in reason for reason in reasons):
+        remedies.append(f"data.targets={int(dataset.needs.targets.max())} would hold all supervised tokens")
+    if len(dataset.used):
+        remedies.append("data.max_left_out=1 trains on the rest")
+    raise ValueError(f"{dataset.name}: {usable}{more}: {told}. " + "; ".join(remedies))
 
 
 def _capacity(data, needs, weights, seed, views_step):

@@ -54,12 +54,10 @@ class BadRecords:
 
     def note_left_out(self, packs):
         """Writes down the records that `packs` (a `pipeline.Packs`) cannot use, before the first step."""
-        length = packs.layout.length
-        reason = f"left out: no answer ends within data.length={length}, or a picture is too thin for its canvas"
         files = [str(d.folder) for d in packs.data]
         self._lines.add(
-            json.dumps({"file": files[dataset], "record": record, "reason": reason})
-            for dataset, record in packs.left_out
+            json.dumps({"file": files[dataset], "record": record, "reason": f"left out: {reason}"})
+            for dataset, record, reason in packs.why_left_out()
         )
 
     def flush(self):

@@ -101,11 +101,11 @@ def test_a_pack_shows_each_conversation_what_it_shows_alone(config, name):
         config.data.update(LAYOUTS[name])
         config.model.newline = name in ("unpad", "HD")
         config.model.decoder.inject_layers = tuple(range({"L": 4, "HD": 4}.get(name, 0)))
-        config.model.vision.update(image_size=24, patch_size=8, regroup=(1, 2) if name == "V" else ())
+        config.model.vision.update(image_size=24, patch_size=8, depth=2, regroup=(1, 2) if name == "V" else ())
         if name == "own":
             config.model.encoder, config.model.vision = (
                 "convnext",
-                {"image_size": 24, "patch_size": 4, "depths": (1, 1)},
+                {"image_size": 24, "patch_size": 4, "depths": (1, 1), "widths": (8, 8)},
             )
     packs = open_packs(config, "train", packs_per_step=1, shuffle=True)
     layout, views = packs.layout, []
@@ -162,13 +162,16 @@ def test_pictures_that_are_too_thin_are_left_out_and_named(config, tmp_path):
     ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     prepare_rows(tmp_path / "rows.json", None, tmp_path / "out", template="qa", workers=0)
-    config = config("model.scales=(9,1)", "train.scales_per_step=2", f"data.path={tmp_path / 'out'}")
+    config = config(
+        "model.scales=(9,1)", "train.scales_per_step=2", f"data.path={tmp_path / 'out'}", "data.max_left_out=1"
+    )
     with config.unlocked():
         config.data.update(LAYOUTS["own"], rows=1, views=1)
         use_encoder(config, "convnext")
-        config.model.vision.update(image_size=24, depths=(1, 1))
+        config.model.vision.update(image_size=24, depths=(1, 1), widths=(8, 8))
     packs = open_packs(config, "train", packs_per_step=1, shuffle=True)
     assert packs.left_out == [(0, 1), (0, 2)] and packs.members(0) == [(0, 0)]
+    assert {reason for *_, reason in packs.why_left_out()} == {"a picture is too thin to have a visual token"}
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 
@@ -80,15 +81,45 @@ def test_scales_rotate_by_step(packs):
 
 
 def test_records_that_do_not_fit_are_left_out_and_named(tiny):
-    small = open_packs(tiny("data.length=90"), "train", packs_per_step=8, shuffle=True)
+    small = open_packs(tiny("data.length=90", "data.max_left_out=1"), "train", packs_per_step=8, shuffle=True)
     lengths = [small.data[0].index["turn_tokens"][end - 1] for end in small.data[0].index["turn_offsets"][1:]]
     too_long = [record for record, n in enumerate(lengths) if n + 36 > 90 or n + 36 + n + 4 > 90]
     assert 0 < len(too_long) < 64 and small.left_out == [(0, record) for record in too_long]
     used = {record for p in range(64) for _, record in small.members(p)}
     assert used == set(range(64)) - set(too_long)
     assert small.name(0, 3).endswith("data (train) record 3")
-    with pytest.raises(ValueError, match=r"none of 64 records fits a pack of 1 × 20 positions.*raise data\.length"):
-        open_packs(tiny("data.length=20"), "train", packs_per_step=8, shuffle=True)
+    reasons = {(dataset, record): reason for dataset, record, reason in small.why_left_out()}
+    assert sorted(reasons) == small.left_out
+    copies = "its copies do not fit data.rows=1 rows of 90 positions"
+    for record in too_long:
+        alone = lengths[record] + 36 > 90
+        assert reasons[0, record] == ("longer than data.length=90 positions" if alone else copies)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ("data.length=20", "data.targets=20"),
+            ["64 of 64 records cannot be used: 64 longer than data.length=20", "would hold 99 %"],
+        ),
+        (
+            ("data.length=90",),
+            ["more than a share of data.max_left_out=0.05", "data.rows=2 has a row", "1 trains on the"],
+        ),
+        (("data.targets=9",), ["more supervised tokens than data.targets=9", "would hold all supervised tokens"]),
+        (("data.views=0",), ["64 more pictures than data.views=0 views hold", "data.views=1 would hold"]),
+    ],
+)
+def test_too_much_left_out_is_refused_with_what_binds_and_what_would_hold_it(tiny, overrides, words):
+    with pytest.raises(ValueError, match=r"data \(train\): \d+ of 64 records cannot be used") as error:
+        open_packs(tiny(*overrides), "train", packs_per_step=8, shuffle=True)
+    for part in words:
+        assert part in str(error.value)
+    length = re.search(r"data\.length=(\d+) would hold", str(error.value))
+    if length:  # it does
+        some = open_packs(tiny(f"data.length={length[1]}", "data.rows=4", "data.targets=200"), "train", 8, True)
+        assert len(some.left_out) <= 0.01 * 64
 
 
 def failing(monkeypatch, records):
