@@ -94,6 +94,14 @@ class PackLayout:
         """The newline's slot, behind those of all grids at all scales."""
         return self.grids * sum(map(self.visual.grid_tokens, self.scales))
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of a pack's arrays on the host, see `assemble`."""
+        height, width = self.visual.canvas
+        rows, columns = self.visual.view_grid
+        gather = 0 if self.visual.direct else (1 + self.visual.added) * self.grids * rows * columns
+        return 4 * (4 * self.rows * self.length + 3 * self.targets + gather) + 3 * self.views * height * width
+
     def place(self, sizes, first_grid=0) -> list[PlacedPicture]:
         """Places pictures one after the other.
 

@@ -197,6 +197,11 @@ class Packs:
         """The tokenizer of all datasets."""
         return self.data[0].tokenizer
 
+    @property
+    def records_per_step(self) -> float:
+        """Records that the packs of a step hold, on average over the first round of the stream."""
+        return self.per_step * self.stream.records_per_pack()
+
     def state(self) -> dict:
         """What, beside the position, decides the stream; JSON."""
         mixture = self.stream.mixture

@@ -109,6 +109,19 @@ class Stream:
         needs = self.mixture.needs_of(np.concatenate([pack.members for pack in packs]))
         return usage(needs, packs, self.capacity)
 
+    def records_per_pack(self) -> float:
+        """Records that a pack of the first round holds on average."""
+        packs = self._round(0)
+        return sum(len(pack.members) for pack in packs) / len(packs)
+
+    def epoch(self, position) -> float:
+        """How often the stream has read all records before a global position: rounds, and the share of the last."""
+        number = 0
+        while position >= self._end(number):
+            number += 1
+        first = self._ends[number]
+        return number + (position - first) / (self._ends[number + 1] - first)
+
     def _end(self, number):
         """The position behind the last pack of a round."""
         while len(self._ends) <= number + 1:

@@ -75,8 +75,8 @@ def load_params(folder, model, abstract, vision=None, allow_pickle=False):
     if tower is not None and not any(name.startswith(ORIGINAL.tower) for name in found.shapes):
         found = _Tensors([Folder(folder, allow_pickle), Folder(tower, allow_pickle)])
     flat = flatten_dict(abstract, sep="/")
-    params, table = _load(folder, found, model, flat, flat, tied(keys))
-    return unflatten_dict(params, sep="/"), table
+    matched = _match(folder, found, model, flat, flat, tied(keys))
+    return unflatten_dict(_read(folder, found, matched, flat), sep="/"), matched.table
 
 
 def load_part(folder, part, model, abstract, fresh=(), allow_pickle=False):
@@ -97,12 +97,23 @@ def load_part(folder, part, model, abstract, fresh=(), allow_pickle=False):
     Raises:
       LoadError: tensors as in `load_params`, or nothing of this part is there.
     """
+    found, matched, wanted = _match_part(folder, part, model, abstract, fresh, allow_pickle)
+    return _read(epath.Path(folder), found, matched, wanted), matched.table
+
+
+def match_part(folder, part, model, abstract, fresh=(), allow_pickle=False):
+    """Raises what `load_part` would, of the same arguments; only names and shapes are read."""
+    _match_part(folder, part, model, abstract, fresh, allow_pickle)
+
+
+def _match_part(folder, part, model, abstract, fresh, allow_pickle):
     flat = {path: x for path, x in flatten_dict(abstract, sep="/").items() if path.split("/")[0] in PARTS[part]}
     wanted = {path: x for path, x in flat.items() if not _under(path, fresh)}
     folder = epath.Path(folder)
     path = folder / "config.json"
     shared = path.exists() and tied(Keys(path))
-    return _load(folder, _Tensors([Folder(folder, allow_pickle)]), model, flat, wanted, shared, part)
+    found = _Tensors([Folder(folder, allow_pickle)])
+    return found, _match(folder, found, model, flat, wanted, shared, part), wanted
 
 
 TOLD_APART = ("heads", "norm_eps", "rope_theta")  # fields of a decoder that `config.json` says and tensors do not
@@ -158,8 +169,16 @@ def report(table) -> str:
     return "\n".join("  ".join(f"{x:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in sorted(out))
 
 
-def _load(folder, found, model, flat, wanted, shared, part=None):
-    """Flat parameters `wanted` among `flat`, and the table; `part` says that others' tensors are no fault."""
+@dataclasses.dataclass(frozen=True)
+class _Matched:
+    """Which tensors give the parameters: `(Tensor, name)` pairs by our path, and the table of all."""
+
+    tensors: dict
+    table: list[Entry]
+
+
+def _match(folder, found, model, flat, wanted, shared, part=None) -> _Matched:
+    """The tensors for parameters `wanted` among `flat`; `part` says that others' tensors are no fault."""
     vocabulary = model.decoder.vocab_size
     faults, expected, read, table = [], {}, {}, []
     for tensor in tensors(model, {path: x.shape for path, x in flat.items()}):
@@ -196,14 +215,19 @@ def _load(folder, found, model, flat, wanted, shared, part=None):
         listed = "\n  ".join(faults[:40] + [f"… and {len(faults) - 40} more"] * (len(faults) > 40))
         raise LoadError(f"{folder}: {len(faults)} tensors do not fit, nothing was loaded\n  {listed}")
     table += [Entry(path, x.shape, "initialised", "starts fresh") for path, x in flat.items() if path not in wanted]
+    return _Matched(read, table)
+
+
+def _read(folder, found, matched, wanted):
+    """The flat parameters `wanted`, tensor by tensor."""
     params, total = {}, sum(math.prod(x.shape) * x.dtype.itemsize for x in wanted.values())
     with tqdm(
         total=total, unit="B", unit_scale=True, desc=f"loading {folder.name}", disable=None, leave=False
     ) as bar:
         for path, x in wanted.items():
-            params[path] = _array(found, read[path], x)
+            params[path] = _array(found, matched.tensors[path], x)
             bar.update(math.prod(x.shape) * x.dtype.itemsize)
-    return params, table
+    return params
 
 
 def _array(found, parts, abstract):

@@ -77,7 +77,7 @@ def _given_place(given):
 def start():
     """Joins this process with the other hosts of a run, before any device is used; nothing on a single host.
 
-    From here on SIGTERM asks all hosts to stop, see `is_last`.
+    From here on SIGTERM or Ctrl-C asks all hosts to stop, see `is_last`.
 
     Raises:
       ValueError: see `find_place`, or the other hosts run another command.
@@ -96,9 +96,30 @@ def start():
     _wire.meet(int(limit), lambda missing: _remedy(place, missing))
     jax.distributed.initialize(place.coordinator, place.count, place.number, cluster_detection_method="deactivate")
     with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, lambda *_: _wire.ask_to_stop())
+        handle_signals(_wire.ask_to_stop)
     atexit.register(_at_exit)  # after JAX's own, so that it runs before
     place.say(f"{jax.local_device_count()} of {jax.device_count()} devices are here")
+
+
+def handle_signals(ask) -> dict:
+    """Calls `ask` at SIGTERM, and at the first Ctrl-C; a second Ctrl-C quits at once.
+
+    Returns:
+      the handlers that there were, by signal.
+
+    Raises:
+      ValueError: this is not the main thread, which alone can have handlers.
+    """
+
+    def interrupt(*_):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print(
+            "\nstopping after this step, which is saved; Ctrl-C once more quits at once", file=sys.stderr, flush=True
+        )
+        ask()
+
+    handlers = {signal.SIGTERM: lambda *_: ask(), signal.SIGINT: interrupt}
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
 
 def is_last(step) -> bool:

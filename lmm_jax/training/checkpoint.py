@@ -21,6 +21,26 @@ PIECE, BLOCK = 2**25, 2**18  # numbers of an array on the host that are digested
 CHUNK = 2**28  # bytes of an array that are read at a time, whatever part of it is wanted
 
 
+def saved_steps(workdir) -> list[int]:
+    """The steps whose checkpoints lie in a workdir, newest first; nothing there is changed, or opened."""
+    directory = storage.absolute(workdir) / "checkpoints"
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def saved_stream(workdir, step) -> dict:
+    """What identified the data stream when a step was saved, see `Checkpoints.save`; nothing is changed.
+
+    Raises:
+      ValueError: the step is damaged.
+    """
+    path = storage.absolute(workdir) / "checkpoints" / str(step)
+    try:
+        return ocp.checkpointables_metadata(path).custom_metadata["data"]
+    except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
+        raise ValueError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
+
+
 class Checkpoints:
     """The checkpoints of one workdir: `params` and `train` (optimizer state and counters) of each step."""
 

@@ -13,21 +13,18 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from lmm_jax import sharding
-from lmm_jax.config import ConfigError, check, flatten, read_config, save_config, visual_layout
+from lmm_jax import lock, sharding
+from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
 from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
 from lmm_jax.pods import hosts
 from lmm_jax.training import metrics as metrics_lib
 from lmm_jax.training import start
 from lmm_jax.training.bad_records import BadRecords
-from lmm_jax.training.checkpoint import Checkpoints
-from lmm_jax.training.state import Program, abstract_state, init_state, make_program
+from lmm_jax.training.checkpoint import Checkpoints, saved_steps
+from lmm_jax.training.optimizer import schedule
+from lmm_jax.training.plan import Plan, check_stream, make_plan
+from lmm_jax.training.state import Program, abstract_state, init_state
 from lmm_jax.training.step import jit_eval_step, jit_train_step
-
-# Fields that may differ between the runs of one workdir; any other change would make it another run.
-MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_", "train.save_every", "train.keep", "train.max_skipped")
-MAY_CHANGE += ("train.micro_batches", "data.path", "data.mixture", "data.threads", "data.workers", "data.max_bad_")
-MAY_CHANGE += ("mesh.", "rules.", "log.")
 
 
 class Preempted(Exception):
@@ -46,48 +43,55 @@ def train(config, workdir, profile=0):
       dict of the last metrics: step, loss, validation_loss, tokens_per_second and others.
 
     Raises:
-      ConfigError: the config contradicts itself, the data, or the run that is there.
-      FileNotFoundError: no prepared data.
+      ConfigError, FileNotFoundError, OSError, ImportError, ValueError: see `plan.make_plan`; nothing was written.
+      Held: another process trains in `workdir`.
       FloatingPointError: `train.max_skipped` updates in a row were not finite.
       MissingHost: see `hosts.start`.
-      Preempted: after SIGTERM to any host, once everything is saved.
+      Preempted: after SIGTERM or Ctrl-C to any host, once everything is saved.
     """
     check(config)
-    if not config.data.path and not config.data.mixture:
-        raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
     hosts.start()
-    workdir = epath.Path(workdir)
-    packs = Packs(config, visual_layout(config), config.data.train, config.train.batch_size, shuffle=True)
-    _check_vocabulary(config, packs)
-    program = make_program(config)
+    plan = make_plan(config, workdir)
     main = jax.process_index() == 0
-    if main:
-        _claim(workdir, config, packs)
-    stream = packs.state()
-    hosts.check_same(config=json.loads(config.to_json_best_effort()), data=stream)
-    if not (workdir / "config.json").exists():
-        raise ConfigError(
-            f"{workdir} is another folder here than on host 0; all hosts must see it, as they do gs://…"
-        )
+    hosts.check_same(config=json.loads(config.to_json_best_effort()), data=plan.stream)
+    with lock.hold(plan.workdir, "lmm train") if main else contextlib.nullcontext() as held:
+        if next(iter(saved_steps(plan.workdir)), 0) != plan.step:
+            raise ConfigError(
+                f"{plan.workdir} was trained by another process meanwhile; start the same command again"
+            )
+        if main:
+            _claim(plan)
+        hosts.everywhere(True)  # none looks for what is claimed before it is
+        if not (plan.workdir / "config.json").exists():
+            raise ConfigError(
+                f"{plan.workdir} is another folder here than on host 0; all hosts must see it, as they do gs://…"
+            )
+        return _run_plan(plan, main, held, profile)
 
-    checkpoints = Checkpoints(workdir, config.train.keep)
+
+def _run_plan(plan, main, held, profile):
+    """Does what a plan says; returns the last metrics."""
+    config, program = plan.program.config, plan.program
+    if main:
+        _describe(plan)
+    checkpoints = Checkpoints(plan.workdir, config.train.keep)
     restored = checkpoints.restore(abstract_state(program))
     if restored:
         state, saved = restored
-        _check_stream(workdir, saved, stream)
+        check_stream(plan.workdir, saved, plan.stream)
     else:
         state = init_state(program)
         state = start.start(program, state)
     sharding.assert_sharded(state, program.shardings, "train state")
 
-    writer = metrics_lib.MetricWriter(workdir, config, main)
-    run = _Run(program, packs, stream, checkpoints, writer, workdir, main)
+    writer = metrics_lib.MetricWriter(plan.workdir, config, main)
+    run = _Run(plan, checkpoints, writer, held, main)
     with contextlib.closing(writer), checkpoints:
         if int(state.step) < config.train.steps:
             return _take_steps(run, state, profile)
     if main:
-        print(f"{workdir}: all {config.train.steps} steps are done")
-    return functools.reduce(dict.__or__, metrics_lib.read_metrics(workdir), {})
+        print(f"{plan.workdir}: all {config.train.steps} steps are done")
+    return functools.reduce(dict.__or__, metrics_lib.read_metrics(plan.workdir), {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,21 +99,39 @@ class _Run:
     """What a run consists of while it lasts, beside its state.
 
     Attributes:
-      program: see `state.make_program`.
-      packs: of the training split.
-      stream: what identifies their order, saved with each checkpoint.
+      plan: what was known before it began.
       checkpoints, writer: where state and metrics go.
-      workdir: of the run.
+      held: the `lock.Hold` of the workdir; None on all hosts but the first.
       main: whether this process speaks and writes for all.
     """
 
-    program: Program
-    packs: Packs
-    stream: dict
+    plan: Plan
     checkpoints: Checkpoints
     writer: metrics_lib.MetricWriter
-    workdir: epath.Path
+    held: lock.Hold | None
     main: bool
+
+    @property
+    def program(self) -> Program:
+        """See `state.make_program`."""
+        return self.plan.program
+
+    @property
+    def packs(self) -> Packs:
+        """Of the training split."""
+        return self.plan.packs
+
+    @property
+    def workdir(self) -> epath.Path:
+        """Of the run."""
+        return self.plan.workdir
+
+    def save(self, state):
+        """Saves a state, and what was written beside it, unless another process has taken the workdir over."""
+        if self.held:
+            self.held.check()
+        self.checkpoints.save(state, self.plan.stream)
+        self.writer.flush()
 
     @property
     def batch_shape(self) -> tuple[int, int]:
@@ -151,9 +173,9 @@ def _take_steps(run, state, profile):
     """
     config, t, main = run.program.config, run.program.config.train, run.main
     done = int(state.step)
-    if main:
-        _describe(run.program, run.packs, done, run.workdir)
-    validation = _validation_packs(config, run.packs, main) if t.eval_every else None
+    validation = run.plan.validation
+    if main and t.eval_every and validation is None:
+        print(f"no split '{config.data.validation}' in the data: no validation loss")
     train_step, eval_step = jit_train_step(run.program), jit_eval_step(run.program)
     progress, meter = metrics_lib.Progress(done, t.steps, main), _Meter()
     bad_records = BadRecords(run.workdir, config.data.max_bad_share, config.data.max_bad_run)
@@ -179,6 +201,7 @@ def _take_steps(run, state, profile):
             ends = step == t.steps or stopping
             if step % t.log_every == 0 or ends:
                 last = _summarise(jax.device_get(metrics), state, run.program) | meter.rates()
+                last |= _progress_of(run, step)
                 last["bad_records"] = _sum_over_hosts(bad_records.bad)
                 _check_finite(state, recent, t.max_skipped, run.checkpoints, progress)
                 recent = []
@@ -194,8 +217,7 @@ def _take_steps(run, state, profile):
                 last |= named
             if step % t.save_every == 0 or ends:
                 with meter.paused():
-                    run.checkpoints.save(state, run.stream)
-                    run.writer.flush()
+                    run.save(state)
                     bad_records.flush()
             if stopping:
                 run.checkpoints.wait()
@@ -221,10 +243,11 @@ class _Meter:
 
     def _reset(self):
         self._start, self._off, self._wait = time.monotonic(), 0.0, 0.0
-        self._tokens = self._supervised = self._steps = 0
+        self._tokens = self._positions = self._supervised = self._steps = 0
 
     def count(self, batch):
         self._tokens += int((batch["segment"] > 0).sum())
+        self._positions += batch["segment"].size
         self._supervised += int((batch["group"] > 0).sum())
         self._steps += 1
 
@@ -247,6 +270,7 @@ class _Meter:
             "tokens_per_second": self._tokens * jax.process_count() / elapsed,
             "supervised_tokens": self._supervised * jax.process_count() / self._steps,
             "seconds_per_step": elapsed / self._steps,
+            "positions_used": self._tokens / self._positions,
             "input_wait": self._wait / elapsed,
         }
         self._reset()
@@ -255,7 +279,7 @@ class _Meter:
 
 @contextlib.contextmanager
 def _stop_signal():
-    """Turns SIGTERM into an answer to `stop(step)`, asked after each step: whether this is the last, to be saved.
+    """Turns SIGTERM and Ctrl-C into an answer to `stop(step)`, asked after each step: whether this is the last.
 
     Several hosts, of which any may get it, agree on the step. On one, only the main thread can have a handler.
     """
@@ -264,62 +288,52 @@ def _stop_signal():
         return
     asked = threading.Event()
     try:
-        old = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+        old = hosts.handle_signals(asked.set)
     except ValueError:
         yield lambda step: False
         return
     try:
         yield lambda step: asked.is_set()
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _sum_over_hosts(number):
     return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).sum())
 
 
-def _claim(workdir, config, packs):
-    """Writes config and tokenizer to a new workdir; refuses one that holds another run."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    if path.exists():
-        old, new = flatten(read_config(path)), flatten(config)
-        changed = [
-            f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
-            for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE)
-        ]
-        if changed:
-            raise ConfigError(
-                f"{workdir} holds a run with another config; choose another workdir\n  " + "\n  ".join(changed)
-            )
-    save_config(config, path)
-    packs.tokenizer.save(workdir)
+def _claim(plan):
+    """Writes config and tokenizer to the workdir of a run that begins or continues.
+
+    What an earlier command left there that saved no step is no run: its metrics and records are put aside.
+    """
+    path = plan.workdir / "config.json"
+    if not plan.step and path.exists() and flatten(read_config(path)) != flatten(plan.program.config):
+        for name in (metrics_lib.NAME, *(file.name for file in plan.workdir.glob("bad_records*.jsonl"))):
+            if (plan.workdir / name).exists():
+                (plan.workdir / name).rename(plan.workdir / f"unsaved_{name}")
+    save_config(plan.program.config, path)
+    plan.packs.tokenizer.save(plan.workdir)
 
 
-def _check_vocabulary(config, packs):
-    pieces, wanted = packs.tokenizer.vocab_size, config.model.decoder.vocab_size
-    if pieces > wanted:
-        folder = packs.data[0].folder
-        raise ConfigError(f"the tokenizer of {folder} has {pieces} pieces, decoder.vocab_size is {wanted}")
-
-
-def _describe(program, packs, start, workdir):
-    total = sum(x.size for x in jax.tree.leaves(program.boxed))
+def _describe(plan):
+    """Says what is about to be allocated, and what the run reads."""
+    program, packs = plan.program, plan.packs
     frozen = sorted({path.split("/")[0] for path, rate in program.rates.items() if not rate})
     mesh = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
     c, (positions, views) = packs.stream.capacity, packs.stream.usage()
-    held = sum(len(packs.members(position)) for position in range(packs.per_step))
+    held = packs.records_per_step
     records = sum(map(len, packs.data)) - len(packs.left_out)
     print(
-        f"{'continuing' if start else 'training'} {workdir} from step {start} of {program.config.train.steps}\n"
-        f"  {total:,} parameters{f', frozen: {frozen}' if frozen else ''}; "
-        f"{program.mesh.size} × {sharding.platform()}: {mesh}\n"
-        f"  {sum(map(len, packs.data)):,} records, {len(packs.left_out):,} left out (too long for data.length, or no "
-        f"answer); packs of {c.rows} × {c.length} positions, {positions:.0%} used, and {c.views} views, "
-        f"{views:.0%} used\n"
-        f"  the {packs.per_step} packs of a step hold about {held} records: an epoch is about "
-        f"{records / held:,.0f} steps",
+        f"{'continuing' if plan.step else 'training'} {plan.workdir} from step {plan.step} of "
+        f"{program.config.train.steps}\n"
+        f"  {plan.memory}{f'; frozen: {frozen}' if frozen else ''}\n"
+        f"  {program.mesh.size} × {sharding.platform()}: {mesh}\n"
+        f"  {sum(map(len, packs.data)):,} records, {len(packs.left_out):,} left out; packs of {c.rows} × {c.length} "
+        f"positions, {positions:.0%} used, and {c.views} views, {views:.0%} used\n"
+        f"  the {packs.per_step} packs of a step hold about {held:,.0f} records: an epoch is about "
+        f"{records / held:,.1f} steps",
         flush=True,
     )
 
@@ -331,6 +345,14 @@ def _summarise(metrics, state, program):
         "grad_norm": float(metrics["grad_norm"]),
         "skipped": int(state.skipped),
     }
+
+
+def _progress_of(run, step):
+    """Where a run stands after `step`: the rate of its last update, and how often all records were read."""
+    config = run.program.config
+    peak = max(run.program.rates.values())
+    share = float(schedule(config.optimizer, config.train.steps)(step - 1))
+    return {"learning_rate": peak * share, "epoch": run.packs.stream.epoch(step * run.packs.per_step)}
 
 
 def _by_scale(name, losses, counts, scales):
@@ -351,29 +373,3 @@ def _check_finite(state, recent, limit, checkpoints, progress):
     if in_row >= limit:
         checkpoints.wait()
         raise FloatingPointError(f"{text}; train.max_skipped={limit} reached, the last sound step is saved")
-
-
-def _validation_packs(config, packs, main):
-    """Packs of the validation split, or None, said once, if the data has none."""
-    split = config.data.validation
-    if all(split in d.about["splits"] for d in packs.data):
-        return Packs(config, packs.layout.visual, split, config.train.batch_size, shuffle=False)
-    if main:
-        print(f"no split '{split}' in the data: no validation loss")
-    return None
-
-
-def _check_stream(workdir, saved, now):
-    """Raises ConfigError naming what differs from the stream that a run was trained on."""
-    if "arrangement" in saved:  # what visual layouts were called when the run began; fields that are newer are as now
-        saved = {name: x for name, x in saved.items() if name != "arrangement"} | {
-            "visual_layout": now["visual_layout"] | saved["arrangement"]
-        }
-    changed = [
-        f"{name}: was {saved.get(name)}, now {now.get(name)}"
-        for name in sorted(saved.keys() | now.keys())
-        if saved.get(name) != now.get(name)
-    ]
-    if changed:
-        listed = "\n  ".join(changed)
-        raise ConfigError(f"{workdir} was trained on another stream of data; nothing is continued\n  {listed}")

@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from lmm_jax import storage
 
+NAME = "metrics.jsonl"
+
 
 class MetricWriter:
     """Appends rows to `WORKDIR/metrics.jsonl`, and to TensorBoard or W&B where the config asks for them.
@@ -18,7 +20,7 @@ class MetricWriter:
 
     def __init__(self, workdir, config, active=True):
         """Raises ImportError naming the extra to install, if `config.log` asks for a missing package."""
-        self._lines = storage.Lines(epath.Path(workdir) / "metrics.jsonl") if active else None
+        self._lines = storage.Lines(epath.Path(workdir) / NAME) if active else None
         self._tensorboard = self._wandb = None
         if active and config.log.tensorboard:
             tensorboard = _extra("tensorboardX", "tensorboard")
@@ -53,10 +55,17 @@ class MetricWriter:
             self._wandb.finish()
 
 
+def check_extras(log):
+    """Raises ImportError naming the extra to install, if `config.log` asks for a package that is missing."""
+    for wanted, module, name in ((log.tensorboard, "tensorboardX", "tensorboard"), (log.wandb, "wandb", "wandb")):
+        if wanted:
+            _extra(module, name)
+
+
 def read_metrics(workdir) -> list[dict]:
     """Rows of `metrics.jsonl`, a later row replacing an earlier one of the same step and kind (after a resume)."""
     rows = {}
-    for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines():
+    for line in (epath.Path(workdir) / NAME).read_text().splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

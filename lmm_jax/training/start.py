@@ -9,11 +9,37 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lmm_jax.config import ConfigError, read_config
-from lmm_jax.hf.load import PARTS, check_part, load_part, report
-from lmm_jax.training.checkpoint import Checkpoints
+from lmm_jax.hf.load import PARTS, check_part, load_part, match_part, report
+from lmm_jax.hf.read_config import is_model
+from lmm_jax.training.checkpoint import Checkpoints, saved_steps
 from lmm_jax.training.state import abstract_params, make_program
 
 RUN = re.compile(r"(.+)/blocks_(\d+)/(.+)")
+
+
+def check(program):
+    """Raises what `start` would raise, as far as it can be known before anything is allocated or read.
+
+    Args:
+      program: of the run.
+
+    Raises:
+      ConfigError: a folder that is not there or cannot be read, or parameters that it does not give; each names the
+        field.
+    """
+    init = program.config.init
+    if init["from"]:
+        _plan_from(init["from"], program)
+    for part, folder in _parts(init).items():
+        if not epath.Path(folder).is_dir():
+            raise ConfigError(f"init.{part}={folder}: there is no such folder")
+        try:
+            check_part(folder, part, program.config.model)
+            match_part(
+                folder, part, program.config.model, abstract_params(program), tuple(init.new), init.allow_pickle
+            )
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"init.{part}={folder}: {error}") from error
 
 
 def start(program, state, note=print):
@@ -25,18 +51,15 @@ def start(program, state, note=print):
       note: called with lines that say where parameters come from.
 
     Raises:
-      ConfigError: `init.from` beside folders of parts, or as for `start_from`.
+      ConfigError: as for `start_from`.
       LoadError: see `hf.load.load_part`.
       FileNotFoundError, ValueError: nothing to read, or nothing sound.
     """
     init = program.config.init
-    folders = {part: init[part] for part in PARTS if init[part]}
-    if init["from"] and folders:
-        raise ConfigError(f"init.from and init.{', init.'.join(folders)} are both set; a run starts from either")
     if init["from"]:
         return start_from(init["from"], program, state, note)
     params = flatten_dict(state.params, sep="/")
-    for part, folder in folders.items():
+    for part, folder in _parts(init).items():
         check_part(folder, part, program.config.model)
         abstract = abstract_params(program)
         read, table = load_part(folder, part, program.config.model, abstract, tuple(init.new), init.allow_pickle)
@@ -44,6 +67,10 @@ def start(program, state, note=print):
         if jax.process_index() == 0:
             note(f"init.{part}={folder}\n{report(table)}")
     return state.replace(params=unflatten_dict(params, sep="/"))
+
+
+def _parts(init):
+    return {part: init[part] for part in PARTS if init[part]}
 
 
 def start_from(workdir, program, state, note=print):
@@ -56,16 +83,41 @@ def start_from(workdir, program, state, note=print):
       note: called with lines that say where parameters come from, and which steps are damaged.
 
     Raises:
-      ConfigError: every parameter that has no counterpart of its shape there and is not under `config.init.new`, or a
-        prefix there that no parameter lies under.
-      FileNotFoundError, ValueError: no workdir, or no sound checkpoint.
+      ConfigError: no workdir; or every parameter that has no counterpart of its shape there and is not under
+        `config.init.new`, or a prefix there that no parameter lies under.
+      ValueError: no sound checkpoint.
     """
-    workdir = epath.Path(workdir)
-    if not (workdir / "config.json").exists():
-        raise FileNotFoundError(f"init.from: {workdir} is no workdir of `lmm train` (no config.json)")
-    before = make_program(read_config(workdir / "config.json"), program.mesh)
-    fresh = tuple(prefix.rstrip("/") for prefix in program.config.init.new)
+    abstract, begins = _plan_from(workdir, program)
     new = flatten_dict(state.params, sep="/")
+    restored, step = Checkpoints(workdir).restore_params(unflatten_dict(abstract, sep="/"), note)
+    restored = recut(flatten_dict(restored, sep="/"), new)
+    planned = flatten_dict(program.shardings.params, sep="/")
+    params = {p: x if p in begins else jax.device_put(restored[p], planned[p]) for p, x in new.items()}
+    if jax.process_index() == 0:
+        left = sorted({path.split("/")[0] for path in restored.keys() - new.keys()})
+        note(
+            f"starting from step {step} of {workdir}: {len(new) - len(begins)} parameters taken, "
+            f"{len(begins)} fresh{f', not needed: {left}' if left else ''}"
+        )
+    return state.replace(params=unflatten_dict(params, sep="/"))
+
+
+def _plan_from(workdir, program):
+    """The parameters of `workdir`, flat and abstract, and the paths of those of the run that start fresh."""
+    workdir = epath.Path(workdir)
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ConfigError(f"init.from={workdir} is no workdir of `lmm train` (no config.json)")
+    if is_model(workdir):
+        raise ConfigError(
+            f"init.from={workdir} is the folder of a model, not a workdir of `lmm train`; name it in init.vision, "
+            f"init.language and init.projector, or make a workdir of it: lmm.load({str(workdir)!r}).save(DIR)"
+        )
+    if not saved_steps(workdir):
+        raise ConfigError(f"init.from={workdir} holds no checkpoint; did its run save a step?")
+    before = make_program(read_config(path), program.mesh)
+    fresh = tuple(prefix.rstrip("/") for prefix in program.config.init.new)
+    new = flatten_dict(abstract_params(program), sep="/")
     abstract = flatten_dict(abstract_params(before), sep="/")
     old = {path: x.shape for path, x in jax.eval_shape(lambda x: recut(x, new), abstract).items()}
     under = {prefix: {path for path in new if path == prefix or path.startswith(prefix + "/")} for prefix in fresh}
@@ -80,20 +132,16 @@ def start_from(workdir, program, state, note=print):
     ]
     if faults:
         raise ConfigError(
-            f"init.from={workdir} does not give {len(faults)} parameters; name those that shall start fresh in "
-            "init.new\n  " + "\n  ".join(faults[:40])
+            f"init.from={workdir} does not give {len(faults)} parameters{_vocabularies(before, program)}; name those "
+            "that shall start fresh in init.new\n  " + "\n  ".join(faults[:40])
         )
-    restored, step = Checkpoints(workdir).restore_params(unflatten_dict(abstract, sep="/"), note)
-    restored = recut(flatten_dict(restored, sep="/"), new)
-    planned = flatten_dict(program.shardings.params, sep="/")
-    params = {p: x if p in begins else jax.device_put(restored[p], planned[p]) for p, x in new.items()}
-    if jax.process_index() == 0:
-        left = sorted({path.split("/")[0] for path in restored.keys() - new.keys()})
-        note(
-            f"starting from step {step} of {workdir}: {len(new) - len(begins)} parameters taken, "
-            f"{len(begins)} fresh{f', not needed: {left}' if left else ''}"
-        )
-    return state.replace(params=unflatten_dict(params, sep="/"))
+    return abstract, begins
+
+
+def _vocabularies(before, program):
+    """What lies behind tables of another size: a field that is easier found by its name."""
+    there, here = (p.config.model.decoder.vocab_size for p in (before, program))
+    return "" if there == here else f" (model.decoder.vocab_size is {there} there, {here} here)"
 
 
 def recut(old, new):

@@ -16,6 +16,7 @@ from lmm_jax.data.prepared import Prepared
 from lmm_jax.training import loop
 from lmm_jax.training.bad_records import BadData
 from lmm_jax.training.metrics import read_metrics
+from lmm_jax.training.plan import check_stream
 
 STEPS = ["--config.train.steps=24", "--config.train.save_every=4", "--config.train.log_every=1"]
 
@@ -125,7 +126,7 @@ def test_a_run_that_stays_not_finite_stops_and_names_its_records(tiny, tmp_path,
 
 
 def test_data_that_does_not_match_is_refused(tiny, tmp_path):
-    with pytest.raises(c.ConfigError, match="pieces, decoder.vocab_size is 64"):
+    with pytest.raises(c.ConfigError, match="pieces, model.decoder.vocab_size is 64"):
         lmm.train(tiny("model.decoder.vocab_size=64"), tmp_path)
     with pytest.raises(FileNotFoundError, match="lmm prepare"):
         lmm.train(tiny(f"data.path={tmp_path}"), tmp_path)
@@ -167,7 +168,7 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(tiny, tmp_path, monke
 def test_a_run_that_began_when_layouts_had_another_name_goes_on(tmp_path):
     layout = {"size": 24, "cell": 4, "stacks": ""}
     now = {"seed": 0, "visual_layout": layout | {"padding": [122, 116, 104]}}
-    loop._check_stream(tmp_path, {"seed": 0, "arrangement": layout}, now)
+    check_stream(tmp_path, {"seed": 0, "arrangement": layout}, now)
     for saved in ({"seed": 1, "arrangement": layout}, {"seed": 0, "arrangement": layout | {"cell": 8}}):
         with pytest.raises(c.ConfigError, match="another stream of data"):
-            loop._check_stream(tmp_path, saved, now)
+            check_stream(tmp_path, saved, now)

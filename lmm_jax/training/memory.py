@@ -1,0 +1,201 @@
+"""What a run or a model takes in memory and on disk, and what is there: asked before anything is allocated."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import shutil
+
+import jax
+
+from lmm_jax import storage
+from lmm_jax.config import ConfigError
+from lmm_jax.training import optimizer
+from lmm_jax.training.state import abstract_params, abstract_state
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What arrays take of the memory that they lie in, bytes.
+
+    Attributes:
+      parameters: number of parameters.
+      state: bytes of the arrays that stay, over all devices.
+      needed: bytes that this process needs at least: of a device, or of the host where devices are its processors.
+      there: bytes that are free for them; None where it cannot be known.
+      device: whether `needed` and `there` are of one device, not of the host.
+      kind: of the devices, in JAX's words.
+    """
+
+    parameters: int
+    state: int
+    needed: int
+    there: int | None
+    device: bool
+    kind: str
+
+    def __str__(self):
+        where = "a device" if self.device else "this host"
+        there = "unknown" if self.there is None else f"{self.there / GIB:,.1f} GiB"
+        return (
+            f"{self.parameters:,} parameters, {self.state / GIB:,.2f} GiB of state; {where} ({self.kind}) needs at "
+            f"least {self.needed / GIB:,.2f} GiB of the {there} that are free"
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether as much is there as is needed at least, as far as is known."""
+        return self.there is None or self.needed <= self.there
+
+
+def of_training(program) -> Memory:
+    """What the state of a run takes, and the gradients that come on top of it in each step.
+
+    Activations and batches are not counted: `lmm compile` says what a step takes.
+
+    Args:
+      program: of the run, see `state.make_program`.
+    """
+    state = abstract_state(program)
+    trainable, _ = optimizer.split(state.params, program.rates)
+    return _memory(program, jax.tree.leaves(state), list(trainable.values()))
+
+
+def of_params(program, dtype=None) -> Memory:
+    """What the parameters of a model take that is only asked, of `dtype` or float32."""
+    return _memory(program, jax.tree.leaves(abstract_params(program, dtype)), [])
+
+
+def check_training(program):
+    """The `Memory` of a run; ConfigError if it cannot fit, naming the fields that change it."""
+    memory = of_training(program)
+    if not memory.fits:
+        config = program.config
+        decoder, devices = config.model.decoder, math.prod(program.mesh.shape.values())
+        raise ConfigError(
+            f"this run cannot fit: {memory}. Set a smaller model (model.decoder.width={decoder.width}, "
+            f"model.decoder.depth={decoder.depth}), freeze more of it (optimizer.groups), or share it out over more "
+            f"devices (mesh.fsdp, mesh.tensor; here are {devices}). `lmm compile` says what it takes on a TPU slice"
+        )
+    return memory
+
+
+def check_params(program, dtype=None):
+    """The `Memory` of a model's parameters; ValueError if they cannot fit."""
+    memory = of_params(program, dtype)
+    if not memory.fits:
+        raise ValueError(
+            f"this model cannot fit: {memory}. Load it in bfloat16 (dtype), on more devices (mesh.fsdp), or use a "
+            "smaller one; `lmm compile --step decode` says what it takes on a TPU slice"
+        )
+    return memory
+
+
+def check_batches(program, packs):
+    """Raises ConfigError if this host cannot hold the batches that it reads ahead.
+
+    Args:
+      program: of the run.
+      packs: its `data.pipeline.Packs`.
+    """
+    data, hosts = program.config.data, jax.process_count()
+    ahead = 2 + 2 * data.threads * max(data.workers, 1)  # what the readers hold, one on its way, one in use
+    size = packs.layout.bytes * -(-packs.per_step // hosts)
+    free, state = _free_of_host(), of_training(program)
+    left = None if free is None else free - (0 if state.device else state.needed)
+    if left is not None and ahead * size > left:
+        raise ConfigError(
+            f"train.batch_size={packs.per_step} packs of {packs.layout.bytes / 2**20:,.1f} MiB: the {ahead} batches "
+            f"that are read ahead need {ahead * size / GIB:,.1f} GiB of the {left / GIB:,.1f} GiB that this host has "
+            "left; set a smaller train.batch_size, data.threads or data.workers"
+        )
+
+
+def check_disk(program, workdir):
+    """Raises ConfigError if the disk that a workdir lies on cannot hold the checkpoints of a run.
+
+    A new one is written before the oldest is deleted, so that it takes one more than `train.keep`.
+    """
+    if storage.is_remote(workdir):
+        return
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract_state(program)))
+    train = program.config.train
+    count = min(train.keep + 1, -(-train.steps // train.save_every))
+    free = shutil.disk_usage(_existing(workdir)).free
+    checkpoints = pathlib.Path(workdir) / "checkpoints"
+    held = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())
+    if count * size > free + held:
+        raise ConfigError(
+            f"{workdir}: {count} checkpoints of {size / GIB:,.2f} GiB do not fit the {(free + held) / GIB:,.2f} GiB "
+            "that are free on its disk; choose another workdir, or a smaller train.keep"
+        )
+
+
+def _existing(path):
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _memory(program, stays, comes):
+    """Of leaves that stay and of leaves that come on top of them, with shardings."""
+    devices = [d for d in program.mesh.devices.flat if d.process_index == jax.process_index()]
+    first = devices[0]
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in (*stays, *comes))
+    on_host = first.platform == "cpu"
+    return Memory(
+        parameters=sum(x.size for x in jax.tree.leaves(program.boxed)),
+        state=sum(math.prod(x.shape) * x.dtype.itemsize for x in stays),
+        needed=held * len(devices) if on_host else held,
+        there=_free_of_host() if on_host else _free_of_device(first),
+        device=not on_host,
+        kind=first.device_kind,
+    )
+
+
+def _free_of_device(device):
+    """Bytes that are left of what the platform gives a program; None where it does not say."""
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+
+
+def _free_of_host():
+    """Bytes of memory that this process may still take: what the machine has, and what its container is allowed."""
+    free = [_free_of_machine(), _free_of_container()]
+    known = [x for x in free if x is not None]
+    return min(known) if known else None
+
+
+def _free_of_machine():
+    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo") as f:
+        lines = dict(line.split(":") for line in f)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # where there is no /proc, what is built in
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+# Files in which Linux says what a container may take, what it takes, and what of that it would give back: of control
+# groups of version 2, and of version 1.
+CONTAINERS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+
+
+def _free_of_container():
+    for limit, used, stat in CONTAINERS:
+        with contextlib.suppress(OSError, ValueError):  # also of a limit that is "max"
+            with open(stat) as f:
+                cached = int(dict(line.split() for line in f)["inactive_file"])
+            with open(limit) as of_limit, open(used) as of_used:
+                return int(of_limit.read()) - int(of_used.read()) + cached
+    return None

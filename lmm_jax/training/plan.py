@@ -1,0 +1,162 @@
+"""Everything that can be known of a run before it begins. Nothing is written or allocated here, only refused.
+
+What `make_plan` returns can be acted on; where it raises, every file is as it was.
+"""
+
+import contextlib
+import dataclasses
+import os
+
+from etils import epath
+
+from lmm_jax import sharding, storage
+from lmm_jax.config import ConfigError, check, flatten, read_config, visual_layout
+from lmm_jax.data.pipeline import Packs
+from lmm_jax.hf.read_config import is_model
+from lmm_jax.training import memory, metrics, start
+from lmm_jax.training.checkpoint import saved_steps, saved_stream
+from lmm_jax.training.state import Program, make_program
+
+# Fields that may differ between the runs of one workdir; any other change would make it another run.
+MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_", "train.save_every", "train.keep", "train.max_skipped")
+MAY_CHANGE += ("train.micro_batches", "data.path", "data.mixture", "data.threads", "data.workers", "data.max_bad_")
+MAY_CHANGE += ("data.max_left_out", "mesh.", "rules.", "log.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run that can begin, or continue.
+
+    Attributes:
+      workdir: of the run.
+      program: see `state.make_program`.
+      packs: of the training split.
+      validation: packs of the validation split, or None if the data has none or it is never asked.
+      stream: what identifies the order of the packs, saved with each checkpoint.
+      step: the newest step that the workdir holds, 0 if none: then it is no run yet.
+      memory: what the state takes.
+    """
+
+    workdir: epath.Path
+    program: Program
+    packs: Packs
+    validation: Packs | None
+    stream: dict
+    step: int
+    memory: memory.Memory
+
+
+def make_plan(config, workdir) -> Plan:
+    """Checks config, data, workdir, what the run starts with, devices, memory and disk.
+
+    Raises:
+      ConfigError: the config contradicts itself, the data, the devices, the memory, or the run that is there.
+      FileNotFoundError, OSError: no prepared data, or a workdir that cannot be written to.
+      ImportError: an extra that `config.log` asks for is not installed.
+      ValueError: data that is damaged, or of which too much cannot be used.
+    """
+    check(config)
+    check_data_is_named(config)
+    workdir = epath.Path(workdir)
+    _check_writable(workdir)
+    metrics.check_extras(config.log)
+    packs = _open_packs(config, config.data.train, shuffle=True)
+    _check_vocabulary(config, packs)
+    validation = _open_validation(config, packs)
+    step = next(iter(saved_steps(workdir)), 0)
+    if step:
+        _check_config(workdir, config)
+    program = make_program(config)
+    train = config.train
+    sharding.check_packs(program.mesh, config.rules, train.batch_size // train.micro_batches)
+    if not any(program.rates.values()):
+        raise ConfigError(
+            "optimizer.learning_rate and optimizer.groups freeze every parameter: nothing would train; give some a "
+            "rate above 0"
+        )
+    if step:
+        with contextlib.suppress(ValueError):  # a step that is damaged is named, and passed over, when it is read
+            check_stream(workdir, saved_stream(workdir, step), packs.state())
+    else:
+        start.check(program)
+    taken = memory.check_training(program)
+    memory.check_batches(program, packs)
+    memory.check_disk(program, workdir)
+    return Plan(workdir, program, packs, validation, packs.state(), step, taken)
+
+
+def check_data_is_named(config):
+    """Raises ConfigError if a config names no data."""
+    if not config.data.path and not config.data.mixture:
+        raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
+
+
+def _open_packs(config, split, shuffle):
+    field = "data.mixture" if config.data.mixture else "data.path"
+    try:
+        return Packs(config, visual_layout(config), split, config.train.batch_size, shuffle)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{field}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
+def _open_validation(config, packs):
+    split = config.data.validation
+    if not config.train.eval_every or not all(split in d.about["splits"] for d in packs.data):
+        return None
+    return _open_packs(config, split, shuffle=False)
+
+
+def _check_writable(workdir):
+    """Raises an OSError if a folder of this machine cannot be made or written to."""
+    if storage.is_remote(workdir):
+        return
+    place = os.path.abspath(workdir)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise NotADirectoryError(f"--workdir {workdir}: {place} is a file, not a folder; choose another workdir")
+    if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise PermissionError(f"--workdir {workdir}: {place} cannot be written to; choose another workdir")
+    if is_model(workdir):
+        raise ConfigError(f"--workdir {workdir} is the folder of a model; choose another workdir")
+
+
+def _check_vocabulary(config, packs):
+    pieces, wanted = packs.tokenizer.vocab_size, config.model.decoder.vocab_size
+    if pieces > wanted:
+        raise ConfigError(
+            f"the tokenizer of {packs.data[0].folder} has {pieces} pieces, model.decoder.vocab_size is {wanted}; set "
+            "it to as many, or prepare the data with the tokenizer that the decoder was made for"
+        )
+
+
+def _check_config(workdir, config):
+    """Raises ConfigError naming what differs from the config of the run that a workdir holds."""
+    old, new = flatten(read_config(workdir / "config.json")), flatten(config)
+    changed = [
+        f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run with another config; choose another workdir\n  " + "\n  ".join(changed)
+        )
+
+
+def check_stream(workdir, saved, now):
+    """Raises ConfigError naming what differs from the stream that a run was trained on."""
+    if "arrangement" in saved:  # what visual layouts were called when the run began; fields that are newer are as now
+        saved = {name: x for name, x in saved.items() if name != "arrangement"} | {
+            "visual_layout": now["visual_layout"] | saved["arrangement"]
+        }
+    changed = [
+        f"{name}: was {saved.get(name)}, now {now.get(name)}"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name)
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ConfigError(f"{workdir} was trained on another stream of data; nothing is continued\n  {listed}")
