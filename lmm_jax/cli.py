@@ -8,6 +8,8 @@ import sys
 import time
 import traceback
 
+from lmm_jax import errors
+
 PREEMPTED = 75  # exit code: everything is saved, the same command continues
 
 EPILOG = """\
@@ -41,7 +43,11 @@ def main(argv=None) -> int:
     try:
         result = args.run(args)
     except KeyboardInterrupt as error:
+        print("lmm: stopped by Ctrl-C", file=sys.stderr)
         return _leave(130, error)
+    except BrokenPipeError:  # of a command that takes our output, such as head, and has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:  # the last place: all others end as a sentence and an exit code
         return _leave(_report(error), error)
     if args.json:
@@ -449,7 +455,7 @@ def _leave(code, error) -> int:
 
 
 def _report(error) -> int:
-    """Prints an error; ours are sentences for the user, others come with their traceback."""
+    """Prints an error as a sentence, or with its traceback where it is a fault of ours; see `errors`."""
     from lmm_jax.pods import hosts, wire
 
     if isinstance(error, wire.MissingHost):
@@ -460,13 +466,11 @@ def _report(error) -> int:
     if loop and isinstance(error, loop.Preempted):
         print(f"lmm: {error}", file=sys.stderr)
         return PREEMPTED
-    if isinstance(error, ImportError) and "gcsfs" in str(error):
-        print("lmm: error: gs:// needs gcsfs: pip install 'lmm_jax[gcs]'", file=sys.stderr)
-        return 2
-    *_, last = traceback.walk_tb(error.__traceback__)
-    ours = last[0].f_code.co_filename.startswith(os.path.dirname(__file__))
-    if ours and isinstance(error, ValueError | OSError | ImportError):
-        print(f"lmm: error: {error}", file=sys.stderr)
-        return 2
+    told = errors.explain(error)
+    if told:
+        sentence, code = told
+        print(f"lmm: error: {sentence}", file=sys.stderr)
+        return code
     traceback.print_exception(error)
+    print(errors.REPORT, file=sys.stderr)
     return 1

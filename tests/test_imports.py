@@ -20,6 +20,7 @@ LOWEST = {"families", "sharding", "storage", "lock", "pods"}
 ALLOWED = {
     "sharding": set(),
     "storage": set(),
+    "errors": set(),
     "lock": {"storage"},
     "pods": set(),
     "families": set(),
