@@ -1,4 +1,4 @@
-"""What an error says to whoever ran the command: a sentence where they can act on it, a traceback for a fault of ours.
+"""What an error says to whoever ran the command: a sentence where they can act on it, else it is a fault of ours.
 
 Ours are sentences already: a ValueError, OSError or ImportError that a `raise` of this package made. What files,
 disks, memory and networks do to a library arrives as an error of that library, often wrapped in several others; it is

@@ -1,6 +1,7 @@
 """Reading a prepared folder (see `lmm_jax.data.prepare.folder` for its layout)."""
 
 import json
+import zipfile
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -28,17 +29,30 @@ class Prepared:
         about = self.folder / "prepared.json"
         if not about.exists():
             raise FileNotFoundError(f"{self.folder} holds no prepared data (no prepared.json); run `lmm prepare`")
-        self.about = json.loads(about.read_text())
+        self.about = _read_about(about)
         if split not in self.about["splits"]:
             raise ValueError(f"{self.folder} has no split '{split}'; it has {sorted(self.about['splits'])}")
         self.tokenizer = load_tokenizer(self.folder)
         if self.tokenizer.fingerprint != self.about["tokenizer"]:
             raise ValueError(f"the tokenizer of {self.folder} is not the one that prepared.json was written with")
-        with (self.folder / f"index_{split}.npz").open("rb") as f:
-            self.index = dict(np.load(f))
+        index = self.folder / f"index_{split}.npz"
+        try:
+            with index.open("rb") as f:
+                self.index = dict(np.load(f))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{index} is missing or damaged; prepare the folder again") from error
         records = storage.local_copy(self.folder / "records", f"{self.fingerprint}")
-        builder = tfds.builder_from_directory(records / self.about["builder"])
-        self._source = builder.as_data_source(split)
+        try:
+            builder = tfds.builder_from_directory(records / self.about["builder"])
+            self._source = builder.as_data_source(split)
+            stored = len(self._source)
+        except Exception as error:  # TFDS and its readers raise many kinds; each means that records are not there
+            raise ValueError(f"{self.folder}/records is missing or damaged; prepare the folder again") from error
+        rows = self.about["splits"][split]["rows"]
+        if not stored == rows == len(self.index.get("turn_offsets", ())) - 1:
+            raise ValueError(
+                f"{self.folder} has {stored} records of split '{split}', prepared.json says {rows}; prepare it again"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -51,6 +65,17 @@ class Prepared:
     def __getitem__(self, record):
         """Record number `record` as stored: id, images (encoded bytes) and turns."""
         return self._source[record]
+
+
+def _read_about(path):
+    try:
+        about = json.loads(path.read_text())
+        missing = [key for key in ("builder", "template", "tokenizer", "fingerprint", "splits") if key not in about]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; prepare the folder again") from error
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; prepare the folder again")
+    return about
 
 
 def as_turns(record):

@@ -28,17 +28,16 @@ def saved_steps(workdir) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def saved_stream(workdir, step) -> dict:
+def saved_stream(workdir, step) -> dict | None:
     """What identified the data stream when a step was saved, see `Checkpoints.save`; nothing is changed.
 
-    Raises:
-      ValueError: the step is damaged.
+    None if the step is damaged: it will be named, and passed over, when it is restored.
     """
     path = storage.absolute(workdir) / "checkpoints" / str(step)
     try:
         return ocp.checkpointables_metadata(path).custom_metadata["data"]
-    except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
-        raise ValueError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
+    except Exception:  # Orbax raises many kinds; each means that this step is unusable
+        return None
 
 
 class Checkpoints:

@@ -3,7 +3,6 @@
 What `make_plan` returns can be acted on; where it raises, every file is as it was.
 """
 
-import contextlib
 import dataclasses
 import os
 
@@ -75,8 +74,9 @@ def make_plan(config, workdir) -> Plan:
             "rate above 0"
         )
     if step:
-        with contextlib.suppress(ValueError):  # a step that is damaged is named, and passed over, when it is read
-            check_stream(workdir, saved_stream(workdir, step), packs.state())
+        saved = saved_stream(workdir, step)
+        if saved is not None:
+            check_stream(workdir, saved, packs.state())
     else:
         start.check(program)
     taken = memory.check_training(program)
