@@ -94,13 +94,21 @@ def _parser(datasets, tasks):
     told = "; ".join(f"{name} - {what}" for name, what in datasets.items())
     which.add_argument("--dataset", metavar="NAME", choices=list(datasets), help=told)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    of_data = sub.add_argument_group("with --data")
-    of_data.add_argument("--images", metavar="DIR", help="folder of the pictures (default: that of FILE)")
+    told = "rows are split by their pictures, or ids if they have none: all rows of a picture lie on one side"
+    of_data = sub.add_argument_group("with --data", told)
+    of_data.add_argument("--images", metavar="DIR", help="folder of the pictures (default: that of the file)")
     told = "its file, or its folder (default: a small one is trained)"
     of_data.add_argument("--tokenizer", metavar="PATH", help=told)
     of_data.add_argument("--template", metavar="NAME", help="layout of the prompts (default: vicuna_v1)")
     of_data.add_argument("--workers", type=int, metavar="N", help="processes that check rows (default: processors)")
-    of_data.add_argument("--max-refused", type=float, metavar="S", help="share that stops the run (default: 0.05)")
+    told = "share of the rows of which more refused ones stop the run (default: 0.05)"
+    of_data.add_argument("--max-refused", type=float, metavar="S", help=told)
+    told = "rows of FILE that are kept to {}: a number of them, such as 500, or a share, such as 0.05"
+    of_data.add_argument("--validation", metavar="N|SHARE", help=told.format("validate with"))
+    of_data.add_argument("--test", metavar="N|SHARE", help=told.format("test with"))
+    told = "file of the rows to {}, instead of a number of those of FILE"
+    of_data.add_argument("--validation-data", metavar="FILE", help=told.format("validate with"))
+    of_data.add_argument("--test-data", metavar="FILE", help=told.format("test with"))
     of_dataset = sub.add_argument_group("with --dataset")
     told = "what to make it from, for a data set that does not bring its own"
     of_dataset.add_argument("--source", metavar="DIR", help=told)
@@ -238,7 +246,10 @@ def _prepare(args):
     from lmm_jax.data.prepare import folder as prepare
 
     options = {
-        "--data": ("images", "tokenizer", "template", "workers", "max_refused"),
+        "--data": (
+            *("images", "tokenizer", "template", "workers", "max_refused"),
+            *("validation", "test", "validation_data", "test_data"),
+        ),
         "--dataset": ("rows", "source"),
     }
     mine, other = ("--data", "--dataset") if args.data else ("--dataset", "--data")

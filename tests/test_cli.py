@@ -32,7 +32,7 @@ def test_prepare_takes_rows_and_names_what_it_refused(capsys, tmp_path):
     rows[1]["messages"] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     args = ["prepare", "--data", tmp_path / "rows.json", "--out", tmp_path / "out", "--workers", 0]
-    code, out, err = run(capsys, *args, "--template", "chatml", "--json")
+    code, out, err = run(capsys, *args, "--template", "chatml", "--max-refused", 0.7, "--json")
     assert code == 0, err
     assert "1 nothing supervised" in out and "1 roles out of turn" in out and "refused.jsonl" in out
     assert "Downloading" not in out + err and "TensorFlow" not in out + err

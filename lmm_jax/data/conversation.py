@@ -50,8 +50,68 @@ def template_for(config) -> str:
     return template
 
 
+# Pieces of a template that structure the prompt: `<|im_end|>`, `</s>`, `<start_of_turn>`. Brackets such as `[INST]`
+# and `<<SYS>>` are ordinary text in the published layouts that have them.
+STRUCTURAL = re.compile(r"<\|[^|\s]+\|>|(?<!<)</?\w+>(?!>)")
+
+# Answers after which the end of a template must keep its id, where that end is text.
+ANSWERS = ("a", "a cat", "a cat.", "2)")
+
+
+def structural_pieces(template) -> tuple[str, ...]:
+    """The pieces of a template that must be single ids, in order of appearance."""
+    form = find_template(template)
+    found = [piece for part in (form.opening, *form.user, *form.assistant) for piece in STRUCTURAL.findall(part)]
+    return tuple(dict.fromkeys(found))
+
+
+def check_template(tokenizer, template):
+    """Makes sure that a tokenizer has what structures a template's prompts, and one id that ends an answer.
+
+    A marker that a tokenizer lacks would be spelled out in ordinary characters. The model would be trained on those,
+    and an answer would end at the first `>`.
+
+    Raises:
+      ValueError: no template of that name, or one that does not fit the tokenizer; the message says which templates
+        do.
+    """
+    problem = _misfit(tokenizer, template)
+    if problem:
+        fitting = [name for name in families.prompts() if not _misfit(tokenizer, name)]
+        raise ValueError(
+            f"template '{template}' does not fit this tokenizer (kind {tokenizer.kind}, {tokenizer.vocab_size:,} "
+            f"ids), {problem}. Take the tokenizer of a model that was trained with '{template}', or let "
+            "`lmm prepare` without --tokenizer train one that fits; templates that fit this one: "
+            f"{', '.join(fitting) or 'none'}"
+        )
+
+
+def _misfit(tokenizer, template) -> str:
+    """Why a template does not fit a tokenizer, as the end of a sentence; "" if it does."""
+    items = {piece: tokenizer.markup(piece) for piece in structural_pieces(template)}
+    missing = [piece for piece, found in items.items() if len(found) != 1 or isinstance(found[0], str)]
+    if missing:
+        return (
+            f"which lacks {', '.join(missing)}: not single ids there but spelled out in ordinary characters, so that "
+            "an answer would end at the first such character"
+        )
+    last = tokenizer.markup(find_template(template).assistant[1])[-1]
+    if not isinstance(last, str):
+        return ""
+    end = tokenizer.encode(last, prefix=False)
+    ends = [tokenizer.encode(answer + last)[-1:] for answer in ANSWERS]
+    if len(end) != 1 or tokenizer.decode(end) != last or any(found != end for found in ends):
+        return f"in which {last!r}, the end of an answer, is not an id of its own"
+    return ""
+
+
 def stop_id(tokenizer, template) -> int:
-    """The id that ends an answer in a template: the last one that is supervised."""
+    """The id that ends an answer in a template: the last one that is supervised.
+
+    Raises:
+      ValueError: see `check_template`.
+    """
+    check_template(tokenizer, template)
     last = tokenizer.markup(find_template(template).assistant[1])[-1]
     return last if isinstance(last, int) else tokenizer.encode(last, prefix=False)[-1]
 

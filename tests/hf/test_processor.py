@@ -10,15 +10,13 @@ from PIL import Image
 from lmm_jax import config as c
 from lmm_jax import families
 from lmm_jax.config import visual_layout
-from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id
+from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id, structural_pieces
 from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
 from lmm_jax.data.views import make_views, select_tiling
 from lmm_jax.families.clip import MEAN, STD
 from lmm_jax.families.kinds import SYSTEM
 from lmm_jax.hf.processor import generation_config, write_processor
 from lmm_jax.hf.tokenizer_json import added_ids
-
-MARKERS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 
 
 def picture(width, height):
@@ -64,8 +62,8 @@ def chats(template, count):
 def test_ids_of_chats(transformers, models, write, template, legacy):
     names = ["ours with bytes", "LLaMA", "LLaMA with markers"]
     for name in names if template == "qa" else [*names, "no prefix"]:  # which leaves no trace where an answer begins
-        added = {piece: (2000 + i, False) for i, piece in enumerate(MARKERS)} if template == "phi3" else {}
-        tokenizer = SentencePiece(models[name], legacy, added)
+        missing = [p for p in structural_pieces(template) if SentencePiece(models[name]).markup(p) == [p]]
+        tokenizer = SentencePiece(models[name], legacy, {piece: (2000 + i, False) for i, piece in enumerate(missing)})
         processor = transformers.AutoProcessor.from_pretrained(write(tokenizer, template)[1])
         for turns in chats(template, 25):
             messages = [{"role": role, "content": text} for role, text in turns]
@@ -207,6 +205,9 @@ def test_only_pieces_are_generated(transformers, models, write):
 
 def test_an_answer_ends_where_its_template_says(models):
     tokenizer = SentencePiece(models["LLaMA with markers"])
-    ends = {name: generation_config(tokenizer, name)["eos_token_id"] for name in families.prompts()}
-    assert ends == {name: stop_id(tokenizer, name) for name in families.prompts()}
+    fitting = [name for name in families.prompts() if name != "phi3"]
+    ends = {name: generation_config(tokenizer, name)["eos_token_id"] for name in fitting}
+    assert ends == {name: stop_id(tokenizer, name) for name in fitting}
+    with pytest.raises(ValueError, match=r"template 'phi3' does not fit .* lacks <\|system\|>"):
+        generation_config(tokenizer, "phi3")
     assert ends["vicuna_v1"] == tokenizer.eos and tokenizer.piece(ends["chatml"]) == "<|im_end|>"

@@ -7,16 +7,24 @@ OUT/records/           the TFDS folder
 OUT/refused.jsonl      rows that were left out: file, line, id, reason, detail
 OUT/example.png        of a data set: the first picture of the test split, to ask about
 
-Until all of it is written, preparing.json stands in the place of prepared.json.
+Rows are read twice. The first time says which split each row goes to, how much will be written, and what a tokenizer
+is trained on; whatever is wrong with the arguments, the file's layout or the disk is said by then, and nothing is
+written. The second time opens the pictures and writes. Until all of it is written, preparing.json stands in the place
+of prepared.json, and writer.json says who writes.
 """
 
 import collections
 import contextlib
+import dataclasses
+import errno
 import hashlib
 import io
 import itertools
 import json
+import math
 import os
+import pathlib
+import shutil
 import sys
 import time
 
@@ -24,13 +32,14 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from lmm_jax import families, storage
-from lmm_jax.data.conversation import IMAGE_TAG, find_template
+from lmm_jax import families, lock, storage
+from lmm_jax.data.conversation import IMAGE_TAG, check_template, find_template, structural_pieces
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.prepare.check import check_rows, measure
 from lmm_jax.data.prepare.datasets import DATASETS
 from lmm_jax.data.prepare.index import Index
 from lmm_jax.data.prepare.parse import Refused, open_rows, parse_row, read_items
+from lmm_jax.data.prepare.splits import SPLITS, TEST, TRAIN, UNUSABLE, VALIDATION, Keys, assign, parse_amount
 from lmm_jax.data.tokenizer import TRAINED, load_tokenizer, tokenizer_files
 
 QUESTION_PIECES = 128  # of the tokenizer that is trained on the questions of a data set
@@ -42,6 +51,8 @@ SAY_EVERY = 30.0  # seconds between progress lines where there is no terminal
 
 # What a run writes, beside the files of a tokenizer and the indices.
 WRITTEN = ("records", "example.png", "refused.jsonl", "preparing.json")
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk without room
+WRITER = "lmm prepare"  # as which it holds the folder
 
 
 def prepare_dataset(name, out, rows=None, source=None):
@@ -57,34 +68,39 @@ def prepare_dataset(name, out, rows=None, source=None):
       dict of counts, as `lmm prepare --json` prints it: see `summary`.
 
     Raises:
-      FileExistsError: an `out` that holds something else.
+      OSError: an `out` that holds something else, that another process writes to, or that cannot be written.
       ValueError: no data set of that name, or a source that it cannot be made from; the message lists all faults.
     """
     if name not in DATASETS:
         raise ValueError(f"no data set '{name}'; known are {', '.join(DATASETS)}")
+    if rows is not None and rows < 1:
+        raise ValueError(f"--rows {rows}: expected the number of training rows, 1 or more")
     dataset, out = DATASETS[name], epath.Path(out)
     if faults := dataset.check(source):
         raise ValueError("\n  ".join(faults))
     made_from = {"dataset": name} | ({} if source is None else {"source": os.path.abspath(source)})
+    _check_out(out)
     if _is_finished(out, made_from):
         return summary(out)
-    _begin(out)
     counts = dataset.ROWS | ({"train": rows} if rows else {})
     first = itertools.islice(dataset.records(source, "train", counts["train"]), QUESTIONED)
     lines = (turn["text"].replace(f"{IMAGE_TAG}\n", "") for record in first for turn in record["turns"])
     tokenizer = TRAINED.train(lines, QUESTION_PIECES)
-    if "test" in counts:
-        _write_example(out, dataset.records(source, "test", 1))
+    check_template(tokenizer, "qa")
 
-    def checked(split):
-        records = dataset.records(source, split, counts[split])
-        for record in tqdm(records, desc=split, total=counts[split], unit=" rows", disable=None):
-            try:
-                yield measure(record, tokenizer, "qa")
-            except ValueError as error:
-                raise ValueError(f"data set {name}, split {split}, record {record['id']}: {error}") from error
+    def checked():
+        for split, number in counts.items():
+            records = dataset.records(source, split, number)
+            for record in tqdm(records, desc=split, total=number, unit=" rows", disable=None):
+                try:
+                    yield split, measure(record, tokenizer, "qa")
+                except ValueError as error:
+                    raise ValueError(f"data set {name}, split {split}, record {record['id']}: {error}") from error
 
-    return _write(out, name, {split: checked(split) for split in counts}, tokenizer, "qa", made_from)
+    with _writing(out) as held:
+        if TEST in counts:
+            _write_example(out, dataset.records(source, TEST, 1))
+        return _write(out, name, tuple(counts), checked(), tokenizer, "qa", made_from, held)
 
 
 def _write_example(out, records):
@@ -98,59 +114,222 @@ def _write_example(out, records):
         (out / "example.png").write_bytes(data)
 
 
-def prepare_rows(data, images, out, tokenizer=None, template=families.DEFAULT_PROMPT, workers=None, max_refused=0.05):
-    """Prepares conversations of a JSON or JSONL file, as split `train`; the result does not depend on `workers`.
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A file of rows.
+
+    Attributes:
+      flag: that named it.
+      path: of it.
+      images: folder that its pictures lie in.
+      split: that its rows go to.
+      may_name: splits that its rows may name for themselves.
+    """
+
+    flag: str
+    path: str
+    images: str
+    split: str
+    may_name: tuple[str, ...]
+
+    def about(self) -> dict:
+        """What tells that it is the same file."""
+        with open(self.path, "rb") as f:
+            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+        return {"data": os.path.basename(self.path), "bytes": os.path.getsize(self.path), "sha256": sha256}
+
+
+def prepare_rows(
+    data,
+    images,
+    out,
+    tokenizer=None,
+    template=families.DEFAULT_PROMPT,
+    workers=None,
+    max_refused=0.05,
+    validation=None,
+    test=None,
+    validation_data=None,
+    test_data=None,
+):
+    """Prepares conversations of a file, or of one for each split; the result does not depend on `workers`.
 
     Args:
       data: file of rows, see `lmm_jax.data.prepare.parse`.
-      images: folder that pictures lie in, that of `data` if None.
+      images: folder that pictures lie in, that of each file if None.
       out: folder to write; a finished one of the same arguments is left as it is, an unfinished one starts again.
       tokenizer: its folder or file, as `load_tokenizer` takes it; if None a small one is trained on the first rows.
       template: a name that `conversation.find_template` knows.
       workers: processes that check rows, as many as there are processors if None; 0 checks in this one.
-      max_refused: share of refused rows that stops the run, from the 1,000th row on.
+      max_refused: share of a file's rows, rounded up to whole rows, of which more refused ones stop the run; judged
+        from the 1,000th row on, and at the end.
+      validation, test: rows of `data` that are kept from training, a number or a share: see `splits.assign`.
+      validation_data, test_data: files of rows to validate and test with, instead.
 
     Returns:
       dict of counts, as `lmm prepare --json` prints it: see `summary`.
 
     Raises:
-      OSError: a file that is not there, or an `out` that holds something else.
-      ValueError: an argument out of range, an array that breaks off, too many refused rows, or none that can be used.
+      OSError: a file that is not there, an `out` that holds something else, that another process writes to, or that
+        cannot be written, or a disk without room.
+      ValueError: an argument out of range, a template that does not fit the tokenizer, a file of no known layout, too
+        many refused rows, or none that can be used.
     """
     find_template(template)
     if not 0 <= max_refused <= 1:
-        raise ValueError(f"the share of refused rows is a number from 0 to 1, not {max_refused}")
+        raise ValueError(f"the share of refused rows (--max-refused) is a number from 0 to 1, not {max_refused}")
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 0:
-        raise ValueError(f"{workers} worker processes")
-    out, images = epath.Path(out), os.path.abspath(images or os.path.dirname(os.path.abspath(data)))
-    if not os.path.isfile(data):
-        raise FileNotFoundError(f"no file {data}")
-    if not os.path.isdir(images):
-        raise NotADirectoryError(f"no folder of pictures {images}")
-    given = None if tokenizer is None else load_tokenizer(tokenizer)
-    with open(data, "rb") as f:
-        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-    source = {
-        "data": os.path.basename(data),
-        "bytes": os.path.getsize(data),
-        "sha256": sha256,
-        "images": images,
+        raise ValueError(f"--workers: {workers} worker processes; 0 or more can check rows")
+    amounts = {VALIDATION: validation, TEST: test}
+    amounts = {split: parse_amount(f"--{split}", amount) for split, amount in amounts.items() if amount is not None}
+    paths = {TRAIN: data, VALIDATION: validation_data, TEST: test_data}
+    paths = {split: path for split, path in paths.items() if path is not None}
+    if amounts and len(paths) > 1:
+        given = [f"--{name}" for name, value in amounts.items()] + [_flag(split) for split in list(paths)[1:]]
+        raise ValueError(f"{' and '.join(given)}: either numbers of the rows of --data, or a file for each split")
+    files = _files(paths, images, SPLITS if len(paths) == 1 and not amounts else (TRAIN,))
+    out = epath.Path(out)
+    given = None if tokenizer is None else _given_tokenizer(tokenizer, template)
+    _check_out(out)
+    source = files[0].about() | {
+        "images": files[0].images,
         "tokenizer": given.fingerprint if given else "trained on the first rows",
         "template": template,
+        **amounts,
+        **{file.flag.strip("-"): file.about() | {"images": file.images} for file in files[1:]},
     }
     if _is_finished(out, source):
+        check_template(load_tokenizer(out), template)  # folders of earlier versions may have one that does not fit
         return summary(out)
-    _begin(out)
+    surveys = [_survey(file, amounts) for file in files]
+    _check_space(out, sum(survey.bytes for survey in surveys))
+    tokenizer = given or _train_on_first_rows(files[0], surveys[0], template)
+    check_template(tokenizer, template)
     refused = collections.Counter()
-    with contextlib.ExitStack() as stack:
-        f = stack.enter_context(open_rows(data))
-        log = stack.enter_context((out / "refused.jsonl").open("w"))
-        items = _named_errors(read_items(f), data)
-        tokenizer = given or _train_on_first_rows(data)
-        results = stack.enter_context(contextlib.closing(check_rows(items, images, tokenizer, template, workers)))
-        usable = _usable(_watched(results, f, refused), data, log, refused, max_refused)
-        return _write(out, "conversations", {"train": usable}, tokenizer, template, source, refused)
+
+    def usable(log):
+        for file, survey in zip(files, surveys, strict=True):
+            with open_rows(file.path) as f:
+                items = ((line, text) for _, line, text in _items(f, file.path))
+                results = check_rows(items, file.images, tokenizer, template, workers)
+                with contextlib.closing(results):
+                    yield from _usable(_watched(results, f, refused), file, survey.splits, log, refused, max_refused)
+
+    splits = [split for n, split in enumerate(SPLITS) if any((survey.splits == n).any() for survey in surveys)]
+    with _writing(out) as held, (out / "refused.jsonl").open("w") as log:
+        rows = usable(log)
+        with contextlib.closing(rows):
+            return _write(out, "conversations", splits, rows, tokenizer, template, source, held, refused)
+
+
+def _flag(split):
+    """The argument that names the file of a split."""
+    return "--data" if split == TRAIN else f"--{split}-data"
+
+
+def _files(paths, images, may_name):
+    """A `_File` for each split of `paths`; `may_name` are the splits that rows of the first may name.
+
+    Raises:
+      OSError: a file that is not there or cannot be read, or no folder of pictures.
+    """
+    files = []
+    for split, path in paths.items():
+        flag = _flag(split)
+        if os.path.isdir(path):
+            raise IsADirectoryError(f"{flag} {path} is a folder; name the file of rows in it")
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{flag}: no file {path}")
+        if not os.access(path, os.R_OK):
+            raise PermissionError(f"{flag} {path} cannot be read: permission denied")
+        folder = os.path.abspath(images or os.path.dirname(os.path.abspath(path)))
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(f"--images: no folder of pictures {folder}")
+        files.append(_File(flag, str(path), folder, split, may_name if split == TRAIN else (split,)))
+    return files
+
+
+def _given_tokenizer(path, template):
+    """The tokenizer that `--tokenizer` names, which fits the template."""
+    try:
+        tokenizer = load_tokenizer(path)
+        check_template(tokenizer, template)
+    except OSError as error:
+        raise OSError(f"--tokenizer: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"--tokenizer {path}: {error}") from error
+    return tokenizer
+
+
+@dataclasses.dataclass
+class _Survey:
+    """What is known of a file before anything is written.
+
+    Attributes:
+      splits: of each row, see `splits.assign`.
+      texts: lines of the first rows, as `(row, lines)`.
+      bytes: of what will be stored, about.
+    """
+
+    splits: np.ndarray
+    texts: list
+    bytes: int
+
+
+def _survey(file, amounts) -> _Survey:
+    """Reads all rows of a file, without opening pictures.
+
+    Raises:
+      ValueError: none of them can be used, none is left to train on, or the file names splits that it may not.
+    """
+    keys, splits, texts, size, characters = Keys(file.images), bytearray(), [], 0, 0
+    reasons, first = collections.Counter(), ""
+    with open_rows(file.path) as f:
+        items = tqdm(_items(f, file.path), desc="reading", unit=" rows", disable=None)
+        for number, (split, line, text) in enumerate(items, start=1):
+            if split is not None and split not in file.may_name:
+                raise ValueError(
+                    f"{file.path}, line {line}: the file has a split '{split}', and {file.flag} can have "
+                    f"{', '.join(file.may_name)} here; rename it, give each split a file of its own, or leave out "
+                    "what says something else"
+                )
+            try:
+                row = parse_row(text, number)
+            except Refused as error:
+                keys.add_unusable()
+                splits.append(UNUSABLE)
+                reasons[error.reason] += 1
+                first = first or f"line {line}: {error}"
+                continue
+            splits.append(SPLITS.index(split or file.split))
+            if amounts:
+                keys.add(row.id, row.images)
+            size += sum(len(text) for _, text in row.turns) + sum(_size(file.images, image) for image in row.images)
+            if characters < TRAINING_TEXT:
+                said = [text.replace(IMAGE_TAG, "").splitlines() for _, text in row.turns]
+                lines = [line for turn in said for line in turn if line.strip()]
+                texts.append((number - 1, lines))
+                characters += sum(map(len, lines))
+    splits = np.array(splits, np.uint8)
+    if (splits == UNUSABLE).all():
+        problem = f"{_most(reasons)}; the first is {first}" if reasons else "it has none"
+        raise ValueError(f"{file.path}: no row can be used: {problem}")
+    if not (splits == SPLITS.index(file.split)).any():
+        raise ValueError(f"{file.path}: no row is of split '{file.split}', of which there must be some")
+    if amounts:
+        splits = assign(keys, amounts.get(VALIDATION), amounts.get(TEST), file.path)
+    return _Survey(splits, texts, size)
+
+
+def _size(folder, image) -> int:
+    """Bytes of a picture, 0 if it is not there: why it cannot be used is said later."""
+    if isinstance(image, bytes):
+        return len(image)
+    try:
+        return os.path.getsize(os.path.join(folder, image))
+    except (OSError, ValueError):
+        return 0
 
 
 def _is_finished(out, source):
@@ -158,7 +337,10 @@ def _is_finished(out, source):
     path = out / "prepared.json"
     if not path.exists():
         return False
-    other = json.loads(path.read_text()).get("source", {})
+    try:
+        other = json.loads(path.read_text()).get("source", {})
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not what `lmm prepare` writes ({error}); choose another folder") from error
     differing = [name for name in {**other, **source} if other.get(name) != source.get(name)]
     if differing:
         changes = ", ".join(f"{name} was {other.get(name)}, is {source.get(name)}" for name in differing)
@@ -167,50 +349,123 @@ def _is_finished(out, source):
     return True
 
 
-def _begin(out):
-    """Makes `out` empty but for the mark of an unfinished folder; only what a run of ours wrote is deleted."""
+def _check_out(out):
+    """Makes sure that `out` can be written, without writing.
+
+    Raises:
+      ValueError: a bucket.
+      OSError: it holds something that is not ours, or lies where nothing can be written.
+    """
     if storage.is_remote(out):
-        raise ValueError(f"{out}: records are written to a disk; prepare there, then copy the folder to the bucket")
+        raise ValueError(
+            f"--out {out}: records are written to a disk; prepare there, then copy the folder to the bucket"
+        )
+    there = _nearest(out)
+    if not there.is_dir():
+        raise NotADirectoryError(f"--out {out}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out {out}: nothing can be written to {there}, it is read-only for this user")
+    if out.exists() and not (out / "prepared.json").exists():
+        _ours(out)
+
+
+def _nearest(path):
+    """`path`, or the nearest of the folders above it that is there."""
+    path = storage.absolute(path)
+    return next(p for p in (path, *path.parents) if os.path.lexists(p))
+
+
+def _check_space(out, size):
+    """OSError if the disk of `out` has less than `size` bytes left, beside those of an unfinished preparation."""
+    there = _nearest(out)
+    found = sum(p.lstat().st_size for p in pathlib.Path(there).rglob("*")) if out.exists() else 0
+    free = shutil.disk_usage(there).free + found
+    if size > free:
+        raise OSError(
+            f"--out {out}: rows and pictures take {_gigabytes(size)}, and {_gigabytes(free)} are free there; make "
+            "room, or choose a folder on another disk"
+        )
+
+
+def _gigabytes(size):
+    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
+
+
+def _ours(out):
+    """What a run of ours left in `out`, which it did not finish; FileExistsError if there is anything else."""
     mark = out / "preparing.json"
-    found = sorted(out.iterdir()) if out.exists() else []
+    found = sorted(p for p in out.iterdir() if p.name != lock.NAME and not p.name.startswith(f".{lock.NAME}."))
     names = {*WRITTEN, *tokenizer_files()}
     ours = [p for p in found if mark.exists() and (p.name in names or p.match("index_*.npz"))]
     foreign = [p.name for p in found if p not in ours]
     if foreign:
         raise FileExistsError(f"{out} holds other files ({', '.join(foreign[:3])}); choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    mark.write_text("{}\n")
-    for path in ours:
-        if path.is_dir():
-            path.rmtree()
-        elif path != mark:
-            path.unlink()
+    return ours
 
 
-def _train_on_first_rows(data):
-    lines, size = [], 0
-    with open_rows(data) as f:
-        for number, (_, text) in enumerate(_named_errors(read_items(f), data), start=1):
-            with contextlib.suppress(Refused):
-                turns = parse_row(text, number).turns
-                new = [line for _, text in turns for line in text.replace(IMAGE_TAG, "").splitlines() if line.strip()]
-                lines += new
-                size += sum(map(len, new))
-            if size >= TRAINING_TEXT:
-                break
+@contextlib.contextmanager
+def _writing(out):
+    """Holds `out` for this process, empty but for the mark of an unfinished folder: only what is ours is deleted.
+
+    Yields:
+      the `lock.Hold`.
+
+    Raises:
+      OSError: another process writes there, or it cannot be written; the message says what to do.
+    """
+    with _named_disk(out), lock.hold(out, WRITER, note=lambda line: print(line, file=sys.stderr)) as held:
+        if (out / "prepared.json").exists():
+            raise FileExistsError(f"{out} was finished by another process meanwhile; the same command finds it so")
+        mark = out / "preparing.json"
+        ours = _ours(out)
+        mark.write_text("{}\n")
+        for path in ours:
+            if path.is_dir():
+                path.rmtree()
+            elif path != mark:
+                path.unlink()
+        yield held
+
+
+@contextlib.contextmanager
+def _named_disk(out):
+    """Errors of the disk as a sentence, in whatever form a library raises them: ArrayRecord's are RuntimeErrors."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        full = [os.strerror(n) for n in FULL if n == number or os.strerror(n) in str(error)]
+        if full:
+            raise OSError(
+                f"--out {out}: {full[0]}. The folder is unfinished; make room and give the same command again, which "
+                f"starts anew, or delete {out} and choose a folder on another disk"
+            ) from error
+        if isinstance(error, OSError) and number is not None:
+            raise OSError(f"{error.filename or out}: {error.strerror}") from error
+        raise
+
+
+def _train_on_first_rows(file, survey, template):
+    """A tokenizer that is trained on the first rows of a file, of those that are trained on."""
+    train = SPLITS.index(TRAIN)
+    lines = [line for row, lines in survey.texts if survey.splits[row] == train for line in lines]
     if not lines:
-        raise ValueError(f"{data}: no row has text to train a tokenizer on; is it of a known layout?")
-    tokenizer = TRAINED.train(lines, PIECES, byte_fallback=True)
+        raise ValueError(f"{file.path}: no row has text to train a tokenizer on; is it of a known layout?")
+    try:
+        tokenizer = TRAINED.train(lines, PIECES, byte_fallback=True, markers=structural_pieces(template))
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}; name a tokenizer with --tokenizer") from error
     print(f"no --tokenizer: one of {tokenizer.vocab_size:,} pieces is trained on the first rows", file=sys.stderr)
     return tokenizer
 
 
-def _named_errors(items, data):
-    """`items`; what ends them early is an error of the run, with the name of the file."""
+def _items(f, path):
+    """`(split, line, row)` of each row; what ends them early is an error of the run, with the name of the file."""
     try:
-        yield from items
+        for line, text in read_items(f):
+            yield None, line, text
     except Refused as error:
-        raise ValueError(f"{data}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _watched(results, f, refused):
@@ -229,59 +484,87 @@ def _watched(results, f, refused):
         bar.update(size - bar.n)
 
 
-def _usable(results, data, log, refused, max_refused):
-    """Yields what was not refused; counts and logs what was."""
-    seen, total = 0, 0
-    for seen, (line, result) in enumerate(results, start=1):
-        if isinstance(result, Refused):
-            total += 1
-            refused[result.reason] += 1
-            about = {"file": str(data), "line": line, "id": result.id, "reason": result.reason}
-            log.write(json.dumps({**about, "detail": result.detail[:300]}) + "\n")
-        if seen >= JUDGED and total > max_refused * seen:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in refused.most_common(3))
+def _usable(results, file, splits, log, refused, max_refused):
+    """Yields `(split, Checked)` of what was not refused; counts and logs what was.
+
+    Args:
+      results: `(line, Checked or Refused)` of each row.
+      file: the `_File`.
+      splits: of each row, see `splits.assign`.
+      log: file of lines.
+      refused: count of each reason over all files.
+      max_refused: see `prepare_rows`.
+    """
+    seen, reasons = 0, collections.Counter()
+
+    def judge(which):
+        if reasons.total() > math.ceil(max_refused * seen - 1e-9):
             raise ValueError(
-                f"{data}: {total:,} of the first {seen:,} rows refused, more than a share of {max_refused} "
-                f"(--max-refused): {reasons}; each is listed in {log.name}"
+                f"{file.path}: {reasons.total():,} of {which}{seen:,} rows refused, more than a share of "
+                f"{max_refused} (--max-refused): {_most(reasons)}; each is listed in {log.name}. Mend them, or allow "
+                f"as many with --max-refused {math.ceil(100 * reasons.total() / seen) / 100}"
             )
+
+    for line, result in results:
+        seen += 1
+        if isinstance(result, Refused):
+            reasons[result.reason] += 1
+            refused[result.reason] += 1
+            about = {"file": file.path, "line": line, "id": result.id, "reason": result.reason}
+            log.write(json.dumps({**about, "detail": result.detail[:300]}) + "\n")
+        if seen >= JUDGED:
+            judge("the first ")
         if not isinstance(result, Refused):
-            yield result
-    if seen == total:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in refused.most_common(3)) or "it has no rows"
-        raise ValueError(f"{data}: no row can be used: {reasons}; each is listed in {log.name}")
+            if seen > len(splits) or splits[seen - 1] == UNUSABLE:
+                raise ValueError(f"{file.path} has changed while it was read; the same command starts again")
+            yield SPLITS[splits[seen - 1]], result
+    if seen == reasons.total():
+        problem = _most(reasons) or "it has no rows"
+        raise ValueError(f"{file.path}: no row can be used: {problem}; each is listed in {log.name}")
+    judge("")
 
 
-def _write(out, name, splits, tokenizer, template, source, refused=None):
+def _most(reasons):
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))
+
+
+def _write(out, name, splits, rows, tokenizer, template, source, held, refused=None):
     """Writes the folder's files, last of all `prepared.json`.
 
     Args:
       out: folder of an unfinished preparation.
       name: of the data set.
-      splits: `{split: iterable of Checked}`, read once, in order.
+      splits: their names, in the order in which they are listed.
+      rows: iterable of `(split, Checked)`, read once, in order.
       tokenizer, template: that the rows were checked with.
       source: what the folder is made from.
-      refused: count of each reason, filled while `splits` are read.
+      held: the `lock.Hold` of the folder.
+      refused: count of each reason, filled while `rows` are read.
     """
     from lmm_jax.data.prepare.records import write_records
 
     tokenizer.save(out)
     indices = {split: Index() for split in splits}
-    digest = hashlib.sha256(f"{tokenizer.fingerprint} {template}".encode())
+    digests = {split: bytearray() for split in splits}  # 32 bytes a row
 
-    def records(split):
-        digest.update(f" {split} ".encode())
-        for checked in splits[split]:
+    def records():
+        for split, checked in rows:
             indices[split].add(checked.encoded, checked.sizes)
-            digest.update(checked.digest)
-            yield checked.record
+            digests[split] += checked.digest
+            yield split, checked.record
 
-    builder = write_records(out / "records", name, {split: records(split) for split in splits})
+    builder = write_records(out / "records", name, splits, records())
+    held.check()
+    digest = hashlib.sha256(f"{tokenizer.fingerprint} {template}".encode())
     counts = {}
     for split, index in indices.items():
+        digest.update(f" {split} ".encode() + digests[split])
         arrays = index.arrays()
+        counts[split] = {"rows": len(arrays["turn_offsets"]) - 1, "images": len(arrays["image_sizes"])}
+        if not counts[split]["rows"]:
+            raise ValueError(f"{out}: all rows of split '{split}' were refused, see {out / 'refused.jsonl'}")
         with (out / f"index_{split}.npz").open("wb") as f:
             np.savez(f, **arrays)
-        counts[split] = {"rows": len(arrays["turn_offsets"]) - 1, "images": len(arrays["image_sizes"])}
     about = {
         "source": source,
         "builder": builder,
@@ -300,8 +583,8 @@ def summary(out) -> dict:
     """What a finished folder holds, over all splits.
 
     Returns:
-      dict: `rows`, `images`, `refused` (count of each reason), `tokens` of a row without pictures (mean, median, p95,
-      longest), and `pictures`, the number of rows for each number of pictures.
+      dict: `rows`, `images`, `splits` (rows and images of each), `refused` (count of each reason), `tokens` of a row
+      without pictures (mean, median, p95, longest), and `pictures`, the number of rows for each number of pictures.
     """
     out = epath.Path(out)
     about = json.loads((out / "prepared.json").read_text())
@@ -315,6 +598,7 @@ def summary(out) -> dict:
     return {
         "rows": sum(s["rows"] for s in splits),
         "images": sum(s["images"] for s in splits),
+        "splits": about["splits"],
         "refused": about["refused"],
         "tokens": {
             "mean": round(float(tokens.mean()), 1),
@@ -335,6 +619,7 @@ def report(out, counts) -> str:
     return "\n".join(
         [
             f"{out}: {counts['rows']:,} rows, {counts['images']:,} images",
+            *(f"  {split}: {n['rows']:,} rows, {n['images']:,} images" for split, n in counts["splits"].items()),
             f"text tokens a row: mean {tokens['mean']:,}, half have up to {tokens['median']:,}, "
             f"95 % up to {tokens['p95']:,}, longest {tokens['longest']:,}",
             f"rows by number of pictures: {pictures}",

@@ -4,6 +4,8 @@ TFDS's generator builders sort examples by key; what exceeds a gigabyte they sor
 Its `SequentialWriter` stores examples as they come, in source order, with nothing kept in memory.
 """
 
+import itertools
+
 import tensorflow_datasets as tfds
 from etils import epath
 
@@ -23,13 +25,14 @@ FEATURES = {
 }
 
 
-def write_records(folder, name, splits) -> str:
+def write_records(folder, name, splits, rows) -> str:
     """Writes records in order.
 
     Args:
       folder: that holds nothing of `name` yet.
       name: of the data set, a Python identifier.
-      splits: `{split: iterable of records}`, each with the `FEATURES`, in memory one at a time.
+      splits: their names, each of which gets a record at least.
+      rows: iterable of `(split, record)`, each with the `FEATURES`, in memory one at a time.
 
     Returns:
       where `tfds.builder_from_directory` finds them, relative to `folder`.
@@ -43,7 +46,7 @@ def write_records(folder, name, splits) -> str:
     info = tfds.core.DatasetInfo(builder=identity, features=features, disable_shuffling=True)
     writer = tfds.core.SequentialWriter(info, ROWS_PER_SHARD, file_format="array_record")
     writer.initialize_splits(list(splits))
-    for split, records in splits.items():
-        writer.add_examples({split: records})
+    for split, run in itertools.groupby(rows, key=lambda row: row[0]):  # each call writes the description anew
+        writer.add_examples({split: (record for _, record in run)})
     writer.close_all()
     return info.full_name

@@ -13,6 +13,7 @@ from lmm_jax.data.tokenizer.tokenizer import Tokenizer
 # Protobuf merges concatenated messages. In ModelProto.normalizer_spec (field 3): add_dummy_prefix (3) = false, and
 # remove_extra_whitespaces (4) = false, as the space that leads on from the text before is not an extra one.
 GOES_ON = b"\x1a\x04\x18\x00\x20\x00"
+OWN = ("<unk>", "<s>", "</s>")  # control pieces that SentencePiece gives every model that it trains
 MARKER = re.compile(r"<\|[^|\s]+\|>")  # how ChatML and its relatives write the pieces that structure a prompt
 
 
@@ -83,19 +84,26 @@ class SentencePiece(Tokenizer):
         path = epath.Path(path)
         path = path / cls.FILES[0] if path.is_dir() else path
         beside = path.parent / cls.FILES[1]
-        settings = {"legacy": False}
-        if beside.exists():
-            try:
-                settings = json.loads(beside.read_text())
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{beside}: {error}") from error
-        legacy = settings.get("legacy")
-        entries = settings.get("added_tokens_decoder", {}).items()
-        added = {entry["content"]: (int(i), bool(entry.get("rstrip"))) for i, entry in entries}
+        legacy, added = cls._settings(beside) if beside.exists() else (False, {})
+        model = _read(path)
         try:
-            return cls(path.read_bytes(), legacy is None or legacy, added)
+            return cls(model, legacy, added)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    @staticmethod
+    def _settings(path):
+        """`(legacy, added)` of a tokenizer_config.json; null is as good as nothing."""
+        try:
+            settings = json.loads(_read(path))
+            if not isinstance(settings, dict):
+                raise ValueError(f"expected an object, got {type(settings).__name__}")
+            entries = (settings.get("added_tokens_decoder") or {}).items()
+            added = {entry["content"]: (int(i), bool(entry.get("rstrip"))) for i, entry in entries}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # of whatever else it may hold
+            raise ValueError(f"{path} is not what Hugging Face writes: {error}") from error
+        legacy = settings.get("legacy")
+        return legacy is None or legacy, added
 
     def save(self, folder):
         """Writes `tokenizer.model` and `tokenizer_config.json`, as `load` reads them."""
@@ -148,15 +156,22 @@ class SentencePiece(Tokenizer):
         return added.get(int(i)) or self._processor.id_to_piece(int(i))
 
     @classmethod
-    def train(cls, lines, vocab_size, byte_fallback=False) -> "SentencePiece":
+    def train(cls, lines, vocab_size, byte_fallback=False, markers=()) -> "SentencePiece":
         """A tokenizer of our own, see `train_tokenizer`."""
-        return cls(train_tokenizer(lines, vocab_size, byte_fallback))
+        return cls(train_tokenizer(lines, vocab_size, byte_fallback, markers))
 
     def __reduce__(self):
         return SentencePiece, (self.model, self.legacy, self.added)
 
 
-def train_tokenizer(lines, vocab_size, byte_fallback=False) -> bytes:
+def _read(path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(f"the tokenizer's file {path} cannot be read: {error.strerror or error}") from error
+
+
+def train_tokenizer(lines, vocab_size, byte_fallback=False, markers=()) -> bytes:
     """Trains a small BPE model on `lines`, LLaMA-like: identity normalisation, unk 0, `<s>` 1, `</s>` 2.
 
     Letters and digits may share a piece, so that the name of a cell ("b2") is one.
@@ -165,18 +180,28 @@ def train_tokenizer(lines, vocab_size, byte_fallback=False) -> bytes:
       lines: iterable of texts.
       vocab_size: pieces at most; fewer if the lines have no more to give.
       byte_fallback: adds a piece for each byte, so that any text can be spelled.
+      markers: pieces that structure a prompt, see `conversation.structural_pieces`. Each becomes a control piece,
+        which text never makes.
+
+    Raises:
+      ValueError: lines that no tokenizer can be trained on.
     """
-    coverage = {"character_coverage": 0.9995, "byte_fallback": True} if byte_fallback else {"character_coverage": 1.0}
+    settings = {"character_coverage": 0.9995, "byte_fallback": True} if byte_fallback else {"character_coverage": 1.0}
+    if control := [piece for piece in markers if piece not in OWN]:
+        settings["control_symbols"] = control
     out = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=out,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        split_by_number=False,
-        minloglevel=2,
-        **coverage,
-    )
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=out,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            split_by_number=False,
+            minloglevel=2,
+            **settings,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"no tokenizer of {vocab_size:,} pieces can be trained on these texts: {error}") from error
     return out.getvalue()

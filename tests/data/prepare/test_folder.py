@@ -162,7 +162,7 @@ def test_layouts_and_worker_counts_give_the_same(folder, tmp_path):
 def test_bad_rows_are_refused_by_file_line_id_and_reason(folder, tmp_path):
     bad = [item if isinstance(item, str) else row(f"bad-{n}", **item) for n, (item, _) in enumerate(REFUSED)]
     path = write(folder, [good(0), *bad, "", good(1)])
-    counts = prepare.prepare_rows(path, None, tmp_path / "out", workers=0)
+    counts = prepare.prepare_rows(path, None, tmp_path / "out", workers=0, max_refused=1)
     found = refusals(tmp_path / "out")
     assert [entry["reason"] for entry in found] == [reason for _, reason in REFUSED]
     assert [entry["line"] for entry in found] == list(range(2, len(bad) + 2))
@@ -177,14 +177,15 @@ def test_bad_rows_are_refused_by_file_line_id_and_reason(folder, tmp_path):
 def test_templates_refuse_rows_they_have_no_place_for(folder, tmp_path):
     caption = (("human", "<image>"), ("gpt", "a circle"))
     items = [row("a", turns=caption), row("b", turns=caption * 2), row("c", None, turns=caption[1:])]
-    counts = prepare.prepare_rows(write(folder, items), None, tmp_path / "out", template="plain", workers=0)
+    given = {"template": "plain", "workers": 0, "max_refused": 0.7}
+    counts = prepare.prepare_rows(write(folder, items), None, tmp_path / "out", **given)
     assert counts["rows"] == 1 and counts["refused"] == {"does not fit the template": 1, "roles out of turn": 1}
 
 
 def test_too_many_refused_rows_stop_the_run(folder, tmp_path):
     items = [row(str(n), None, (("human", "hi"), ("gpt", "ho" if n % 10 else ""))) for n in range(1500)]
     path = write(folder, items)
-    with pytest.raises(ValueError, match=r"rows.jsonl: 100 of the first 1,000 rows refused.*0.05.*100 empty answer"):
+    with pytest.raises(ValueError, match=r"rows.jsonl: 100 of the first 1,000 rows .*0.05.*100 empty answer"):
         prepare.prepare_rows(path, None, tmp_path / "out", workers=0)
     assert not (tmp_path / "out" / "prepared.json").exists()
     counts = prepare.prepare_rows(path, None, tmp_path / "out", workers=0, max_refused=0.11)
@@ -194,9 +195,13 @@ def test_too_many_refused_rows_stop_the_run(folder, tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "no row has text"),
-        ("[]", "no row has text"),
-        ('{"rows": [\n1]}', "no row has text"),
+        ("", "rows.json: no row can be used: it has none"),
+        ("[]", "rows.json: no row can be used: it has none"),
+        (
+            "[1, 2]",
+            "no row can be used: 2 broken JSON; the first is line 1: broken JSON: expected an object, got int",
+        ),
+        (json.dumps({"messages": 3}), "no row can be used: 1 no conversation; the first is line 1"),
         (json.dumps([good(0)])[:-1], "rows.json: broken JSON: the array breaks off"),
         (json.dumps(row("a", "missing.png")), "no row can be used: 1 missing picture"),
     ],
@@ -245,7 +250,7 @@ from lmm_jax.data.prepare import folder as prepare
 
 def read_items(f, original=prepare.read_items):
     for n, item in enumerate(original(f)):
-        if n == 300:
+        if n == 300 and multiprocessing.active_children():  # the first time, rows are only looked at
             print(*[child.pid for child in multiprocessing.active_children()], flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         yield item
@@ -277,7 +282,7 @@ def test_after_a_kill_the_same_command_gives_the_same(folder, tmp_path, monkeypa
 
     def read_items(f, original=prepare.read_items):
         for n, item in enumerate(original(f)):
-            if n == 300:
+            if n == 300 and multiprocessing.active_children():
                 os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
             yield item
 

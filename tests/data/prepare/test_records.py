@@ -13,8 +13,9 @@ def record(n):
 
 def test_records_come_back_in_order_from_several_files(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "ROWS_PER_SHARD", 8)
-    splits = {"train": map(record, range(30)), "test": map(record, range(100, 103))}
-    where = records.write_records(tmp_path, "rows", splits)
+    rows = [("train", n) for n in range(30)]
+    rows[7:7], rows[20:20] = [("test", 100)], [("test", 101), ("test", 102)]  # between the others
+    where = records.write_records(tmp_path, "rows", ["train", "test"], ((split, record(n)) for split, n in rows))
     assert len(list((tmp_path / where).glob("*train*array_record*"))) == 4
     builder = tfds.builder_from_directory(tmp_path / where)
     for split, numbers in (("train", range(30)), ("test", range(100, 103))):
@@ -36,5 +37,5 @@ def test_records_are_written_as_they_come(tmp_path, monkeypatch):
             seen.append(len(list(tmp_path.rglob("*array_record*"))))
             yield record(n)
 
-    records.write_records(tmp_path, "rows", {"train": source()})
+    records.write_records(tmp_path, "rows", ["train"], (("train", row) for row in source()))
     assert seen[0] <= 1 and seen[20] >= 2 and seen == sorted(seen)
