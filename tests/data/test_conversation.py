@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 
 from lmm_jax import families
-from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id, template_for, truncate
+from lmm_jax.data.conversation import (
+    IMAGE,
+    STRUCTURAL,
+    check_template,
+    encode,
+    find_template,
+    stop_id,
+    structural_pieces,
+    template_for,
+    truncate,
+)
 from lmm_jax.data.prepared import Prepared
-from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece, train_tokenizer
 
 TURNS = [("user", "<image>\ndigit at b2?"), ("assistant", "7"), ("user", "is there a 3?"), ("assistant", "no")]
 
@@ -199,6 +209,75 @@ def test_generation_stops_where_training_ended_an_answer(llama_like, template):
     else:
         with pytest.raises(ValueError, match=rf"template '{template}' does not fit .*qa, plain, mistral, vicuna_v1"):
             stop_id(llama_like, template)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Bytes of tokenizers that are trained for each template, and for none ("")."""
+    lines = ["how many <|im_end|> digits?", "a cat </s> sat on the mat, and a dog"] * 40
+    markers = {"": (), **{name: structural_pieces(name) for name in families.prompts()}}
+    return {name: train_tokenizer(lines, 400, byte_fallback=True, markers=markers[name]) for name in markers}
+
+
+@pytest.mark.parametrize("template", families.prompts())
+def test_a_tokenizer_that_is_trained_for_a_template_fits_it(models, template):
+    tokenizer = SentencePiece(models[template])
+    check_template(tokenizer, template)
+    end = stop_id(tokenizer, template)
+    encoded = encode([("user", "<image>"), ("assistant", "a > b")], tokenizer, template)
+    assert encoded.ids[-1] == end and end not in tokenizer.encode("a > b | \u00e9 <")
+    assert tokenizer.decode([end]).strip() == ""
+    # Whatever data writes, none of its pieces structures a prompt, and it comes back as it was.
+    control = {i for piece in structural_pieces(template) for i in tokenizer.markup(piece)}
+    text = " ".join(["say", *structural_pieces(template), "now"])
+    ids = tokenizer.encode(text)
+    assert not control & set(ids) and tokenizer.decode(ids) == text
+    assert all(isinstance(i, int) for i in control) and tokenizer.decode([*control, *tokenizer.encode("b")]) == "b"
+
+
+@pytest.mark.parametrize("template", families.prompts())
+@pytest.mark.parametrize("trained_for", ["", *families.prompts()])
+def test_a_tokenizer_without_the_pieces_of_a_template_is_refused(models, template, trained_for):
+    tokenizer = SentencePiece(models[trained_for])
+    known = {"<s>", "</s>", *(structural_pieces(trained_for) if trained_for else ())}
+    lacks = [piece for piece in structural_pieces(template) if piece not in known]
+    if not lacks:
+        check_template(tokenizer, template)
+        return
+    for refuses in (check_template, stop_id):
+        with pytest.raises(
+            ValueError, match=rf"template '{template}' does not fit this tokenizer .*sentencepiece"
+        ) as e:
+            refuses(tokenizer, template)
+        assert all(piece in str(e.value) for piece in lacks) and "--tokenizer" in str(e.value)
+        assert str(e.value).endswith(", ".join(n for n in families.prompts() if fits(tokenizer, n)))
+
+
+def fits(tokenizer, template):
+    try:
+        check_template(tokenizer, template)
+    except ValueError:
+        return False
+    return True
+
+
+def test_a_newline_that_is_no_piece_ends_no_caption(tokenizer):
+    """The tokenizer of a data set knows the characters of its questions alone: a newline would be unknown."""
+    with pytest.raises(
+        ValueError, match=r"'plain' does not fit .*, in which '\\n', the end of an answer, is not an id"
+    ):
+        stop_id(tokenizer, "plain")
+
+
+def test_brackets_of_published_layouts_are_text_and_markers_of_any_family_are_not():
+    assert structural_pieces("llama_2") == ("<s>", "</s>") and structural_pieces("plain") == ()
+    assert structural_pieces("phi3") == ("<|system|>", "<|end|>", "<|user|>", "<|assistant|>")
+    assert STRUCTURAL.findall("<start_of_turn>a\n<<SYS>> [/INST]</s><|eot_id|> <image> 1 < 2 > 0") == [
+        "<start_of_turn>",
+        "</s>",
+        "<|eot_id|>",
+        "<image>",
+    ]
 
 
 def test_captions_end_with_their_newline(llama_like):

@@ -9,6 +9,7 @@ import sentencepiece as spm
 
 from lmm_jax import config as c
 from lmm_jax import families
+from lmm_jax.data.conversation import structural_pieces
 from lmm_jax.data.tokenizer.sentencepiece import train_tokenizer
 from lmm_jax.hf.processor import write_processor
 
@@ -54,6 +55,7 @@ def models(golden):
     return {
         "ours": train_tokenizer(LINES, 120),
         "ours with bytes": train_tokenizer(LINES, 400, byte_fallback=True),
+        "ours with markers": train_tokenizer(LINES, 400, byte_fallback=True, markers=structural_pieces("chatml")),
         "LLaMA": (golden / "m3/tokenizer.model").read_bytes(),
         "LLaMA with markers": train(model_type="bpe", vocab_size=400, **llama, **structure),
         "no prefix": train(model_type="bpe", vocab_size=400, add_dummy_prefix=False, **llama),
