@@ -197,10 +197,10 @@ def prepare_rows(
         "tokenizer": given.fingerprint if given else "trained on the first rows",
         "template": template,
         **amounts,
-        **{file.flag.strip("-"): file.about() | {"images": file.images} for file in files[1:]},
+        **{f"{file.split}_data": file.about() | {"images": file.images} for file in files[1:]},
     }
     if _is_finished(out, source):
-        check_template(load_tokenizer(out), template)  # folders of earlier versions may have one that does not fit
+        _check_finished(out, template)
         return summary(out)
     surveys = [_survey(file, amounts) for file in files]
     _check_space(out, sum(survey.bytes for survey in surveys))
@@ -347,6 +347,14 @@ def _is_finished(out, source):
         raise FileExistsError(f"{out} was prepared from something else ({changes}); choose another folder")
     print(f"{out} is finished and left as it is", file=sys.stderr)
     return True
+
+
+def _check_finished(out, template):
+    """ValueError if the tokenizer of a finished folder lacks pieces of its template, as earlier versions allowed."""
+    try:
+        check_template(load_tokenizer(out), template)
+    except ValueError as error:
+        raise ValueError(f"{out} was prepared with an earlier version: {error}; prepare into a new folder") from error
 
 
 def _check_out(out):

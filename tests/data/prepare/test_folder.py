@@ -1,5 +1,6 @@
 """Preparing conversations: what is stored, what is refused and why, and what a kill leaves."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -16,12 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from lmm_jax import lock
 from lmm_jax.data.conversation import encode
 from lmm_jax.data.prepare import folder as prepare
+from lmm_jax.data.prepare import records
 from lmm_jax.data.prepare.datasets import digits
 from lmm_jax.data.prepare.index import Index
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
+from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
 
+DIGITS = "the tokenizer of the digits"
 ROOT = pathlib.Path(__file__).parents[3]
 
 REFUSED = [  # what to write as a row, reason
@@ -294,6 +299,351 @@ def test_after_a_kill_the_same_command_gives_the_same(folder, tmp_path, monkeypa
 
     prepare.prepare_rows(path, None, out, tokenizer, workers=0)
     assert contents(out) == expected
+
+
+def text_rows(number, bad=0):
+    """Rows without pictures, the last `bad` of which have an empty answer."""
+    answers = ["ho"] * (number - bad) + [""] * bad
+    return [row(f"r{n}", None, (("human", f"hi {n}"), ("gpt", answer))) for n, answer in enumerate(answers)]
+
+
+def tree(folder):
+    """All that lies below a folder, with its contents."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def pictured(number):
+    """Rows of which three in a row share a picture, but for every fourth, which has none."""
+    return [
+        row(f"r{n}", *([f"p{n // 4}.png"] if n % 4 else [None, (("human", "hi"), ("gpt", "ho"))]))
+        for n in range(number)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for n in range(30):
+        Image.new("RGB", (20, 20 + n), "red").save(folder / f"p{n}.png")
+    return folder
+
+
+def test_numbers_and_shares_of_rows_are_kept_from_training(pictures, tmp_path):
+    path = write(pictures, pictured(120))
+    found = {}
+    for workers, validation, test in ((0, 12, 0.2), (2, "12", "0.2")):
+        out = tmp_path / f"out{workers}"
+        counts = prepare.prepare_rows(path, None, out, workers=workers, validation=validation, test=test)
+        assert list(counts["splits"]) == ["train", "validation", "test"]
+        assert sum(split["rows"] for split in counts["splits"].values()) == counts["rows"] == 120
+        assert counts["splits"]["validation"]["rows"] == 12 and 8 < counts["splits"]["test"]["rows"] < 45
+        report = prepare.report(out, counts)
+        assert "validation: 12 rows" in report and f"test: {counts['splits']['test']['rows']} rows" in report
+        sides = {}
+        for split in counts["splits"]:
+            data = Prepared(out, split)
+            assert len(data) == counts["splits"][split]["rows"] == len(data.index["turn_offsets"]) - 1
+            numbers = [int(data[n]["id"][1:]) for n in range(len(data))]
+            assert numbers == sorted(numbers)  # in the order of the file
+            sides |= dict.fromkeys(numbers, split)
+            for n, number in enumerate(numbers):
+                assert [p.size[1] for p in as_pictures(data[n])] == [20 + number // 4] * bool(number % 4)
+        assert all(len({sides[n + k] for k in (1, 2, 3)}) == 1 for n in range(0, 120, 4))
+        found[workers] = (sides, contents(out))
+    assert found[0] == found[2]
+    shuffled = write(pictures, pictured(120)[::-1], "shuffled.json")
+    prepare.prepare_rows(shuffled, None, tmp_path / "shuffled", workers=0, validation=12, test=0.2)
+    tested = Prepared(tmp_path / "shuffled", "test")
+    assert {int(tested[n]["id"][1:]) for n in range(len(tested))} == {n for n in sides if sides[n] == "test"}
+
+
+def test_the_tokenizer_is_trained_on_training_rows_alone(pictures, tmp_path):
+    path = write(pictures, text_rows(60))
+    prepare.prepare_rows(path, None, tmp_path / "whole", workers=0)
+    prepare.prepare_rows(path, None, tmp_path / "split", workers=0, test=30)
+    assert Prepared(tmp_path / "whole", "train").tokenizer.fingerprint != (
+        Prepared(tmp_path / "split", "train").tokenizer.fingerprint
+    )
+
+
+def test_each_split_may_have_a_file_of_its_own(pictures, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/p0.png").write_bytes((pictures / "p7.png").read_bytes())
+    path, test = write(pictures, pictured(8)), write(tmp_path / "other", [row("t", "p0.png")], "test.json")
+    files = {"validation_data": write(pictures, text_rows(3), "v.jsonl"), "test_data": test}
+    out = tmp_path / "out"
+    counts = prepare.prepare_rows(path, None, out, workers=0, **files)
+    assert {split: n["rows"] for split, n in counts["splits"].items()} == {"train": 8, "validation": 3, "test": 1}
+    assert as_pictures(Prepared(out, "test")[0])[0].size == (20, 27)  # in the folder of its own file
+    assert prepare.prepare_rows(path, None, out, workers=0, **files) == counts
+    with pytest.raises(FileExistsError, match="test_data was .*, is None"):
+        prepare.prepare_rows(path, None, out, workers=0, validation_data=files["validation_data"])
+    write(pictures, text_rows(4), "v.jsonl")
+    with pytest.raises(FileExistsError, match="validation_data was "):
+        prepare.prepare_rows(path, None, out, workers=0, **files)
+
+
+def test_split_arguments_are_part_of_what_a_folder_is_made_from(pictures, tmp_path, capsys):
+    path, out = write(pictures, text_rows(30)), tmp_path / "out"
+    first = prepare.prepare_rows(path, None, out, workers=0, test=5)
+    assert prepare.prepare_rows(path, None, out, workers=0, test="5") == first
+    assert "left as it is" in capsys.readouterr().err
+    for others in ({}, {"test": 6}, {"test": 0.2}, {"test": 5, "validation": 5}):
+        with pytest.raises(FileExistsError, match="was prepared from something else"):
+            prepare.prepare_rows(path, None, out, workers=0, **others)
+    plain = tmp_path / "plain"
+    prepare.prepare_rows(path, None, plain, workers=0)
+    about = json.loads((plain / "prepared.json").read_text())
+    assert set(about["source"]) == {"data", "bytes", "sha256", "images", "tokenizer", "template"}  # as ever
+
+
+def test_a_file_may_name_splits_itself(pictures, tmp_path, monkeypatch):
+    path, named = write(pictures, text_rows(30)), ["train", "train", "test"]
+
+    def items(f, path, original=prepare._items):
+        return ((named[n % 3], line, text) for n, (_, line, text) in enumerate(original(f, path)))
+
+    monkeypatch.setattr(prepare, "_items", items)
+    counts = prepare.prepare_rows(path, None, tmp_path / "out", workers=0)
+    assert {split: n["rows"] for split, n in counts["splits"].items()} == {"train": 20, "test": 10}
+    assert Prepared(tmp_path / "out", "test")[1]["id"] == b"r5"
+    before = tree(tmp_path)
+    for options, message in (
+        ({"validation": 5}, "has a split 'test', and --data can have train here"),
+        ({"validation_data": path}, "has a split 'test', and --data can have train here"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare.prepare_rows(path, None, tmp_path / "other", workers=0, **options)
+    named[:2] = ["validation", "validation"]
+    with pytest.raises(ValueError, match="no row is of split 'train'"):
+        prepare.prepare_rows(path, None, tmp_path / "other", workers=0)
+    named[0] = "data"
+    with pytest.raises(ValueError, match="has a split 'data', and --data can have train, validation, test here"):
+        prepare.prepare_rows(path, None, tmp_path / "other", workers=0)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "bad", "share", "fails"),
+    [
+        (10, 9, 0.05, True),
+        (10, 2, 0.05, True),
+        (10, 1, 0.05, False),  # a share is rounded up to whole rows
+        (10, 1, 0.0, True),
+        (40, 2, 0.05, False),
+        (40, 3, 0.05, True),
+        (999, 51, 0.05, True),
+        (1100, 55, 0.05, False),  # the last rows are the bad ones
+        (1100, 56, 0.05, True),
+        (10, 9, 0.9, False),
+        (10, 9, 0.89, False),
+        (10, 9, 0.8, True),
+    ],
+)
+def test_refused_rows_are_judged_at_the_end(tmp_path, digits_folder, rows, bad, share, fails):
+    path, out = write(tmp_path, text_rows(rows, bad)), tmp_path / "out"
+    given = {"tokenizer": digits_folder, "workers": 0, "max_refused": share}
+    if not fails:
+        assert prepare.prepare_rows(path, None, out, **given)["refused"] == {"empty answer": bad}
+        return
+    with pytest.raises(
+        ValueError, match=rf"rows.jsonl: {bad} of (the first )?[\d,]+ rows refused.*: {bad} empty answer"
+    ):
+        prepare.prepare_rows(path, None, out, **given)
+    assert not (out / "prepared.json").exists() and (out / "preparing.json").exists()
+    assert len(refusals(out)) == bad  # of what has to be mended, the list is kept
+    assert prepare.prepare_rows(path, None, out, **given | {"max_refused": 0.95})["rows"] == rows - bad
+
+
+def test_pictures_that_are_not_there_stop_the_run(folder, tmp_path):
+    path = write(folder, [row(str(n), "nowhere.png" if n else "circle0.png") for n in range(10)])
+    with pytest.raises(ValueError, match=r"9 of 10 rows refused.*9 missing picture.*--max-refused 0.9$"):
+        prepare.prepare_rows(path, None, tmp_path / "out", workers=0)
+    assert prepare.prepare_rows(path, None, tmp_path / "out", workers=0, max_refused=0.9)["rows"] == 1
+
+
+def test_a_split_of_which_all_rows_are_refused_is_told(pictures, tmp_path):
+    files = {"test_data": write(pictures, text_rows(1, 1), "t.json")}
+    with pytest.raises(ValueError, match=r"t.json: no row can be used: 1 empty answer"):
+        prepare.prepare_rows(write(pictures, text_rows(5)), None, tmp_path / "out", workers=0, **files)
+    assert not (tmp_path / "out/prepared.json").exists()
+
+
+@pytest.fixture
+def arguments(tmp_path, digits_folder):
+    """A folder of things to name in arguments."""
+    write(tmp_path, text_rows(20))
+    (tmp_path / "broken.json").write_text(json.dumps(text_rows(5))[:-1])
+    (tmp_path / "empty.json").write_text("[]")
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("precious")
+    (tmp_path / "bad.model").write_bytes(b"nonsense")
+    (tmp_path / "settings").mkdir()
+    shutil.copy(digits_folder / "tokenizer.model", tmp_path / "settings/tokenizer.model")
+    (tmp_path / "settings/tokenizer_config.json").write_text('{"added_tokens_decoder": ["<s>"]}')
+    (tmp_path / "hollow/tokenizer.model").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "nowhere.json"}, "--data: no file .*nowhere.json"),
+        ({"data": "mine"}, "--data .*mine is a folder; name the file of rows"),
+        ({"data": "broken.json"}, "broken.json: broken JSON: the array breaks off"),
+        ({"data": "empty.json"}, "empty.json: no row can be used: it has none"),
+        ({"test_data": "nowhere.json"}, "--test-data: no file .*nowhere.json"),
+        ({"validation_data": "mine"}, "--validation-data .*mine is a folder"),
+        ({"test_data": "empty.json"}, "empty.json: no row can be used: it has none"),
+        ({"images": "file"}, "--images: no folder of pictures .*file"),
+        ({"template": "vicuna"}, "no template 'vicuna'; known are"),
+        ({"max_refused": 1.5}, "--max-refused.* from 0 to 1, not 1.5"),
+        ({"max_refused": float("nan")}, "--max-refused.* from 0 to 1, not nan"),
+        ({"workers": -1}, "--workers: -1 worker processes"),
+        ({"validation": 20}, "--validation 20: no row of .*rows.jsonl is left to train on, which has 20"),
+        ({"test": 0.5, "validation": 15}, "--test 0.5 --validation 15: no row"),
+        ({"test": "1.5"}, "--test 1.5: expected a number of rows, such as 500, or a share of them, such as 0.05"),
+        ({"validation": "-3"}, "--validation -3: expected a number"),
+        ({"validation": "abc"}, "--validation abc: expected a number"),
+        ({"test": 5, "validation_data": "rows.jsonl"}, "--test and --validation-data: either numbers .*, or a file"),
+        ({"tokenizer": "nowhere"}, "--tokenizer: no tokenizer .*nowhere: there is no such folder or file"),
+        ({"tokenizer": "mine"}, "--tokenizer: .*mine holds no tokenizer of a kind that we know"),
+        ({"tokenizer": "file"}, "--tokenizer .*file is not the file of a tokenizer"),
+        ({"tokenizer": "bad.model"}, "--tokenizer .*bad.model: not a SentencePiece model"),
+        ({"tokenizer": "settings"}, "--tokenizer .*tokenizer_config.json is not what Hugging Face writes"),
+        (
+            {"tokenizer": "hollow"},
+            "--tokenizer: the tokenizer's file .*hollow/tokenizer.model cannot be read: Is a dir",
+        ),
+        (
+            {"tokenizer": DIGITS, "template": "chatml"},
+            r"--tokenizer .*: template 'chatml' does not fit .*<\|im_start\|>",
+        ),
+        ({"tokenizer": DIGITS, "template": "phi3"}, r"--tokenizer .*: template 'phi3' does not fit .*<\|end\|>"),
+        ({"tokenizer": DIGITS, "template": "plain"}, "--tokenizer .*: template 'plain' does not fit"),
+        ({"out": "file"}, "--out .*file is a file, not a folder"),
+        ({"out": "file/below"}, "--out .*file/below: .*file is a file, not a folder"),
+        ({"out": "dangling"}, "--out .*dangling"),
+        ({"out": "mine"}, "mine holds other files .thesis.tex."),
+        ({"out": "."}, "holds other files"),
+        ({"out": "gs://bucket/data"}, "--out gs://bucket/data: records are written to a disk"),
+    ],
+)
+def test_a_refused_argument_leaves_every_byte_as_it_was(arguments, digits_folder, options, message):
+    given = {"data": "rows.jsonl", "images": None, "out": "new/deep/out", "workers": 0} | options
+    paths = {"data", "images", "out", "test_data", "validation_data", "tokenizer"} & given.keys()
+    for name in paths:
+        if given[name] is not None and "://" not in given[name]:
+            given[name] = str(digits_folder if given[name] == DIGITS else arguments / given[name])
+    before = tree(arguments)
+    with pytest.raises((ValueError, OSError), match=message):
+        prepare.prepare_rows(**given)
+    assert tree(arguments) == before
+
+
+def test_a_folder_that_cannot_be_written_is_told(arguments, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)  # whoever runs the tests may write all
+    with pytest.raises(
+        PermissionError, match="--out .*/out: nothing can be written to .*, it is read-only for this user"
+    ):
+        prepare.prepare_rows(arguments / "rows.jsonl", None, arguments / "out", workers=0)
+    assert not (arguments / "out").exists()
+
+
+def test_a_disk_without_room_is_told_before(pictures, tmp_path, monkeypatch):
+    path = write(pictures, pictured(40))
+    size = sum((pictures / f"p{n // 4}.png").stat().st_size for n in range(40) if n % 4)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
+    with pytest.raises(
+        OSError, match=r"--out .*: rows and pictures take 0\.00 MB, and 0\.00 MB are free there; make"
+    ):
+        prepare.prepare_rows(path, None, tmp_path / "out", workers=0)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * size))
+    prepare.prepare_rows(path, None, tmp_path / "out", workers=0)
+
+
+FULL_DISK = {
+    "of Python": OSError(errno.ENOSPC, "No space left on device", "/somewhere/x"),
+    "of ArrayRecord": RuntimeError("write() failed: No space left on device; writing /out/a; at byte 3137536"),
+    "of a quota": OSError(errno.EDQUOT, "Disk quota exceeded"),
+}
+
+
+@pytest.mark.parametrize("error", FULL_DISK)
+@pytest.mark.parametrize("at", ["records", "tokenizer", "index", "lock"])
+def test_a_disk_that_fills_up_is_one_sentence(pictures, tmp_path, monkeypatch, at, error, digits_folder):
+    path, out = write(pictures, text_rows(5)), tmp_path / "out"
+
+    def fail(*_, **__):
+        raise FULL_DISK[error]
+
+    where = {
+        "records": (records, "write_records"),
+        "tokenizer": (SentencePiece, "save"),
+        "index": (np, "savez"),
+        "lock": (lock, "_create"),
+    }[at]
+    monkeypatch.setattr(digits, "ROWS", {"train": 4, "test": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, fail)
+        for run in (
+            lambda: prepare.prepare_rows(path, None, out, tokenizer=digits_folder, workers=0),
+            lambda: prepare.prepare_dataset("digits", tmp_path / "digits", rows=4),
+        ):
+            with pytest.raises(
+                OSError, match=r"--out .*: (No space left on device|Disk quota exceeded)\. .* make room"
+            ):
+                run()
+    assert not (out / "prepared.json").exists() and not (out / lock.NAME).exists()
+    assert prepare.prepare_rows(path, None, out, tokenizer=digits_folder, workers=0)["rows"] == 5
+
+
+def test_errors_that_are_of_no_disk_stay_what_they_are(pictures, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(SentencePiece, "save", fail)
+    with pytest.raises(RuntimeError, match="^a fault of ours$"):
+        prepare.prepare_rows(write(pictures, text_rows(5)), None, tmp_path / "out", workers=0)
+
+
+def test_one_process_writes_to_a_folder(pictures, tmp_path, digits_folder):
+    path, out = write(pictures, text_rows(5)), tmp_path / "out"
+    with lock.hold(out, "lmm prepare"):
+        before = {name: data for name, data in tree(out).items() if name != lock.NAME}
+        for run in (
+            lambda: prepare.prepare_rows(path, None, out, tokenizer=digits_folder, workers=0),
+            lambda: prepare.prepare_dataset("digits", out, rows=4),
+        ):
+            with pytest.raises(lock.Held, match="out is being written to by `lmm prepare`, process"):
+                run()
+        assert {name: data for name, data in tree(out).items() if name != lock.NAME} == before
+    seen = []
+
+    def write_records(*given, original=records.write_records):
+        seen.append((out / lock.NAME).exists())
+        return original(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "write_records", write_records)
+        prepare.prepare_rows(path, None, out, tokenizer=digits_folder, workers=0)
+    assert seen == [True] and not (out / lock.NAME).exists()
+
+
+def test_a_finished_folder_whose_template_does_not_fit_is_told(pictures, tmp_path, digits_folder):
+    """Earlier versions wrote such folders."""
+    path, out = write(pictures, text_rows(5)), tmp_path / "out"
+    prepare.prepare_rows(path, None, out, template="chatml", workers=0)
+    assert Prepared(out, "train").tokenizer.piece(3) == "<|im_start|>"
+    before = (out / "prepared.json").read_bytes()
+    shutil.copy(digits_folder / "tokenizer.model", out / "tokenizer.model")
+    with pytest.raises(ValueError, match="out was prepared with .*template 'chatml' does not fit"):
+        prepare.prepare_rows(path, None, out, template="chatml", workers=0)
+    assert (out / "prepared.json").read_bytes() == before
 
 
 def _runs(pid):
