@@ -44,6 +44,20 @@ def test_prepare_takes_rows_and_names_what_it_refused(capsys, tmp_path):
     assert code == 2 and "template was chatml, is vicuna_v1" in err
 
 
+def test_prepare_keeps_rows_to_validate_and_test_with(capsys, tmp_path):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    (tmp_path / "rows.json").write_text(json.dumps([{"id": str(n), "messages": turns} for n in range(40)]))
+    args = ["prepare", "--data", tmp_path / "rows.json", "--workers", 0, "--out", tmp_path / "out"]
+    code, out, err = run(capsys, *args, "--validation", 6, "--test", "0.1", "--json")
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    rows = {split: about["rows"] for split, about in found["splits"].items()}
+    assert list(rows) == ["train", "validation", "test"] and rows["validation"] == 6 and sum(rows.values()) == 40
+    assert f"  test: {rows['test']} rows, 0 images" in out
+    code, _, err = run(capsys, *args, "--validation", 6, "--test", "0.1")
+    assert code == 0 and "left as it is" in err
+
+
 def test_train_evaluate_generate(capsys, tiny_args, tmp_path, digits_folder):
     workdir = tmp_path / "run"
     args = [*tiny_args, "--config.train.steps", "3", "--workdir", workdir]
@@ -117,6 +131,23 @@ def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
             ["prepare", "--data", DIGITS, "--out", "x", "--source", "s"],
             "--source goes with --dataset",
         ),
+        (
+            ["prepare", "--data", DIGITS, "--out", "x", "--validation", "-3"],
+            "--validation -3: expected a number of rows",
+        ),
+        (["prepare", "--data", DIGITS, "--out", "x", "--test", "1.5"], "--test 1.5: expected a number of rows"),
+        (["prepare", "--data", DIGITS, "--out", "x", "--test", "abc"], "--test abc: expected a number of rows"),
+        (
+            ["prepare", "--data", DIGITS, "--out", "x", "--test-data", "nowhere.json"],
+            "--test-data: no file nowhere.json",
+        ),
+        (
+            ["prepare", "--data", DIGITS, "--out", "x", "--validation", "5", "--test-data", DIGITS],
+            "--validation and --test-data: either numbers of the rows of --data, or a file for each split",
+        ),
+        ([*DATASET, "--validation", "5"], "--validation goes with --data"),
+        ([*DATASET, "--test-data", "x"], "--test-data goes with --data"),
+        ([*DATASET, "--rows", "0"], "--rows 0: expected the number of training rows, 1 or more"),
         ([*DATASET, "--source", "s"], "data set digits is bundled and takes no source, but was given s"),
         ([*DATASET, "--images", "x"], "--images goes with --data"),
         ([*DATASET, "--tokenizer", "x"], "--tokenizer goes with --data"),

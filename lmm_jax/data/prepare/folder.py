@@ -390,13 +390,13 @@ def _check_space(out, size):
     free = shutil.disk_usage(there).free + found
     if size > free:
         raise OSError(
-            f"--out {out}: rows and pictures take {_gigabytes(size)}, and {_gigabytes(free)} are free there; make "
+            f"--out {out}: rows and pictures take {_amount(size)}, and {_amount(free)} are free there; make "
             "room, or choose a folder on another disk"
         )
 
 
-def _gigabytes(size):
-    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
+def _amount(size):
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"
 
 
 def _ours(out):
