@@ -52,7 +52,6 @@ SAY_EVERY = 30.0  # seconds between progress lines where there is no terminal
 # What a run writes, beside the files of a tokenizer and the indices.
 WRITTEN = ("records", "example.png", "refused.jsonl", "preparing.json")
 FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk without room
-WRITER = "lmm prepare"  # as which it holds the folder
 
 
 def prepare_dataset(name, out, rows=None, source=None):
@@ -362,7 +361,7 @@ def _check_out(out):
 
     Raises:
       ValueError: a bucket.
-      OSError: it holds something that is not ours, or lies where nothing can be written.
+      OSError: it holds something that is not ours, another process writes to it, or nothing can be written there.
     """
     if storage.is_remote(out):
         raise ValueError(
@@ -375,6 +374,9 @@ def _check_out(out):
         raise PermissionError(f"--out {out}: nothing can be written to {there}, it is read-only for this user")
     if out.exists() and not (out / "prepared.json").exists():
         _ours(out)
+        if (out / lock.NAME).exists():  # whoever waits for a long file to be read would rather know now
+            with _holding(out):
+                pass
 
 
 def _nearest(path):
@@ -411,6 +413,10 @@ def _ours(out):
     return ours
 
 
+def _holding(out):
+    return lock.hold(out, "lmm prepare", note=lambda line: print(line, file=sys.stderr))
+
+
 @contextlib.contextmanager
 def _writing(out):
     """Holds `out` for this process, empty but for the mark of an unfinished folder: only what is ours is deleted.
@@ -421,7 +427,7 @@ def _writing(out):
     Raises:
       OSError: another process writes there, or it cannot be written; the message says what to do.
     """
-    with _named_disk(out), lock.hold(out, WRITER, note=lambda line: print(line, file=sys.stderr)) as held:
+    with _named_disk(out), _holding(out) as held:
         if (out / "prepared.json").exists():
             raise FileExistsError(f"{out} was finished by another process meanwhile; the same command finds it so")
         mark = out / "preparing.json"

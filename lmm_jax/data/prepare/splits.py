@@ -40,7 +40,7 @@ def parse_amount(flag, value) -> int | float:
 
 
 class Keys:
-    """What each row of a file is of, a few bytes a row and 8 a picture."""
+    """What each row of a file is of: 8 bytes a row, and 8 a picture; 100 more a picture while they are grouped."""
 
     def __init__(self, folder):
         """`folder` is the one that pictures are named in."""
@@ -62,8 +62,10 @@ class Keys:
     def _name(self, image):
         if isinstance(image, bytes):
             return hashlib.sha256(image).digest()
-        path = os.path.normpath(os.path.join(self._folder, image))
-        return os.path.relpath(path, self._folder).encode(errors="surrogatepass")
+        name = os.path.normpath(image)
+        if os.path.isabs(name) or name.startswith(".."):
+            name = os.path.relpath(os.path.join(self._folder, name), self._folder)
+        return name.encode(errors="surrogatepass")
 
     def groups(self):
         """Rows that belong together.
