@@ -84,7 +84,10 @@ def check_row(text, number, folder, tokenizer, template) -> Checked:
     row = parse_row(text, number)
     try:
         images = [_read_picture(folder, name) for name in row.images]
-        turns = [{"role": role, "text": text, "kind": ""} for role, text in row.turns]
+        turns = [
+            {"role": role, "text": text, "kind": kind}
+            for (role, text), kind in zip(row.turns, row.kinds, strict=True)
+        ]
         checked = measure({"id": row.id, "images": images, "turns": turns}, tokenizer, template)
         tags = sum(text.count(IMAGE_TAG) for _, text in row.turns)
         if not tags == checked.encoded.images == len(images):

@@ -57,11 +57,13 @@ class Row:
       id: as in the file, or the row's number.
       images: file names.
       turns: `(role, text)` pairs; role is "user", "assistant" or "system".
+      kinds: of question, of each turn: its key `kind`, or that of the row; empty where neither has one.
     """
 
     id: str
     images: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]
+    kinds: tuple[str, ...]
 
 
 def open_rows(path):
@@ -180,7 +182,7 @@ def parse_row(text, number) -> Row:
     id = str(given if isinstance(given, str | int | float) else number)
     try:
         row = Row(id, *_conversation(item))
-        "".join([id, *row.images, *(text for _, text in row.turns)]).encode()
+        "".join([id, *row.images, *row.kinds, *(text for _, text in row.turns)]).encode()
     except Refused as error:
         raise Refused(error.reason, error.detail, id) from error
     except UnicodeEncodeError as error:
@@ -189,7 +191,7 @@ def parse_row(text, number) -> Row:
 
 
 def _conversation(item):
-    """`(images, turns)` of a row."""
+    """`(images, turns, kinds)` of a row."""
     images = item["image"] if "image" in item else item.get("images")
     images = [] if images is None else [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(name, str) and name for name in images):
@@ -207,7 +209,15 @@ def _conversation(item):
         turns.append((ROLES[role], _text(turn.get("value", turn.get("content")), named, n)))
     if images and named:
         raise Refused("tags do not match pictures", "pictures are named both by the row and inside its turns")
-    return tuple(images or named), tuple(turns)
+    return tuple(images or named), tuple(turns), tuple(_kind(item, turn) for turn in found)
+
+
+def _kind(item, turn):
+    """Kind of question of a turn, or of its row; null counts as none."""
+    kind = next((given["kind"] for given in (turn, item) if given.get("kind") is not None), "")
+    if not isinstance(kind, str | int):
+        raise Refused("kind is no name", repr(kind)[:80])
+    return str(kind)
 
 
 def _text(content, images, n):

@@ -179,6 +179,19 @@ def test_bad_rows_are_refused_by_file_line_id_and_reason(folder, tmp_path):
     assert "1 empty answer" in prepare.report(tmp_path / "out", counts)
 
 
+def test_kinds_of_questions_are_kept(folder, tmp_path):
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    own = [said[0] | {"kind": "count"}, said[1], said[0] | {"kind": None}, said[1] | {"kind": 3}]
+    items = [{"messages": own, "kind": "any"}, {"messages": own}, {"messages": said, "kind": None}]
+    items += [{"messages": said, "kind": ["a"]}]
+    given = {"workers": 0, "max_refused": 0.3}
+    counts = prepare.prepare_rows(write(folder, items), None, tmp_path / "out", **given)
+    data = Prepared(tmp_path / "out", "train")
+    found = [[kind.decode() for kind in data[n]["turns"]["kind"]] for n in range(3)]
+    assert found == [["count", "any", "any", "3"], ["count", "", "", "3"], ["", ""]]
+    assert counts["refused"] == {"kind is no name": 1}
+
+
 def test_templates_refuse_rows_they_have_no_place_for(folder, tmp_path):
     caption = (("human", "<image>"), ("gpt", "a circle"))
     items = [row("a", turns=caption), row("b", turns=caption * 2), row("c", None, turns=caption[1:])]

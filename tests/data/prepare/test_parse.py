@@ -161,7 +161,7 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
 
 
 def test_every_layout_is_the_same_row():
-    expected = rows.Row("7", ("a.jpg",), (("user", "<image>\nwhat?"), ("assistant", "a cat")))
+    expected = rows.Row("7", ("a.jpg",), (("user", "<image>\nwhat?"), ("assistant", "a cat")), ("", ""))
     asked = turns("<image>\nwhat?", "a cat")
     parts = [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "what?"}]
     for item in (
@@ -177,7 +177,9 @@ def test_every_layout_is_the_same_row():
         },
     ):
         assert parse(item) == expected
-    assert parse({"messages": turns("hi", "ho")}) == rows.Row("1", (), (("user", "hi"), ("assistant", "ho")))
+    assert parse({"messages": turns("hi", "ho")}) == rows.Row(
+        "1", (), (("user", "hi"), ("assistant", "ho")), ("", "")
+    )
 
 
 @pytest.mark.parametrize(
