@@ -35,7 +35,7 @@ from tqdm import tqdm
 from lmm_jax import families, lock, storage
 from lmm_jax.data.conversation import IMAGE_TAG, check_template, find_template, structural_pieces
 from lmm_jax.data.images import open_picture
-from lmm_jax.data.prepare.check import check_rows, measure
+from lmm_jax.data.prepare.check import MAX_BYTES, check_rows, measure
 from lmm_jax.data.prepare.datasets import DATASETS
 from lmm_jax.data.prepare.index import Index
 from lmm_jax.data.prepare.parse import Refused, open_rows, parse_row, read_items
@@ -318,17 +318,24 @@ def _survey(file, amounts) -> _Survey:
         raise ValueError(f"{file.path}: no row is of split '{file.split}', of which there must be some")
     if amounts:
         splits = assign(keys, amounts.get(VALIDATION), amounts.get(TEST), file.path)
+        for split, amount in amounts.items():
+            found = int((splits == SPLITS.index(split)).sum())
+            if isinstance(amount, int) and found < amount:
+                print(
+                    f"--{split} {amount}: {found} rows, as rows that share a picture stay together", file=sys.stderr
+                )
     return _Survey(splits, texts, size)
 
 
 def _size(folder, image) -> int:
-    """Bytes of a picture, 0 if it is not there: why it cannot be used is said later."""
+    """Bytes of a picture, 0 if it is not there or too large: why it cannot be used is said later."""
     if isinstance(image, bytes):
         return len(image)
     try:
-        return os.path.getsize(os.path.join(folder, image))
+        size = os.path.getsize(os.path.join(folder, image))
     except (OSError, ValueError):
         return 0
+    return size if size <= MAX_BYTES else 0
 
 
 def _is_finished(out, source):

@@ -370,6 +370,14 @@ def test_numbers_and_shares_of_rows_are_kept_from_training(pictures, tmp_path):
     assert {int(tested[n]["id"][1:]) for n in range(len(tested))} == {n for n in sides if sides[n] == "test"}
 
 
+def test_a_number_that_whole_pictures_do_not_meet_is_told(pictures, tmp_path, capsys):
+    path = write(pictures, [row(str(n), f"p{n // 3}.png") for n in range(30)])
+    counts = prepare.prepare_rows(path, None, tmp_path / "out", workers=0, validation=6, test=5)
+    assert (counts["splits"]["validation"]["rows"], counts["splits"]["test"]["rows"]) == (6, 3)
+    told = capsys.readouterr().err
+    assert "--test 5: 3 rows, as rows that share a picture stay together" in told and "--validation" not in told
+
+
 def test_the_tokenizer_is_trained_on_training_rows_alone(pictures, tmp_path):
     path = write(pictures, text_rows(60))
     prepare.prepare_rows(path, None, tmp_path / "whole", workers=0)
