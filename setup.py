@@ -12,6 +12,7 @@ setup(
     package_data={
         "lmm_jax.data.prepare.datasets": ["digits.npz", "digits.LICENSE.txt"],
         "lmm_jax.bench": ["shapes/*.json"],
+        "lmm_jax.tools": ["batch_page.css"],
     },
     install_requires=[
         "jax>=0.10.2,<0.12",

@@ -379,7 +379,7 @@ def _show(args):
     may be and what it means; without --config and --workdir, those that config files start from.
     """
     from lmm_jax.config import ConfigError, base, load_config, read_config
-    from lmm_jax.tools import show
+    from lmm_jax.tools import batch_page, show
 
     if args.what == "config" and not (args.config or args.workdir or args.model):
         text = show.config_table(base())
@@ -398,7 +398,7 @@ def _show(args):
     else:
         config = read_config(os.path.join(args.workdir, "config.json"))
     if args.what == "batch":
-        path = show.batch_page(config, args.packs, args.out or "batch.html")
+        path = batch_page.write_page(config, args.packs, args.out or "batch.html")
         print(path)
         return {"path": path}
     tables = {"params": show.param_table, "sharding": show.sharding_table, "config": show.config_table}

@@ -31,6 +31,7 @@ class Counts:
       usable: `[n]` bool; the others are too long, have no answer, or a picture too thin to have a visual token.
       needed: `[n]` int, positions that a row must have for the record to be usable; `NO_LENGTH` without an answer.
       thin: `[n]` bool, whether a picture is too thin to have a visual token.
+      answers: `[n]` int.
       positions: `[n, scales]` int, of the copy at each scale.
       pictures, views: `[n]` int.
       supervised: `[n]` int, supervised tokens of one copy.
@@ -39,6 +40,7 @@ class Counts:
     usable: np.ndarray
     needed: np.ndarray
     thin: np.ndarray
+    answers: np.ndarray
     positions: np.ndarray
     pictures: np.ndarray
     views: np.ndarray
@@ -90,6 +92,7 @@ def count_records(index, visual, scales, length, cut) -> Counts:
         usable=usable,
         needed=needed,
         thin=thin,
+        answers=np.where(usable, last - offsets[:-1] + 1, 0),
         positions=at_last_answer(positions),
         pictures=at_last_answer(index["turn_images"]),
         views=at_last_answer(up_to_answers(visual.views_of(sizes))),

@@ -85,6 +85,11 @@ class Dataset:
         needed = np.sort(self.counts.needed[(self.counts.needed != NO_LENGTH) & ~self.counts.thin])
         return int(needed[min(math.ceil(share * len(needed)), len(needed)) - 1]) if len(needed) else 0
 
+    def all_answers(self, record) -> int:
+        """Answers of a record, those behind a cut included."""
+        first, last = self.data.index["turn_offsets"][record : record + 2]
+        return int(last - first)
+
     def all_sizes(self, record) -> list[tuple[int, int]]:
         """`(width, height)` of all pictures of a record, pixels."""
         first, last = self.data.index["image_offsets"][record : record + 2]

@@ -151,9 +151,19 @@ class SentencePiece(Tokenizer):
         return self._processor.decode([i for i in map(int, ids) if 0 <= i < len(self._pieces) and i not in hidden])
 
     def piece(self, i) -> str:
-        """The piece of one id, for display."""
+        """The piece of one id, as the tokenizer's files write it."""
         added = {number: piece for piece, (number, _) in self.added.items()}
         return added.get(int(i)) or self._processor.id_to_piece(int(i))
+
+    def spelling(self, i) -> bytes | None:
+        """What one id adds to a text, in UTF-8; None for a control id, which adds nothing.
+
+        A space is written ▁ in pieces, and the piece of a byte is its number, as in <0xE2>.
+        """
+        if i in self._control.values():
+            return None
+        piece = self.piece(i)
+        return bytes.fromhex(piece[3:5]) if self._processor.is_byte(int(i)) else piece.replace("▁", " ").encode()
 
     @classmethod
     def train(cls, lines, vocab_size, byte_fallback=False, markers=()) -> "SentencePiece":

@@ -1,8 +1,26 @@
 """What a tokenizer is to the rest of lmm_jax: the class that every kind of tokenizer derives from."""
 
 import abc
+import dataclasses
 
 from etils import epath
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What a reader is shown for neighbouring ids: mostly for a single one, for several where they spell a character.
+
+    Attributes:
+      text: part of a text as it is written, or the piece of a control id.
+      count: ids that it is shown for.
+      control: whether it is shown for an id that is no part of any text.
+      broken: whether the ids spell a part of a character only, so that `text` names their bytes.
+    """
+
+    text: str
+    count: int = 1
+    control: bool = False
+    broken: bool = False
 
 
 class Tokenizer(abc.ABC):
@@ -58,7 +76,36 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def piece(self, i) -> str:
-        """The piece of one id, for display."""
+        """The piece of one id, as the tokenizer's files write it."""
+
+    def spelling(self, i) -> bytes | None:
+        """What one id adds to a text, in UTF-8; None for a control id, which adds nothing.
+
+        Here it is the piece. A tokenizer whose pieces are written in another way than text, or that has control ids
+        beside the begin and the end piece, says so by a `spelling` of its own.
+        """
+        return None if i in (self.bos, self.eos) else self.piece(i).encode()
+
+    def shown(self, ids) -> list[Shown]:
+        """What a reader is shown for `ids`: all of them, control ids too, in order.
+
+        Where several ids spell one character byte by byte, they are shown as that character.
+        """
+        out, held = [], []  # held: the spellings of the last ids, which begin a character
+        for i in map(int, ids):
+            spelled = self.spelling(i)
+            if held and (spelled is None or _utf8([*held, spelled]) is None):
+                out.append(_broken(held))
+                held = []
+            if spelled is None:
+                out.append(Shown(self.piece(i), control=True))
+                continue
+            held.append(spelled)
+            text = _utf8(held)
+            if text != "":
+                out.append(_broken(held) if text is None else Shown(text, len(held)))
+                held = []
+        return [*out, _broken(held)] if held else out
 
     @abc.abstractmethod
     def save(self, folder):
@@ -98,3 +145,16 @@ class Tokenizer(abc.ABC):
                 out.append([item])
                 prefix = item < 0 or self.prefix_after_control
         return out
+
+
+def _utf8(spellings):
+    """The text of some bytes; "" if its last character is still to be completed, None if it never will be."""
+    try:
+        return b"".join(spellings).decode()
+    except UnicodeDecodeError as error:
+        return "" if error.reason == "unexpected end of data" else None
+
+
+def _broken(spellings):
+    text = "".join(f"<0x{byte:02X}>" for byte in b"".join(spellings))
+    return Shown(text, len(spellings), broken=True)
