@@ -53,7 +53,10 @@ def write_page(config, count, path) -> str:
         raise ConfigError(f"a page shows 1 pack or more, got --packs {count}")
     if not config.data.path and not config.data.mixture:
         raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
-    packs = Packs(config, visual_layout(config), config.data.train, config.train.batch_size, shuffle=True)
+    tolerant = config.copy_and_resolve_references()
+    with tolerant.unlocked():
+        tolerant.data.max_left_out = 1.0  # a page shows what training refuses, and says so
+    packs = Packs(tolerant, visual_layout(config), config.data.train, config.train.batch_size, shuffle=True)
     shown = [_Pack.read(packs, position) for position in range(count)]
     pictures = "".join(
         f".{_name(pack, number)}{{background-image:url({_data_url(_mosaic(views[:1]))})}}\n"
@@ -228,7 +231,7 @@ def _summary(config, packs, shown):
     ]
     lines = {
         "data": "".join(data),
-        "left out": "".join(_left_out(packs)) or "<p>nothing</p>",
+        "left out": "".join(_left_out(packs, config.data.max_left_out)) or "<p>nothing</p>",
         "text": f"<p>template <b>{_escape(layout.template)}</b>; a {_escape(packs.tokenizer.kind)} tokenizer of "
         f"{packs.tokenizer.vocab_size:,} pieces</p>",
         "pictures": _pictures_line(config, layout),
@@ -245,8 +248,13 @@ def _summary(config, packs, shown):
     return "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in lines.items())
 
 
-def _left_out(packs):
-    """A line for each reason why records are not in the stream, or rows not in the folder."""
+def _left_out(packs, allowed):
+    """A line for each reason why records are not in the stream, or rows not in the folder.
+
+    Args:
+      packs: the `Packs`.
+      allowed: share of the records above which training refuses to begin.
+    """
     for data in packs.datasets:
         where = f"{data.name}: " if len(packs.datasets) > 1 else ""
         for reason, records in data.why_left_out(packs.stream.capacity).items():
@@ -257,6 +265,12 @@ def _left_out(packs):
             yield (
                 f'<p class="warn">{_escape(where)}<b>{share}</b> left out of the stream: {_escape(reason)} '
                 f"<small>{numbers}</small></p>"
+            )
+        if len(data.left_out) > allowed * len(data.data):
+            enough = f"data.length={data.length_that_holds(0.99)} would hold 99 % of the records"
+            yield (
+                f'<p class="warn">{_escape(where)}<b>lmm train refuses to begin</b> if more than '
+                f"data.max_left_out={allowed:g} is left out; {enough}</p>"
             )
         for reason, count in data.data.about["refused"].items():
             yield (
@@ -408,9 +422,9 @@ def _row(pack, row):
     used = sum(copy.end - copy.begin for copy in copies)
     padding = f'<p class="padding">{_count(length - used, "position")} of padding</p>' if used < length else ""
     bar = "".join(_bar(pack, copy) for copy in copies)
+    by = f", by {_count(len(copies), 'copy of a record', 'copies of records')}" if copies else ""
     return (
-        f'<section class="row"><h3>Row {row} <small>{used:,} of {length:,} positions used, by '
-        f"{_count(len(copies), 'copy of a record', 'copies of records')}</small></h3>"
+        f'<section class="row"><h3>Row {row} <small>{used:,} of {length:,} positions used{by}</small></h3>'
         f'<div class="bar" aria-hidden="true">{bar}</div>'
         f"{''.join(_card(pack, copy) for copy in copies)}{padding}</section>"
     )

@@ -1,4 +1,4 @@
-"""Tables of parameters and their shardings, """
+"""Tables of parameters and their shardings, and of the fields of a config."""
 
 import math
 

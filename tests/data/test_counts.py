@@ -39,6 +39,14 @@ def test_needs_come_from_the_answers_that_fit():
     np.testing.assert_array_equal(usable, [False, True, False, False])
 
 
+@pytest.mark.parametrize(
+    ("length", "cut", "answers"),
+    [(48, True, [2, 1, 0, 1]), (47, True, [1, 1, 0, 1]), (47, False, [0, 1, 0, 0]), (18, True, [0, 0, 0, 0])],
+)
+def test_answers_that_stay_are_counted(length, cut, answers):
+    np.testing.assert_array_equal(count_records(INDEX, PLAIN, (1, 9), length, cut).answers, answers)
+
+
 def test_needs_hold_for_every_phase_of_a_rotation():
     scales = (1, 4, 9, 36)
     phases = [scales_at(i, scales, 2) for i in range(4)]

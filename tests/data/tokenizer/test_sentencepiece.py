@@ -94,6 +94,32 @@ def test_only_markup_makes_control_ids(llama_like):
     assert (tokenizer.vocab_size, tokenizer.piece(400), tokenizer.piece(end)) == (402, "<|end|>", "<|im_end|>")
 
 
+def test_what_is_shown_of_ids_is_their_text_character_by_character(llama_like):
+    tokenizer = SentencePiece(llama_like, added={"<|end|>": (400, True)})
+    (end,) = tokenizer.markup("<|im_end|>")
+    text = "a cat ✓ é\n</s> <0x41>"
+    ids = tokenizer.encode(text)
+    shown = tokenizer.shown([tokenizer.bos, *ids, 400, end])
+    assert "".join(part.text for part in shown) == f"<s> {text}<|end|><|im_end|>"
+    assert [part.text for part in shown if part.control] == ["<s>", "<|end|>", "<|im_end|>"]
+    assert {part.text: part.count for part in shown if part.count > 1} == {"✓": 3, "é": 2}
+    assert sum(part.count for part in shown) == len(ids) + 3 and not any(part.broken for part in shown)
+    assert "at" in [part.text for part in shown]  # the pieces, not their letters
+
+
+def test_bytes_that_spell_no_character_are_named(llama_like):
+    tokenizer = SentencePiece(llama_like)
+    first, second, third = tokenizer.encode("✓", prefix=False)
+    cut = tokenizer.shown([first, second, tokenizer.eos, third, third, first])
+    assert [(part.text, part.count, part.broken) for part in cut] == [
+        ("<0xE2><0x9C>", 2, True),
+        ("</s>", 1, False),
+        ("<0x93>", 1, True),
+        ("<0x93>", 1, True),
+        ("<0xE2>", 1, True),
+    ]
+
+
 def test_settings_survive_and_are_in_the_fingerprint(llama_like, tmp_path):
     added = {"<|end|>": (400, True)}
     variants = [SentencePiece(llama_like, legacy, pieces) for legacy in (False, True) for pieces in (None, added)]

@@ -158,3 +158,10 @@ def test_only_the_tokenizer_itself_names_its_file():
     for path in (ROOT / "lmm_jax").rglob("*.py"):
         of_it = path.is_relative_to(ROOT / "lmm_jax/data/tokenizer") or path.name == "sentencepiece_json.py"
         assert of_it or not named.search(path.read_text()), path
+
+
+def test_what_is_shown_of_ids_is_their_text_and_their_control_pieces(characters):
+    ids = [characters.bos, *characters.encode("a b"), characters.eos]
+    shown = characters.shown(ids)
+    assert [part.text for part in shown] == ["<s>", "a", " ", "b", "</s>"]
+    assert [part.control for part in shown] == [True, False, False, False, True]
