@@ -102,7 +102,7 @@ def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
     assert code == 0 and json.loads(out.splitlines()[-1]) == {"path": str(page)}
     text = page.read_text()
     assert text.count('class="pack"') == 2 and "data:image/png" in text
-    assert "9 visual: 5…13" in text and 't s"> ' in text and "picture 1: 24 × 24 pixels, view 0, grid 0" in text
+    assert "<!doctype html>" in text and "read all" in text
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,15 @@ asks for the positions that its devices hold.
 """
 
 import hashlib
+import threading
 
 import numpy as np
 
 from lmm_jax.data.packing import Capacity, Needs, PlannedPack, fits, plan_packs, usage
+
+# Reader threads, and the loop that asks how far it is, plan rounds of one stream; one at a time. It is not the stream's
+# own, as a stream is handed to reader processes.
+PLANNING = threading.RLock()
 
 VIEW_SHARES = (0.85, 0.9, 0.95, 1.0, 1.05)  # of the views that go with a pack's positions: what is tried
 
@@ -98,29 +103,36 @@ class Stream:
 
     def __getitem__(self, position) -> PlannedPack:
         """The pack at a global position, its members as (dataset, record)."""
-        number = 0
-        while position >= self._end(number):
-            number += 1
-        return self._round(number)[position - self._ends[number]]
+        with PLANNING:
+            number = self._round_of(position)
+            return self._round(number)[position - self._ends[number]]
 
     def usage(self, number=0) -> tuple[float, float]:
         """Shares of positions and of views that the packs of a round use."""
-        packs = self._round(number)
+        with PLANNING:
+            packs = self._round(number)
         needs = self.mixture.needs_of(np.concatenate([pack.members for pack in packs]))
         return usage(needs, packs, self.capacity)
 
     def records_per_pack(self) -> float:
         """Records that a pack of the first round holds on average."""
-        packs = self._round(0)
+        with PLANNING:
+            packs = self._round(0)
         return sum(len(pack.members) for pack in packs) / len(packs)
 
     def epoch(self, position) -> float:
         """How often the stream has read all records before a global position: rounds, and the share of the last."""
+        with PLANNING:
+            number = self._round_of(position)
+            first, end = self._ends[number : number + 2]
+        return number + (position - first) / (end - first)
+
+    def _round_of(self, position) -> int:
+        """The round that a global position lies in; its end is known then."""
         number = 0
         while position >= self._end(number):
             number += 1
-        first = self._ends[number]
-        return number + (position - first) / (self._ends[number + 1] - first)
+        return number
 
     def _end(self, number):
         """The position behind the last pack of a round."""

@@ -1,5 +1,7 @@
 """Which records stand at which position, and how much a pack should hold."""
 
+from concurrent import futures
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,24 @@ def test_the_stream_depends_on_seed_and_position_alone():
         np.testing.assert_array_equal(a[position].members, found.members)
         np.testing.assert_array_equal(a[position].rows, found.rows)
     assert any(not np.array_equal(a[p].members, other[p].members) for p in range(10))
+
+
+def test_threads_that_ask_at_once_see_the_same_stream():
+    """Reader threads plan rounds while the loop asks for the epoch: a round that two of them added stood twice."""
+    alone = stream_of()
+    ends = [alone._end(number) for number in range(8)]
+    for _ in range(10):
+        together = stream_of()
+        with futures.ThreadPoolExecutor(8) as pool:
+            epochs = list(pool.map(together.epoch, [*ends, *ends]))
+        assert epochs == [*range(1, 9), *range(1, 9)]
+        assert together._ends == [0, *ends, alone._end(8)]
+
+
+def test_an_epoch_is_a_round():
+    stream = stream_of()
+    end = stream._end(0)
+    assert stream.epoch(0) == 0 and stream.epoch(end) == 1 and stream.epoch(end // 2) == (end // 2) / end
 
 
 def test_a_mixture_draws_by_weight_and_goes_through_every_record():
