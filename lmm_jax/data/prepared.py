@@ -11,6 +11,55 @@ from lmm_jax import storage
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.tokenizer import load_tokenizer
 
+OWN = "own"  # what the data of a user are called where a built-in data set has a name
+
+
+def read_about(folder) -> dict:
+    """Contents of a prepared folder's `prepared.json`.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
+    """
+    path = epath.Path(folder) / "prepared.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no prepared data (no prepared.json); run `lmm prepare`")
+    try:
+        about = json.loads(path.read_text())
+        missing = [key for key in ("builder", "template", "tokenizer", "fingerprint", "splits") if key not in about]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; prepare the folder again") from error
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; prepare the folder again")
+    return about
+
+
+def data_set(folder) -> str:
+    """What a prepared folder was made from: the name of a built-in data set, or `OWN` for rows of one's own.
+
+    Raises:
+      FileNotFoundError, ValueError: it is no prepared folder, or a damaged one.
+    """
+    return read_about(folder).get("source", {}).get("dataset", OWN)
+
+
+def folders_of(data) -> list[str]:
+    """The prepared folders that `config.data` names, each once."""
+    return list(dict.fromkeys([str(data.path)] if data.path else [str(path) for path, _ in data.mixture]))
+
+
+def trained_data_set(data) -> str:
+    """The `data_set` that a run was trained on; "" if its folders are not there or not of one data set.
+
+    Args:
+      data: `config.data`.
+    """
+    try:
+        (name,) = {data_set(folder) for folder in folders_of(data)}
+    except (OSError, ValueError):  # no such folder, or not exactly one name
+        return ""
+    return name
+
 
 class Prepared:
     """One split of a prepared folder: random access to its records, with the index in memory.
@@ -26,10 +75,7 @@ class Prepared:
     def __init__(self, folder, split):
         """Raises FileNotFoundError or ValueError, naming what is missing."""
         self.folder, self.split = epath.Path(folder), split
-        about = self.folder / "prepared.json"
-        if not about.exists():
-            raise FileNotFoundError(f"{self.folder} holds no prepared data (no prepared.json); run `lmm prepare`")
-        self.about = _read_about(about)
+        self.about = read_about(self.folder)
         if split not in self.about["splits"]:
             raise ValueError(f"{self.folder} has no split '{split}'; it has {sorted(self.about['splits'])}")
         self.tokenizer = load_tokenizer(self.folder)
@@ -65,17 +111,6 @@ class Prepared:
     def __getitem__(self, record):
         """Record number `record` as stored: id, images (encoded bytes) and turns."""
         return self._source[record]
-
-
-def _read_about(path):
-    try:
-        about = json.loads(path.read_text())
-        missing = [key for key in ("builder", "template", "tokenizer", "fingerprint", "splits") if key not in about]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}; prepare the folder again") from error
-    if missing:
-        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; prepare the folder again")
-    return about
 
 
 def as_turns(record):

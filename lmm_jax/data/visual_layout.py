@@ -176,6 +176,11 @@ class VisualLayout:
         return self.canvas[0] // self.cell, self.canvas[1] // self.cell
 
     @property
+    def valid_scales(self) -> list[int]:
+        """The scales that a view's grid can have, ascending; those that were trained are among them."""
+        return find_reduction(self.reduction).valid(self.size // self.cell)
+
+    @property
     def added(self) -> int:
         """Stacks that the data gives, S."""
         most = max((c * r for c, r in self.tilings), default=0)

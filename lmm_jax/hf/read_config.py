@@ -17,6 +17,7 @@ from lmm_jax.hf.stacking import WORDS, read_stacking
 from lmm_jax.models.encoders import make_encoder
 
 TEMPLATE_KEY = "lmm_jax_template"  # in which we write the template of a model, which no other layout says
+TASK_KEY = "lmm_jax_task"  # and the task that the data of its training belong to, if that is known
 
 
 class LoadError(ValueError):
@@ -27,6 +28,19 @@ def is_model(folder) -> bool:
     """Whether a folder's `config.json` is of a published model, and not that of a workdir of ours."""
     path = epath.Path(folder) / "config.json"
     return path.exists() and "model_type" in read_json(path)
+
+
+def read_task(folder) -> str:
+    """Name of the task that the data of a model's training belong to, as `lmm export` wrote it; "" if there is none.
+
+    Raises:
+      LoadError: what stands there is no name.
+    """
+    keys = Keys(epath.Path(folder) / "config.json")
+    task = keys.get(TASK_KEY, "")
+    if not isinstance(task, str):
+        raise keys.error(f"{TASK_KEY} = {task!r} is no name of a task")
+    return task
 
 
 def read_model_config(folder, vision=None):

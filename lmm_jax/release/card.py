@@ -66,13 +66,14 @@ answer = model.generate(**inputs, mm_encoder_outputs={{"image": features}}, max_
 ```"""
 
 
-def model_card(workdir, config, whole) -> str:
+def model_card(workdir, config, whole, task) -> str:
     """Text of README.md.
 
     Args:
       workdir: what it holds of metrics and evaluations is quoted.
       config: of the run.
       whole: the family that the folder is of, see `hf.write_config.architecture`; None for the original layout.
+      task: name of the task that the data belong to, see `evaluation.tasks`; "" if it is not known.
     """
     model, vision = config.model, config.model.vision
     remote = ", trust_remote_code=True" if whole is not None and whole.code else ""
@@ -105,7 +106,7 @@ def model_card(workdir, config, whole) -> str:
         what=what,
         load=load,
         recipe=_recipe(config),
-        data=_data(config),
+        data=_data(config, task),
         results=_results(workdir),
     )
 
@@ -128,10 +129,12 @@ def _recipe(config):
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _data(config):
+def _data(config, task):
     data = config.data
     folders = [(data.path, 1.0)] if data.path else list(data.mixture)
-    return "\n".join(f"- `{folder}`, weight {weight:g}" for folder, weight in folders) or "Not stored with the run."
+    lines = [f"- `{folder}`, weight {weight:g}" for folder, weight in folders] or ["Not stored with the run."]
+    asked = f"`lmm evaluate --model FOLDER --data DIR` asks the questions of the task `{task}`."
+    return "\n".join([*lines, *(["", asked] if task else [])])
 
 
 def _results(workdir):
@@ -144,7 +147,7 @@ def _results(workdir):
         lines.append(f"Training loss at step {trained[-1]['step']}: {trained[-1]['loss']:.3f}.")
     found = workdir / "evaluation.json"
     for task, by_scale in (json.loads(found.read_text()) if found.exists() else {}).items():
-        kinds = [k for k in next(iter(by_scale.values())) if not k.startswith("n_")]
+        kinds = [k for k in next(iter(by_scale.values())) if "/" in k or not k.startswith("n_")]
         lines += ["", f"| {task}: visual tokens | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
         lines += [f"| {scale} | {' | '.join(f'{m[k]:.3f}' for k in kinds)} |" for scale, m in by_scale.items()]
     return "\n".join(lines) or "Not evaluated."

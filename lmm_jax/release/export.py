@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from lmm_jax import hf, sharding
 from lmm_jax.config import flatten, read_config
+from lmm_jax.data.prepared import trained_data_set
 from lmm_jax.data.tokenizer import load_tokenizer
 from lmm_jax.families import ORIGINAL
 from lmm_jax.hf import safetensors, write_config
 from lmm_jax.hf.names import VOCABULARY, encoder_family, tensors, transformers_name
 from lmm_jax.hf.processor import write_processor
-from lmm_jax.hf.read_config import read_model_config
+from lmm_jax.hf.read_config import TASK_KEY, read_model_config
 from lmm_jax.hf.tokenizer_json import added_ids
 from lmm_jax.release.card import model_card
 from lmm_jax.training.checkpoint import Checkpoints
@@ -68,15 +69,16 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
         raise FileExistsError(f"{folder} is there already; move it away, or name another folder")
     config, tokenizer = read_config(workdir / "config.json"), load_tokenizer(workdir)
     whole = write_config.architecture(config) if layout == "hf" else None
+    task = trained_data_set(config.data)
     partial = folder.parent / f"{folder.name}.partial"
     if partial.exists():  # of an export that was killed
         partial.rmtree()
     partial.mkdir(parents=True)
     try:
-        _describe(partial, config, tokenizer, whole)
+        _describe(partial, config, tokenizer, whole, task)
         _check_read_back(partial, config)
         _write_weights(partial, workdir, config, tokenizer, whole)
-        (partial / "README.md").write_text(model_card(workdir, config, whole))
+        (partial / "README.md").write_text(model_card(workdir, config, whole, task))
         partial.rename(folder)
     except BaseException:
         partial.rmtree()
@@ -85,7 +87,7 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
     return {"files": sorted(path.name for path in folder.iterdir()), "max_logit_difference": difference}
 
 
-def _describe(folder, config, tokenizer, whole):
+def _describe(folder, config, tokenizer, whole, task):
     """Writes everything but weights."""
     if whole is None:
         keys, tower = write_config.original_keys(config)
@@ -99,7 +101,7 @@ def _describe(folder, config, tokenizer, whole):
         write_processor(folder, config, tokenizer, whole)
         for name in whole.code:
             shutil.copyfile(CODE / whole.name / name, folder / name)
-    _write_json(folder / "config.json", keys)
+    _write_json(folder / "config.json", keys | ({TASK_KEY: task} if task else {}))
 
 
 def _check_read_back(folder, config):

@@ -14,6 +14,7 @@ LOGITS = 1e-4  # in float32, of logits of about 1
 PROMPTS = ("What is it?", "Read the text in the picture.")
 SHAPES = ((96, 64), (50, 120))  # of the pictures (width, height)
 NEW_TOKENS = 16
+LENGTH = 4096  # positions that the comparison may take, whatever was trained
 
 
 def require():
@@ -83,6 +84,7 @@ def _in_float32(model):
     config = model.program.config.copy_and_resolve_references()
     with config.unlocked():
         config.model.dtype = "float32"
+        config.data.length = max(config.data.length, LENGTH)
     program = make_program(config, model.program.mesh)
     return Model(program, jax.tree.map(lambda x: x.astype(np.float32), model.params), model.tokenizer)
 

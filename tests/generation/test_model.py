@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import lmm_jax as lmm
 from lmm_jax.data.prepared import Prepared, as_pictures
@@ -64,3 +65,112 @@ def test_what_is_saved_loads_to_the_bit_and_answers_alike(model, pictures, tmp_p
     assert again.generate_ids(*asked, 9, 5) == model.generate_ids(*asked, 9, 5)
     with pytest.raises(FileNotFoundError, match="neither a workdir"):
         lmm.load(tmp_path / "nothing")
+
+
+@pytest.fixture
+def unasked(model, monkeypatch):
+    """The model, which must not run."""
+
+    def never(*_, **__):
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(model, "_generate", never)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("prompt", (None, 5, b"text", "", " ", [5], [{"role": "bot", "content": "x"}], "<image> <image> <image>")),
+        ("images", (5, True, "nothere.png", ["nothere.png"], [[]], [5], np.zeros((4, 4, 3), np.uint8), "", b"no")),
+        ("scale", ("9", "auto", True, 0, -1, 2.5, 16, 10**9, (9,), np.nan, [9])),
+        ("max_new_tokens", (0, -1, True, 2.5, "9", 10**9, [3], (), np.inf)),
+        ("batch_size", (0, -1, True, 2.5, "9", None, [3])),
+        ("truncate", (None, 1, "yes")),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_named_before_the_model_runs(unasked, pictures, name, values):
+    good = {"images": pictures[:1], "prompt": "read all", "scale": 9, "max_new_tokens": 4}
+    for value in values:
+        with pytest.raises((ValueError, OSError), match=name) as caught:
+            unasked.generate(**good | {name: value})
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"^scale='9' \(a str\): valid scales are \[1, 4, 9, 36\]"):
+        unasked.visual_tokens(pictures[0], "9")
+    with pytest.raises(ValueError, match=r"max_new_tokens has 1 entries for 2 prompts"):
+        unasked.generate(None, ["a", "b"], max_new_tokens=[4])
+
+
+def test_a_damaged_picture_is_named(unasked, tmp_path):
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 99).save(whole)
+    (tmp_path / "half.png").write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"^images of prompt 2 of 2: cannot read a picture from .*half.png: "):
+        unasked.generate([whole, tmp_path / "half.png"], ["read all", "read all"])
+
+
+def test_a_prompt_past_the_trained_length_is_refused_with_what_to_do(unasked, pictures):
+    assert unasked.length == 120
+    taken = 120 - unasked.room(pictures[0], "read all", 36)
+    assert taken == 1 + 36 + 2  # the begin, the picture, the words
+    with pytest.raises(ValueError) as caught:
+        unasked.generate(pictures[0], "read all", 36, 120 - taken + 1)
+    assert str(caught.value) == (
+        "prompt takes 39 positions, 36 of them of 1 picture, and 82 new tokens behind it (max_new_tokens), but the "
+        "model was trained on 120 positions (data.length): give fewer pictures, or a smaller scale than 36, or a "
+        "shorter prompt, or max_new_tokens of at most 81"
+    )
+    with pytest.raises(ValueError, match="prompt 2 of 2 takes 147 positions, 144 of them of 4 pictures, and 1 "):
+        unasked.generate([pictures[:1], pictures[:4]], ["read all", "read all"])
+    with pytest.raises(ValueError, match=r"takes \d+ positions and 1 new token behind it .*: give a shorter prompt$"):
+        unasked.generate(prompt="read all " * 80)
+    with pytest.raises(ValueError, match="or nothing else, as truncate=True leaves out whole turns before the last"):
+        unasked.generate(prompt="read all " * 80, truncate=True)
+
+
+def test_an_answer_ends_where_the_trained_length_does(model, pictures, monkeypatch):
+    """Without a number the answer has the room that there is; with one it has exactly that."""
+    monkeypatch.setattr(model, "stop", -1)
+    pair, words = pictures[:2], "read all " * 16
+    room = model.room(pair, words, 36)
+    assert 1 < room < 20
+    asked = []
+    monkeypatch.setattr(model, "_generate", lambda _, batch, scale, max_new_tokens: (
+        asked.append(max_new_tokens) or np.full((len(batch["id"]), max_new_tokens), 5),
+        np.full(len(batch["id"]), max_new_tokens),
+    ))  # fmt: skip
+    assert [len(ids) for ids in model.generate_ids([pair], [words], 36)] == [room]
+    assert [len(ids) for ids in model.generate_ids([pair, []], [words, "a"], 36, [room, 7])] == [room, 7]
+    assert set(asked) == {64, room}
+
+
+def test_truncation_leaves_out_the_oldest_questions(model, pictures, monkeypatch):
+    """What is left is asked as if the rest had never been said; a conversation that fits stays whole."""
+    turns = [
+        *({"role": "user", "content": "<image><image>read all"}, {"role": "assistant", "content": "1 2 3 4 5"}),
+        *({"role": "user", "content": "<image>read all"}, {"role": "assistant", "content": "6 7 8 9 1"}),
+        {"role": "user", "content": "digit at b2?"},
+    ]
+    with pytest.raises(ValueError, match="3 pictures.*or truncate=True, which leaves out the oldest turns"):
+        model.generate(pictures[:3], turns, 36, 4)
+    asked = []
+
+    def see(_, batch, scale, max_new_tokens):
+        asked.append(batch)
+        return np.full((1, max_new_tokens), 5), np.ones(1, int)
+
+    monkeypatch.setattr(model, "_generate", see)
+    model.generate(pictures[:3], turns, 36, 4, truncate=True)
+    jax.tree.map(np.testing.assert_array_equal, asked.pop(), model.batch(pictures[2:3], turns[2:], 36))
+    model.generate(pictures[:3], turns, 9, 4, truncate=True)
+    jax.tree.map(np.testing.assert_array_equal, asked.pop(), model.batch(pictures[:3], turns, 9))
+
+
+def test_a_picture_may_be_a_path_or_bytes(model, pictures, tmp_path):
+    pictures[0].save(tmp_path / "a.png")
+    want = model.generate([pictures[0]], "read all", 9, 5)
+    path = tmp_path / "a.png"
+    for images in (pictures[0], path, str(path), [str(path)], path.read_bytes()):
+        assert model.generate(images, "read all", 9, 5) == want
+    assert model.generate([path, [path]], ["read all"] * 2, 9, 5) == [want, want]
+    assert model.visual_tokens(str(path), 4) == 4
