@@ -1,13 +1,18 @@
 """Pictures of a run; matplotlib is the `plots` extra."""
 
 import json
+import textwrap
 
 import numpy as np
 from etils import epath
 
 from lmm_jax import evaluation
+from lmm_jax.data.conversation import IMAGE_TAG
+from lmm_jax.data.images import open_picture
 from lmm_jax.evaluation.tasks import TASKS
 from lmm_jax.training.metrics import read_metrics
+
+QUESTIONS = 6  # about a picture that `draw_answers` has room for
 
 
 def _axes(rows=1, columns=1, **kwargs):
@@ -51,7 +56,8 @@ def draw_accuracy(results, workdir) -> str:
     for ax, (task, by_scale) in zip(axes[0], results.items(), strict=True):
         scales = sorted(by_scale, key=int)
         top = 1.0
-        for kind in [m for m in by_scale[scales[0]] if not m.startswith("n_")]:
+        # The scores of each kind beside those of all would be too many lines.
+        for kind in [m for m in evaluation.metric_names(by_scale[scales[0]]) if "/" not in m]:
             values = [by_scale[s][kind] for s in scales]
             ax.plot([int(s) for s in scales], values, "o-", label=kind)
             top = max(top, *values)  # a metric of `score_all` may be above 1
@@ -62,31 +68,46 @@ def draw_accuracy(results, workdir) -> str:
     return _save(figure, workdir, "accuracy_vs_tokens.png")
 
 
-def draw_answers(model, data, workdir, task="digits", count=5, split=None) -> str:
-    """Unseen pictures with a question of each kind, the answer at each budget, and the truth; returns the path.
+def draw_answers(model, data, workdir, task="digits", count=5, split=None, scales=None, limit=None) -> str:
+    """Unseen pictures with questions about them, the answer at each budget, and the truth; returns the path.
 
     Args:
       model: that `lmm.load` returned.
       data, split: see `evaluation.evaluate`.
       workdir: folder of `answers.png`.
       task: name in `evaluation.tasks.TASKS`.
-      count: pictures.
+      count: pictures, with `QUESTIONS` questions each; those that `evaluation.ask` leaves out are not drawn.
+      scales: visual tokens of a picture; all trained ones if None.
+      limit: questions of a kind that were evaluated, of which these are some; all if None.
     """
-    examples = evaluation.load_examples(model, task, data, split, limit=count)
-    answers = {scale: evaluation.answer(model, TASKS[task], examples, scale) for scale in model.scales}
-    figure, axes = _axes(1, count, figsize=(3.2 * count, 5.4))
-    for n, ax in enumerate(np.atleast_1d(axes)):
-        of_picture = [i for i, e in enumerate(examples) if e.images is examples[n * len(examples) // count].images]
-        ax.imshow(np.asarray(examples[of_picture[0]].images[0]), interpolation="nearest")
+    scales = scales or model.scales
+    enough = 2 * count * QUESTIONS
+    examples = evaluation.load_examples(model, task, data, split, min(limit or enough, enough))
+    of_pictures = {}  # the questions about the same pictures
+    for question in evaluation.ask(model, TASKS[task], examples, max(scales)):
+        of_pictures.setdefault(tuple(map(id, question.example.images)), []).append(question)
+    shown = [questions[:QUESTIONS] for questions in of_pictures.values()][:count]
+    asked = [question for questions in shown for question in questions]
+    answers = zip(*(evaluation.answer(model, asked, scale) for scale in scales), strict=True)
+    figure, axes = _axes(1, max(1, len(shown)), figsize=(3.2 * max(1, len(shown)), 5.4), squeeze=False)
+    for ax, questions in zip(axes[0], shown, strict=False):
+        for picture in questions[0].example.images[:1]:
+            ax.imshow(np.asarray(open_picture(picture)), interpolation="nearest")
         ax.set_axis_off()
         lines = []
-        for i in of_picture:
-            lines.append(f"{examples[i].question}  truth: {' or '.join(examples[i].answers)}")
-            for scale in model.scales:
-                mark = "+" if answers[scale][i] in examples[i].answers else "-"
-                lines.append(f" {mark} {scale:>3} tokens: {answers[scale][i]}")
-        ax.text(0, -0.04, "\n".join(lines), transform=ax.transAxes, va="top", family="monospace", fontsize=7)
+        for question, said in zip(questions, answers, strict=False):
+            truths = question.example.answers
+            lines.append(_short(question.example.question.replace(IMAGE_TAG, "")))
+            lines.append(f"   truth      {_short(' or '.join(truths))}")
+            for scale, text in zip(scales, said, strict=True):
+                lines.append(f" {'+' if text.strip() in truths else '-'} {scale:>3} tokens {_short(text)}")
+        ax.text(0, -0.04, "\n".join(lines), transform=ax.transAxes, va="top", family="monospace", fontsize=6)
     return _save(figure, workdir, "answers.png")
+
+
+def _short(text):
+    """A text in a line of the picture; matplotlib would read what stands between two dollars as a formula."""
+    return textwrap.shorten(text, 30, placeholder=" …").replace("$", r"\$")
 
 
 def draw_effects(results, folder) -> str:

@@ -63,7 +63,7 @@ def test_evaluate_gives_every_kind_at_every_scale(model):
     assert {"cell", "count", "exists", "largest", "read", "n_read"} <= set(values) and values["n_read"] == 4
     assert all(0 <= values[k] <= 1 for k in ("cell", "read"))
     assert "digits tokens" in evaluation.table(results)
-    with pytest.raises(ConfigError, match="task 'vqa' does not exist; choose from digits, pages"):
+    with pytest.raises(ConfigError, match="task 'vqa' does not exist; choose from digits, pages, own"):
         evaluation.evaluate(model, ("vqa",))
 
 
@@ -78,12 +78,22 @@ def repeats(*answers):
     asked = []
 
     def generate(images, prompt, scale, max_new_tokens):
-        asked.extend(zip(images, prompt, [scale] * len(prompt), [max_new_tokens] * len(prompt), strict=True))
+        asked.extend(zip(images, prompt, [scale] * len(prompt), max_new_tokens, strict=True))
         return [answers[len(asked) - len(prompt) + i] for i in range(len(prompt))]
 
     data = types.SimpleNamespace(path=None, mixture=())
     program = types.SimpleNamespace(config=types.SimpleNamespace(data=data))
-    return types.SimpleNamespace(generate=generate, scales=(9,), program=program, asked=asked)
+    return types.SimpleNamespace(
+        generate=generate,
+        scales=(9,),
+        program=program,
+        asked=asked,
+        task="",
+        length=60,
+        tokenizer=types.SimpleNamespace(encode=str.split),  # a token a word
+        check_scale=lambda scale: scale,
+        room=lambda images, prompt, scale: 60 - scale * len(images) - len(str(prompt).split()),
+    )
 
 
 def test_any_of_several_answers_counts():
@@ -142,7 +152,7 @@ def test_a_mixture_run_is_evaluated_on_the_folder_that_is_named(model, digits_fo
     data = types.SimpleNamespace(path=None, mixture=((str(digits_folder), 1.0), ("elsewhere", 1.0)))
     monkeypatch.setattr(model, "program", types.SimpleNamespace(config=types.SimpleNamespace(data=data)))
     with pytest.raises(ConfigError, match="reads a folder that `lmm prepare .* several: .*, elsewhere; name one"):
-        evaluation.evaluate(model)
+        evaluation.evaluate(model, ("digits",))
     monkeypatch.undo()
     assert evaluation.load_examples(model, "digits", str(digits_folder), limit=1)
 
@@ -152,13 +162,17 @@ def test_a_mixture_run_is_evaluated_on_the_folder_that_is_named(model, digits_fo
     [
         (
             {},
+            "name a task by --tasks, and its folder by --data DIR, since the model does not say what it was trained",
+        ),
+        (
+            {"tasks": ("digits",)},
             "task 'digits' reads a folder .* the model names no folder of data; name one by --data DIR or --data",
         ),
-        ({"data": {"pages": "x"}}, "--data names a folder for pages; the tasks are digits"),
+        ({"tasks": "digits", "data": {"pages": "x"}}, "--data names a folder for pages; the tasks are digits"),
         ({"data": "nowhere"}, r"nowhere holds no prepared data \(no prepared.json\); run `lmm prepare`"),
         ({"data": "DIGITS", "split": "dev"}, r"has no split 'dev'; it has \['test', 'train', 'validation'\]"),
         ({"data": "DIGITS", "limit": 0}, "task 'digits' has no examples in .*, split 'test'; it reads a folder"),
-        ({"tasks": ("vqa",)}, "task 'vqa' does not exist; choose from digits, pages"),
+        ({"tasks": ("vqa",)}, "task 'vqa' does not exist; choose from digits, pages, own"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_answered(digits_folder, arguments, message):
@@ -168,3 +182,73 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_answered(digits_
     with pytest.raises((ConfigError, FileNotFoundError, ValueError), match=message):
         evaluation.evaluate(model, **arguments)
     assert not model.asked
+
+
+def test_the_task_is_that_of_the_data_unless_one_is_named(digits_folder, pages_folder, tmp_path):
+    """Of the folder that is named, of the one that was trained on, or the one that an export remembers."""
+    model = repeats()
+    assert evaluation.find_tasks(model, digits_folder) == ("digits",)
+    assert evaluation.find_tasks(model, {"pages": "here", "own": "there"}) == ("pages", "own")
+    model.task = "own"
+    assert evaluation.find_tasks(model) == ("own",)
+    model.program.config.data.path = str(pages_folder)
+    assert evaluation.find_tasks(model) == ("pages",)
+    about = json.loads((digits_folder / "prepared.json").read_text())
+    (tmp_path / "prepared.json").write_text(json.dumps(about | {"source": {"data": "rows.json"}}))
+    model.program.config.data.path = str(tmp_path)
+    assert evaluation.find_tasks(model) == ("own",)
+    (tmp_path / "prepared.json").write_text(json.dumps(about | {"source": {"dataset": "squares"}}))
+    with pytest.raises(ConfigError, match="since its data are 'squares', which no task is called: digits reads a "):
+        evaluation.find_tasks(model)
+    with pytest.raises(FileNotFoundError, match="nowhere holds no prepared data"):
+        evaluation.find_tasks(model, "nowhere")
+
+
+def test_questions_that_do_not_fit_are_left_out_at_every_scale_and_said(monkeypatch, capsys):
+    short, long = (Example((), " ".join(["word"] * n), ("yes it is", "yes"), "all") for n in (57, 60))
+    monkeypatch.setitem(TASKS, "long", task(lambda *_: [short, long], score=lambda *_: 1.0))
+    model = repeats("yes", "yes")
+    results = evaluation.evaluate(model, ("long",), scales=(9, 1), data="anywhere")
+    assert results == {"long": {scale: {"all": 1.0, "n_all": 1, "n_left_out": 1} for scale in ("9", "1")}}
+    assert [tokens for *_, tokens in model.asked] == [3, 3]  # what there is room for, of the task's four
+    said = capsys.readouterr().err
+    assert "long: 1 of 2 questions with their answers do not fit into the 60 positions that were trained" in said
+    monkeypatch.setitem(TASKS, "long", task(lambda *_: [long], score=lambda *_: 1.0))
+    with pytest.raises(ConfigError, match="task 'long': 1 of 1 questions .*; ask at smaller --scales"):
+        evaluation.evaluate(model, ("long",), data="anywhere")
+
+
+def test_a_task_may_say_how_long_answers_are_and_what_was_said_before(monkeypatch):
+    history = (("system", "Be brief."), ("user", "<image>\nWhat?"), ("assistant", "A cat."))
+    examples = [Example(("a.png",), "Where?", ("here",), "all", history)]
+    about = {
+        "score": lambda *_: 1.0,
+        "max_new_tokens": lambda found, tokenizer: 7 * len(found),
+        "PROMPT": "{question}!",
+    }
+    monkeypatch.setitem(TASKS, "talk", task(lambda *_: examples, **about))
+    model = repeats("here")
+    evaluation.evaluate(model, "talk", data="anywhere")
+    (((picture,), prompt, scale, tokens),) = model.asked
+    assert (picture, scale, tokens) == ("a.png", 9, 7)
+    assert [turn["role"] for turn in prompt] == ["system", "user", "assistant", "user"]
+    assert prompt[1]["content"] == "<image>\nWhat?" and prompt[-1]["content"] == "Where?!"
+
+
+def test_the_scores_of_kinds_stand_in_lines_of_their_own():
+    values = {"exact": 0.5, "choice": 0.25, "n_left_out": 3}
+    values |= {"colour/exact": 1.0, "n_colour": 1200, "n_s/exact": 0.0, "n_n_s": 2}
+    found = evaluation.table({"own": {"1": values, "9": values | {"exact": 0.75}}}).splitlines()
+    assert [line.split() for line in found] == [
+        ["own", "tokens", "exact", "choice"],
+        ["1", "0.500", "0.250"],
+        ["9", "0.750", "0.250"],
+        [],
+        ["tokens", "kind", "questions", "exact", "choice"],
+        *(
+            [scale, *kind]
+            for scale in "19"
+            for kind in (["colour", "1,200", "1.000", "–"], ["n_s", "2", "0.000", "–"])
+        ),
+    ]
+    assert len({len(line) for line in found[:3]}) == len({len(line) for line in found[4:]}) == 1

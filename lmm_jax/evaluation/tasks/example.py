@@ -13,9 +13,12 @@ class Example:
       question: text.
       answers: the true answers, of which any will do.
       kind: kind of question; scores are averaged by kind and reported under its name.
+      history: `(role, text)` pairs, what was said before the question: each question with its answer, perhaps a
+        system turn before them. `<image>` in it and in the question stands for the next picture.
     """
 
     images: tuple[Any, ...]
     question: str
     answers: tuple[str, ...]
     kind: str
+    history: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,82 @@
+"""Questions of a user's own rows: every answered turn, with the true turns before it, scored in several ways."""
+
+import collections
+
+from lmm_jax.data.conversation import IMAGE_TAG
+from lmm_jax.data.prepared import Prepared, as_turns, read_about
+from lmm_jax.evaluation import metrics
+from lmm_jax.evaluation.tasks.example import Example
+
+FILES = "a folder that `lmm prepare --data FILE` wrote"
+SPLIT = "test"
+
+SCORES = {"exact": metrics.exact, "contains": metrics.contains, "anls": metrics.anls}
+NEVER_MORE = 512  # tokens of an answer
+
+
+def max_new_tokens(examples, tokenizer) -> int:
+    """Tokens of the longest true answer and a quarter more, rounded up to a multiple of 16; at most `NEVER_MORE`.
+
+    A model that does not stop is so found to be wrong soon, and a caption is not cut where a word would be enough.
+    """
+    longest = max(len(tokenizer.encode(answer)) for example in examples for answer in example.answers)
+    return min(NEVER_MORE, -(-5 * longest // 64) * 16)
+
+
+def examples(folder, split, limit=None):
+    """The answered user turns of a split's rows, each asked by itself; `limit` of each kind, all if None.
+
+    What was said before a question in its row, a system turn included, is its history, with the true answers. So a
+    question that refers to an earlier one is understood, and no wrong answer spoils the next question. Pictures of
+    later turns are left out. The kind is what the row says, "all" where it says none.
+
+    Raises:
+      FileNotFoundError, ValueError: no prepared folder, or one without the split; the message says how to make it.
+    """
+    splits = read_about(folder)["splits"]
+    if split not in splits:
+        raise ValueError(
+            f"{folder} has no split '{split}' to ask about, only {', '.join(sorted(splits))}: "
+            "`lmm prepare --data FILE --out DIR --test N` keeps N rows for a test, and --split names another split"
+        )
+    data, found = Prepared(folder, split), collections.Counter()
+    for row in range(len(data)):
+        record = data[row]
+        turns, kinds = as_turns(record), [_name(kind) for kind in record["turns"]["kind"]]
+        for n in range(1, len(turns)):
+            (asker, question), (role, truth) = turns[n - 1 : n + 1]
+            kind = kinds[n - 1] or kinds[n] or "all"
+            if (asker, role) != ("user", "assistant") or found[kind] == limit:
+                continue
+            found[kind] += 1
+            seen = sum(text.count(IMAGE_TAG) for said_by, text in turns[:n] if said_by == "user")
+            yield Example(tuple(record["images"][:seen]), question, (truth,), kind, tuple(turns[: n - 1]))
+
+
+def _name(kind):
+    """A row's kind as a part of a metric's name, in which a slash parts it from the score."""
+    return kind.decode().replace("/", "-")
+
+
+def score_all(pairs) -> dict:
+    """Means of `SCORES`, over all answers and, where rows have kinds, as "KIND/score" over those of each kind.
+
+    "choice" is the share of right letters among the questions whose true answer is the letter of a choice; it is
+    there if there are such questions.
+    """
+    kinds = sorted({example.kind for example, _ in pairs})
+    found = _means(pairs)
+    for kind in kinds if kinds != ["all"] else ():
+        of_kind = _means([pair for pair in pairs if pair[0].kind == kind])
+        found |= {f"{kind}/{name}": value for name, value in of_kind.items()}
+    return found
+
+
+def _means(pairs):
+    found = {name: _mean(score, pairs) for name, score in SCORES.items()}
+    choices = [(example, answer) for example, answer in pairs if all(map(metrics.is_choice, example.answers))]
+    return found | ({"choice": _mean(metrics.choice, choices)} if choices else {})
+
+
+def _mean(score, pairs):
+    return sum(score(answer, example.answers) for example, answer in pairs) / len(pairs)
