@@ -122,8 +122,10 @@ def _parser(datasets, tasks):
 
     sub = verb(_evaluate, "score a model at each number of visual tokens")
     _model_argument(sub)
-    told = "; ".join(["tasks (default: digits)", *(f"{name} reads {files}" for name, files in tasks.items())])
-    sub.add_argument("--tasks", default="digits", metavar="A,B", help=told)
+    told = "; ".join(
+        ["tasks (default: that of the data trained on)", *(f"{name} reads {files}" for name, files in tasks.items())]
+    )
+    sub.add_argument("--tasks", metavar="A,B", help=told)
     sub.add_argument(
         "--scales",
         default="all",
@@ -133,18 +135,19 @@ def _parser(datasets, tasks):
     told = "folder of the tasks, or one of each: --data digits=DIR,pages=DIR (default: the one trained on)"
     sub.add_argument("--data", metavar="DIR|TASK=DIR,…", help=told)
     sub.add_argument("--split", metavar="NAME", help="split of the folder (default: the task's own, mostly test)")
-    sub.add_argument("--limit", type=int, metavar="N", help="questions of each kind (default: all)")
+    sub.add_argument("--limit", type=_count, metavar="N", help="questions of each kind (default: all)")
+    told = "folder of the results as JSON and as plots (default: that of the model)"
+    sub.add_argument("--out", metavar="DIR", help=told)
 
     sub = verb(_generate, "answer a question about pictures")
     _model_argument(sub)
     sub.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures")
     sub.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
     sub.add_argument(
-        "--scale", type=int, metavar="N", help="visual tokens of a picture (default: the largest number trained)"
+        "--scale", type=_count, metavar="N", help="visual tokens of a picture (default: the largest number trained)"
     )
-    sub.add_argument(
-        "--max-new-tokens", type=int, default=64, metavar="N", help="most tokens of an answer (default: 64)"
-    )
+    told = "most tokens of an answer (default: 64, or what the length that was trained leaves)"
+    sub.add_argument("--max-new-tokens", type=_count, metavar="N", help=told)
 
     sub = verb(_export, "write a trained model as a folder that transformers or LLaVA's own code loads")
     sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
@@ -292,15 +295,21 @@ def _evaluate(args):
     from lmm_jax.generation.model import load
     from lmm_jax.tools import plots
 
-    folder = args.workdir or args.model
-    model = load(folder, allow_pickle=args.allow_pickle)
-    scales = model.scales if args.scales == "all" else tuple(_integer("--scales", s) for s in args.scales.split(","))
-    tasks, data = args.tasks.split(","), _folders(args.data)
+    folder, data = args.workdir or args.model, _folders(args.data)
+    scales = None if args.scales == "all" else [_integer("--scales", s) for s in args.scales.split(",")]
+    model, out = load(folder, allow_pickle=args.allow_pickle), args.out or folder
+    tasks = args.tasks.split(",") if args.tasks else evaluation.find_tasks(model, data)
     results = evaluation.evaluate(model, tasks, scales, data, args.limit, args.split)
-    evaluation.save_results(results, os.path.join(folder, "evaluation.json"))
     print(evaluation.table(results))
-    _draw(lambda: plots.draw_accuracy(results, folder))
-    _draw(lambda: plots.draw_answers(model, data, folder, tasks[0], split=args.split))
+    try:
+        evaluation.save_results(results, os.path.join(out, "evaluation.json"))
+    except OSError as error:  # what took hours to find out has been said by now
+        if args.json:
+            print(json.dumps(results))
+        raise OSError(f"the results above are not saved: {error}; name a folder for them by --out DIR") from error
+    _draw(lambda: plots.draw_accuracy(results, out))
+    shown = {"split": args.split, "scales": scales, "limit": args.limit}
+    _draw(lambda: plots.draw_answers(model, data, out, tasks[0], **shown))
     return results
 
 
@@ -321,7 +330,9 @@ def _generate(args):
 
     hosts.refuse("lmm generate")
     from lmm_jax.generation.model import load
+    from lmm_jax.generation.prompts import read_pictures, read_sizes
 
+    read_sizes("--image", read_pictures("--image", args.image))  # before minutes are spent on loading
     model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
     begin = time.monotonic()
     text = model.generate(args.image, args.prompt, args.scale, args.max_new_tokens)
@@ -429,10 +440,20 @@ def _bench(args):
 
 
 def _draw(draw):
+    """Draws, or says why not: what is drawn was printed or saved before."""
     try:
         print(draw())
     except ImportError as error:
         print(f"not drawn: {error}; pip install 'lmm_jax[plots]'")
+    except OSError as error:
+        print(f"not drawn: {error}")
+
+
+def _count(text):
+    """The type of an argument that counts something, for argparse: a whole number of 1 or more."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"a whole number of 1 or more is valid, not '{text}'")
+    return int(text)
 
 
 def _integer(flag, text):

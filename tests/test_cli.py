@@ -2,15 +2,20 @@
 
 import json
 import pathlib
+import types
 
 import pytest
 
-from lmm_jax import cli
+from lmm_jax import cli, evaluation
 from lmm_jax.data.prepared import Prepared
+from lmm_jax.generation import model
+from lmm_jax.tools import plots
 from lmm_jax.training import loop
 
 TRAIN = ("train", "--workdir", "w", "--config")
 DATASET = ("prepare", "--dataset", "digits", "--out", "x")
+GENERATE = ("generate", "--workdir", "w", "--prompt", "x")
+WRONG_COUNTS = ("abc", "0", "-1", "2.5", "")
 DIGITS = str(pathlib.Path(__file__).parents[1] / "configs/digits.py")
 
 
@@ -87,7 +92,12 @@ def test_train_evaluate_generate(capsys, tiny_args, tmp_path, digits_folder):
     found = json.loads(out.splitlines()[-1])
     assert {"model.safetensors", "config.json", "README.md"} <= set(found["files"])
     assert found["max_logit_difference"] is None
-    assert "| 9 |" in (out_folder / "README.md").read_text()  # the evaluation's table
+    card = (out_folder / "README.md").read_text()
+    assert "| 9 |" in card and "the questions of the task `digits`" in card  # the evaluation's table, and its task
+    code, _, err = run(capsys, "evaluate", "--model", out_folder)
+    assert (
+        code == 2 and "task 'digits' reads a folder that `lmm prepare --dataset digits` wrote, and the model" in err
+    )
     code, out, _ = run(capsys, "show", "params", "--model", out_folder)
     assert code == 0 and "post_layernorm" in out and "follows the last block" in out
 
@@ -119,6 +129,12 @@ def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
         ([*TRAIN, "nowhere.py"], "no config file nowhere.py"),
         ([*TRAIN, f"{DIGITS}:data=nowhere"], "run `lmm prepare`"),
         (["evaluate", "--workdir", "nowhere"], "neither a workdir of `lmm train`"),
+        (["evaluate", "--workdir", "nowhere", "--scales", "9,x"], "--scales: expected whole numbers"),
+        (
+            ["generate", "--workdir", "w", "--prompt", "x", "--image", "nothere.png"],
+            "--image[0]: no file nothere.png",
+        ),
+        (["generate", "--workdir", "w", "--prompt", "x", "--image", DIGITS], "--image: cannot read a picture from"),
         (["export", "--workdir", "w", "--out", "x"], "w is no workdir"),
         (["show", "params"], "needs one of --config, --workdir and --model"),
         (["prepare", "--data", "nowhere.json", "--out", "x"], "no file nowhere.json"),
@@ -169,12 +185,36 @@ def test_refusals_are_one_sentence_and_code_2(capsys, args, message):
         ["prepare", "--dataset", "mnist", "--out", "x"],
         ["prepare", "--out", "x"],
         [*DATASET, "--data", "x"],
+        *([*GENERATE, flag, bad] for flag in ("--scale", "--max-new-tokens") for bad in WRONG_COUNTS),
+        ["evaluate", "--workdir", "w", "--limit", "0"],
     ],
 )
-def test_usage_errors_exit_with_2(args):
+def test_usage_errors_exit_with_2(capsys, args):
     with pytest.raises(SystemExit) as exit:
         cli.main(args)
     assert exit.value.code == 2
+    assert ("a whole number of 1 or more is valid" in capsys.readouterr().err) == (args[-1] in WRONG_COUNTS)
+
+
+def test_results_are_printed_although_they_cannot_be_saved(capsys, monkeypatch, tmp_path):
+    """A folder stands in the place of the file; a plot that cannot be written says so, and ends nothing."""
+    results = {"digits": {"9": {"read": 0.5, "n_read": 2}}}
+    monkeypatch.setattr(model, "load", lambda *_, **__: types.SimpleNamespace(scales=(9,)))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: results)
+
+    def fails(*_, **__):
+        raise PermissionError(13, "Permission denied", "plot.png")
+
+    monkeypatch.setattr(plots, "draw_accuracy", fails)
+    monkeypatch.setattr(plots, "draw_answers", fails)
+    args = ["evaluate", "--workdir", tmp_path, "--tasks", "digits", "--json"]
+    (tmp_path / "evaluation.json").mkdir()
+    code, out, err = run(capsys, *args)
+    assert code == 2 and "0.500" in out and json.loads(out.splitlines()[-1]) == results
+    assert "the results above are not saved: " in err and "name a folder for them by --out DIR" in err
+    code, out, err = run(capsys, *args, "--out", tmp_path / "elsewhere")
+    assert code == 0 and out.count("not drawn: [Errno 13]") == 2 and json.loads(out.splitlines()[-1]) == results
+    assert json.loads((tmp_path / "elsewhere/evaluation.json").read_text()) == results
 
 
 def test_data_of_evaluate_is_a_folder_or_one_for_each_task():
