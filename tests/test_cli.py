@@ -112,7 +112,7 @@ def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
     assert code == 0 and json.loads(out.splitlines()[-1]) == {"path": str(page)}
     text = page.read_text()
     assert text.count('class="pack"') == 2 and "data:image/png" in text
-    assert "<!doctype html>" in text and "read all" in text
+    assert "<!doctype html>" in text and "positions of padding" in text  # see tools/test_batch_page.py
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ import numpy as np
 
 from lmm_jax.data.packing import Capacity, Needs, PlannedPack, fits, plan_packs, usage
 
-# Reader threads, and the loop that asks how far it is, plan rounds of one stream; one at a time. It is not the stream's
-# own, as a stream is handed to reader processes.
+# Reader threads, and the loop that asks how far it is, plan rounds of one stream; one at a time. It is not the
+# stream's own, as a stream is handed to reader processes.
 PLANNING = threading.RLock()
 
 VIEW_SHARES = (0.85, 0.9, 0.95, 1.0, 1.05)  # of the views that go with a pack's positions: what is tried

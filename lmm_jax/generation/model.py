@@ -26,14 +26,15 @@ from lmm_jax.generation.prompts import (
 )
 from lmm_jax.hf.load import load_params, stored_dtype
 from lmm_jax.hf.read_config import is_model, read_model_config, read_task
-from lmm_jax.training.checkpoint import Checkpoints
+from lmm_jax.training.checkpoint import Checkpoints, saved_steps
+from lmm_jax.training.memory import check_params
 from lmm_jax.training.state import abstract_params, make_program
 
 NEW_TOKENS = 64  # of an answer, where nothing else is asked for
 BUCKET = 32  # prompts are padded to multiples of this, long ones to coarser steps, so that few programs are compiled
 
 
-def load(path, vision=None, allow_pickle=False):
+def load(path, vision=None, allow_pickle=False, note=lambda memory: None):
     """Loads a model onto whatever devices are here.
 
     Args:
@@ -42,10 +43,12 @@ def load(path, vision=None, allow_pickle=False):
         stored in two bytes are bfloat16, others float32.
       vision: folder of the vision tower, for a folder that neither holds nor names it.
       allow_pickle: see `hf.safetensors.Folder`.
+      note: called with the `training.memory.Memory` of the parameters before they are read.
 
     Raises:
       FileNotFoundError: it is neither.
-      ValueError: no checkpoint is sound, or tensors or keys of the folder do not fit; the message lists them.
+      ValueError: the parameters cannot fit the memory that is free, which is known before they are read; no
+        checkpoint is sound, or tensors or keys of the folder do not fit; the message lists them.
     """
     path = epath.Path(path)
     if not (path / "config.json").exists():
@@ -55,12 +58,17 @@ def load(path, vision=None, allow_pickle=False):
         config = read_model_config(path, vision)
         tokenizer = load_tokenizer(path, families.DECODERS[config.model.families.decoder].tokenizer)
         program = make_program(config, _mesh(config))
-        abstract = abstract_params(program, stored_dtype(path, allow_pickle))
+        dtype = stored_dtype(path, allow_pickle)
+        note(check_params(program, dtype))
+        abstract = abstract_params(program, dtype)
         params, table = load_params(path, config.model, abstract, vision, allow_pickle)
         task = read_task(path)
     else:
         config, tokenizer = read_config(path / "config.json"), load_tokenizer(path)
+        if not saved_steps(path):
+            raise ValueError(f"{path} holds no checkpoint; did its run save a step?")
         program = make_program(config, _mesh(config))
+        note(check_params(program))
         params, _ = Checkpoints(path).restore_params(abstract_params(program))
     return Model(program, params, tokenizer, table, task)
 

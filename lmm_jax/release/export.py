@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lmm_jax import hf, sharding
 from lmm_jax.config import flatten, read_config
+from lmm_jax.data.conversation import check_template
 from lmm_jax.data.prepared import trained_data_set
 from lmm_jax.data.tokenizer import load_tokenizer
 from lmm_jax.families import ORIGINAL
@@ -27,7 +28,7 @@ from lmm_jax.hf.processor import write_processor
 from lmm_jax.hf.read_config import TASK_KEY, read_model_config
 from lmm_jax.hf.tokenizer_json import added_ids
 from lmm_jax.release.card import model_card
-from lmm_jax.training.checkpoint import Checkpoints
+from lmm_jax.training.checkpoint import Checkpoints, saved_steps
 from lmm_jax.training.state import abstract_params, make_program
 
 LAYOUTS = ("hf", ORIGINAL.name)
@@ -68,6 +69,9 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; move it away, or name another folder")
     config, tokenizer = read_config(workdir / "config.json"), load_tokenizer(workdir)
+    check_template(tokenizer, config.data.template)
+    if not saved_steps(workdir):
+        raise ValueError(f"{workdir} holds no checkpoint; did its run save a step?")
     whole = write_config.architecture(config) if layout == "hf" else None
     task = trained_data_set(config.data)
     partial = folder.parent / f"{folder.name}.partial"

@@ -88,8 +88,8 @@ def check_params(program, dtype=None):
     memory = of_params(program, dtype)
     if not memory.fits:
         raise ValueError(
-            f"this model cannot fit: {memory}. Load it in bfloat16 (dtype), on more devices (mesh.fsdp), or use a "
-            "smaller one; `lmm compile --step decode` says what it takes on a TPU slice"
+            f"this model cannot fit: {memory}. Load it where more devices are, or use a smaller one; `lmm compile "
+            "--step decode` says what it takes on a TPU slice"
         )
     return memory
 

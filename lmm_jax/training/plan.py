@@ -10,6 +10,7 @@ from etils import epath
 
 from lmm_jax import sharding, storage
 from lmm_jax.config import ConfigError, check, flatten, read_config, visual_layout
+from lmm_jax.data.conversation import check_template
 from lmm_jax.data.pipeline import Packs
 from lmm_jax.hf.read_config import is_model
 from lmm_jax.training import memory, metrics, start
@@ -61,6 +62,7 @@ def make_plan(config, workdir) -> Plan:
     metrics.check_extras(config.log)
     packs = _open_packs(config, config.data.train, shuffle=True)
     _check_vocabulary(config, packs)
+    check_template(packs.tokenizer, config.data.template)
     validation = _open_validation(config, packs)
     step = next(iter(saved_steps(workdir)), 0)
     if step:

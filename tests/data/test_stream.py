@@ -28,7 +28,7 @@ def test_threads_that_ask_at_once_see_the_same_stream():
     """Reader threads plan rounds while the loop asks for the epoch: a round that two of them added stood twice."""
     alone = stream_of()
     ends = [alone._end(number) for number in range(8)]
-    for _ in range(10):
+    for _ in range(3):
         together = stream_of()
         with futures.ThreadPoolExecutor(8) as pool:
             epochs = list(pool.map(together.epoch, [*ends, *ends]))

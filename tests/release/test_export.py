@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 import lmm_jax as lmm
 from lmm_jax import sharding
-from lmm_jax.config import ConfigError, read_config
+from lmm_jax.config import ConfigError, check, read_config
 from lmm_jax.hf.read_config import LoadError
 from lmm_jax.release import export as exporter
 from lmm_jax.training.checkpoint import Checkpoints
@@ -126,7 +126,7 @@ def test_a_run_starts_from_the_parts_of_others(exported, tmp_path):
     assert "init.vision=" in lines[0] and "loaded" in lines[0] and "of the language part" in lines[0]
     config.init["from"] = str(workdir)
     with pytest.raises(ConfigError, match="init.from and init.vision, init.language are both set"):
-        start(make_program(config, program.mesh), fresh)
+        check(config)
 
 
 def test_a_model_that_transformers_has_no_place_for_is_refused(trained, tmp_path):
