@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import typing
 
 import numpy as np
 
@@ -14,6 +15,20 @@ IMAGE_TAG = "<image>"
 TOO_LONG = ("cut", "refuse")  # policies of `truncate`
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+
+
+class Turn(typing.NamedTuple):
+    """A turn of a conversation.
+
+    Attributes:
+      role: as in `ROLES`.
+      text: what is said; `<image>` in a user's stands for the next picture.
+      in_loss: whether an answer is trained on, or only read; of the other roles nothing is.
+    """
+
+    role: str
+    text: str
+    in_loss: bool = True
 
 
 def find_template(name) -> Prompt:
@@ -122,8 +137,8 @@ class Encoded:
 
     Attributes:
       ids: `[n]` int32, `IMAGE` for each picture.
-      supervised: `[n]` bool, answers and what ends them.
-      turn_ends: `[answers]` int64, where each answer ends: `ids[:end]` is a whole conversation.
+      supervised: `[n]` bool, answers that are trained on, and what ends them.
+      turn_ends: `[answers]` int64, where each answer that is trained on ends: `ids[:end]` is a whole conversation.
     """
 
     ids: np.ndarray
@@ -143,10 +158,10 @@ def encode(turns, tokenizer, template) -> Encoded:
     spelled out.
 
     Args:
-      turns: `(role, text)` pairs, roles as in `ROLES`. User and assistant alternate; a system turn may come before
-        and takes the place of the template's system prompt; a last user turn is left open, for the model to answer.
-        `<image>` in a user's text stands for the next picture. A single one is moved to the front of its turn, on a
-        line of its own, as the checkpoints were trained (not in "qa"); several stay where they are.
+      turns: `Turn`s, or `(role, text)` pairs. User and assistant alternate; a system turn may come before and takes
+        the place of the template's system prompt; a last user turn is left open, for the model to answer. A single
+        `<image>` is moved to the front of its turn, on a line of its own, as the checkpoints were trained (not in
+        "qa"); several stay where they are.
       tokenizer: a `Tokenizer`.
       template: a name that `find_template` knows.
 
@@ -155,11 +170,11 @@ def encode(turns, tokenizer, template) -> Encoded:
         empty answer.
     """
     form = find_template(template)
-    system, turns = _check_turns(turns, template)
+    system, turns = _check_turns([Turn(*turn) for turn in turns], template)
     head, slot, tail = form.opening.partition(SYSTEM)
     before = [*tokenizer.markup(head), system if slot else "", *tokenizer.markup(tail)]
     ids, ends, prompt = [tokenizer.bos], [], []
-    for role, text in turns:
+    for role, text, _ in turns:
         if role == "user":
             prompt.append(_join([*before, *_user_items(text, form), *tokenizer.markup(form.user[1])]))
             before = tokenizer.markup(form.user[0])
@@ -171,11 +186,12 @@ def encode(turns, tokenizer, template) -> Encoded:
     else:
         encoded = tokenizer.encode_items(items)
     rest, supervised = iter(encoded), [False]
-    for (role, _), turn in zip(turns, prompt, strict=True):
+    for (role, _, in_loss), turn in zip(turns, prompt, strict=True):
         new = [i for _ in turn for i in next(rest)]
         ids += new
-        supervised += [role == "assistant"] * len(new)
-        if role == "assistant":
+        trained = role == "assistant" and in_loss
+        supervised += [trained] * len(new)
+        if trained:
             ends.append(len(ids))
     return Encoded(np.array(ids, np.int32), np.array(supervised), np.array(ends, np.int64))
 
@@ -184,7 +200,7 @@ def _check_turns(turns, template):
     """The system prompt, and the other turns with our names for their roles."""
     form = find_template(template)
     system, named = form.system, []
-    for number, (role, text) in enumerate(turns, start=1):
+    for number, (role, text, in_loss) in enumerate(turns, start=1):
         if role not in ROLES:
             raise ValueError(f"turn {number}: unknown role '{role}'; known are {', '.join(ROLES)}")
         role, expected = ROLES[role], ("user", "assistant")[len(named) % 2]
@@ -197,10 +213,10 @@ def _check_turns(turns, template):
         elif role == "assistant" and not text.strip():
             raise ValueError(f"turn {number}: empty answer")
         else:
-            named.append((role, text))
+            named.append(Turn(role, text, in_loss))
     if not named:
         raise ValueError("a conversation without turns")
-    if form.captions and (len(named) > 2 or IMAGE_TAG not in named[0][1]):
+    if form.captions and (len(named) > 2 or IMAGE_TAG not in named[0].text):
         raise ValueError(f"template '{template}' takes one turn with a picture, and its caption")
     return system, named
 
@@ -235,10 +251,11 @@ def truncate(encoded, visual_lengths, max_length, policy) -> Encoded:
       encoded: an `Encoded`.
       visual_lengths: positions of each picture, in order of appearance.
       max_length: positions that the sample may take, pictures included.
-      policy: "cut" at the last end of an answer that fits, or "refuse".
+      policy: "cut" at the last end of an answer that fits and is trained on, or "refuse".
 
     Returns:
-      `encoded` up to its last answer, or to an earlier one; `images` says how many pictures are left.
+      `encoded` up to its last answer that is trained on, or to an earlier one; `images` says how many pictures are
+      left.
 
     Raises:
       ValueError: tags that do not match the pictures, too long and not to be cut, no answer that ends early enough,
@@ -249,7 +266,7 @@ def truncate(encoded, visual_lengths, max_length, policy) -> Encoded:
     if len(visual_lengths) != encoded.images:
         raise ValueError(f"{encoded.images} <image> tags in the text, {len(visual_lengths)} pictures")
     if not len(encoded.turn_ends):
-        raise ValueError("no supervised token: the sample has no answer")
+        raise ValueError("no supervised token: the sample has no answer that is trained on")
     width = np.ones(len(encoded.ids), np.int64)
     width[encoded.ids == IMAGE] = visual_lengths
     positions = np.cumsum(width)  # positions[n - 1]: what the first n ids take

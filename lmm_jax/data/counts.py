@@ -1,7 +1,8 @@
 """What the records of a prepared split take, from its index alone.
 
 The index (`lmm_jax.data.prepare.index`) lists the answers of all records one after the other, and their pictures
-likewise; offsets say where a record's own begin. Everything said of an answer counts from the start of its record:
+likewise; offsets say where a record's own begin. Answers that are not trained on are not among them. Everything said
+of an answer counts from the start of its record:
 
     record             0             1      2    3
     turn_offsets       0             2      3    3            5     record 2 has no answer

@@ -121,7 +121,7 @@ class PackLayout:
         """Copies of one conversation, one for each of `scales`.
 
         Args:
-          turns: `(role, text)` pairs.
+          turns: `Turn`s, or `(role, text)` pairs.
           sizes: `(width, height)` of the pictures that come with them, pixels.
           tokenizer: a `Tokenizer`.
           scales: some of the layout's scales; bit i of a loss group is the layout's scale number i.

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from lmm_jax import storage
+from lmm_jax.data.conversation import Turn
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.tokenizer import load_tokenizer
 
@@ -114,9 +115,15 @@ class Prepared:
 
 
 def as_turns(record):
-    """`(role, text)` pairs of a stored record; TFDS hands a sequence of dicts back as a dict of sequences."""
+    """The `Turn`s of a stored record; TFDS hands a sequence of dicts back as a dict of sequences."""
     turns = record["turns"]
-    return [(role.decode(), text.decode()) for role, text in zip(turns["role"], turns["text"], strict=True)]
+    in_loss = turns.get(
+        "in_loss", [True] * len(turns["role"])
+    )  # folders of before lack it: all answers are trained on
+    return [
+        Turn(role.decode(), text.decode(), bool(trained))
+        for role, text, trained in zip(turns["role"], turns["text"], in_loss, strict=True)
+    ]
 
 
 def as_pictures(record):

@@ -7,6 +7,7 @@ from lmm_jax import families
 from lmm_jax.data.conversation import (
     IMAGE,
     STRUCTURAL,
+    Turn,
     check_template,
     encode,
     find_template,
@@ -316,3 +317,34 @@ def test_an_open_turn_at_the_end_falls_to_the_cut(llama_like):
     encoded = encode([*ROUNDS, ("user", "and?")], llama_like, "vicuna_v1")
     cut = truncate(encoded, [1], 2 * len(encoded.ids), "refuse")
     assert len(cut.ids) == encoded.turn_ends[-1]
+
+
+def silent(n, turns):
+    """`turns`, of which number `n` is out of the loss."""
+    return [Turn(role, text, i != n) for i, (role, text) in enumerate(turns)]
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "llama_2", "qa"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_answer_out_of_the_loss_is_read_and_not_trained_on(llama_like, template, n):
+    """It changes no id, supervises nothing, and is no place to end at."""
+    whole, encoded = encode(ROUNDS, llama_like, template), encode(silent(n, ROUNDS), llama_like, template)
+    np.testing.assert_array_equal(encoded.ids, whole.ids)
+    expected, begin = whole.supervised.copy(), [0, *whole.turn_ends][n // 2]
+    expected[begin : whole.turn_ends[n // 2]] = False
+    np.testing.assert_array_equal(encoded.supervised, expected)
+    np.testing.assert_array_equal(encoded.turn_ends, np.delete(whole.turn_ends, n // 2))
+    pictures = [1] * encoded.images
+    cut = truncate(encoded, pictures, len(encoded.ids), "refuse")
+    assert len(cut.ids) == encoded.turn_ends[-1], "what follows the last answer that is trained on is dropped"
+    if n == 1:  # a cut may not leave the first answer alone, of which nothing is supervised
+        with pytest.raises(ValueError, match="no supervised token is left"):
+            truncate(encoded, pictures, int(encoded.turn_ends[-1]) - 1, "cut")
+
+
+def test_a_conversation_that_is_out_of_the_loss_trains_nothing(llama_like):
+    turns = [Turn(role, text, False) for role, text in ROUNDS]
+    encoded = encode(turns, llama_like, "vicuna_v1")
+    assert not encoded.supervised.any() and not len(encoded.turn_ends)
+    with pytest.raises(ValueError, match="no answer that is trained on"):
+        truncate(encoded, [1] * encoded.images, 1000, "cut")

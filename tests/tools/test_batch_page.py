@@ -85,7 +85,7 @@ def test_a_page_of_digits_shows_rows_records_and_what_is_supervised(tiny, tmp_pa
         for card in cards:
             record = int(re.search(r"record (\d+)", card.text)[1])
             turns = as_turns(data[record])
-            asked, answered = ([text for role, text in turns if role == name] for name in ("user", "assistant"))
+            asked, answered = ([t.text for t in turns if t.role == name] for name in ("user", "assistant"))
             assert data[record]["id"].decode() in card.text
             assert texts(card, "s") == [f" {answer}</s>" for answer in answered]
             assert [text.strip() for text in texts(card, "r")[1:]] == asked[1:]

@@ -2,7 +2,8 @@
 
 Records have different numbers of turns and pictures, so both are stored flat with offsets:
 
-    turn_offsets     [records + 1]  the answers of record i are entries turn_offsets[i] … turn_offsets[i + 1] - 1 of
+    turn_offsets     [records + 1]  the answers of record i that are trained on are entries turn_offsets[i] …
+                                    turn_offsets[i + 1] - 1 of
     turn_tokens      [answers]      text tokens from the record's start to the end of this answer, without pictures
     turn_supervised  [answers]      supervised tokens up to there
     turn_images      [answers]      pictures up to there

@@ -6,6 +6,7 @@ Its `SequentialWriter` stores examples as they come, in source order, with nothi
 
 import itertools
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
@@ -20,6 +21,7 @@ FEATURES = {
             "role": tfds.features.Text(),
             "text": tfds.features.Text(),
             "kind": tfds.features.Text(),  # of question, to evaluate by; empty in general
+            "in_loss": tfds.features.Scalar(np.bool_),  # whether an answer is trained on; true where it is not said
         }
     ),
 }
@@ -47,6 +49,11 @@ def write_records(folder, name, splits, rows) -> str:
     writer = tfds.core.SequentialWriter(info, ROWS_PER_SHARD, file_format="array_record")
     writer.initialize_splits(list(splits))
     for split, run in itertools.groupby(rows, key=lambda row: row[0]):  # each call writes the description anew
-        writer.add_examples({split: (record for _, record in run)})
+        writer.add_examples({split: (_complete(record) for _, record in run)})
     writer.close_all()
     return info.full_name
+
+
+def _complete(record):
+    """A record with what its turns leave unsaid."""
+    return record | {"turns": [{"in_loss": True, **turn} for turn in record["turns"]]}

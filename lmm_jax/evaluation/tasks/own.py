@@ -28,7 +28,8 @@ def examples(folder, split, limit=None):
 
     What was said before a question in its row, a system turn included, is its history, with the true answers. So a
     question that refers to an earlier one is understood, and no wrong answer spoils the next question. Pictures of
-    later turns are left out. The kind is what the row says, "all" where it says none.
+    later turns are left out. An answer that the row takes out of the loss is history alone. The kind is what the row
+    says, "all" where it says none.
 
     Raises:
       FileNotFoundError, ValueError: no prepared folder, or one without the split; the message says how to make it.
@@ -44,13 +45,14 @@ def examples(folder, split, limit=None):
         record = data[row]
         turns, kinds = as_turns(record), [_name(kind) for kind in record["turns"]["kind"]]
         for n in range(1, len(turns)):
-            (asker, question), (role, truth) = turns[n - 1 : n + 1]
+            asked, answered = turns[n - 1 : n + 1]
             kind = kinds[n - 1] or kinds[n] or "all"
-            if (asker, role) != ("user", "assistant") or found[kind] == limit:
+            if (asked.role, answered.role) != ("user", "assistant") or not answered.in_loss or found[kind] == limit:
                 continue
             found[kind] += 1
-            seen = sum(text.count(IMAGE_TAG) for said_by, text in turns[:n] if said_by == "user")
-            yield Example(tuple(record["images"][:seen]), question, (truth,), kind, tuple(turns[: n - 1]))
+            seen = sum(turn.text.count(IMAGE_TAG) for turn in turns[:n] if turn.role == "user")
+            history = tuple((turn.role, turn.text) for turn in turns[: n - 1])
+            yield Example(tuple(record["images"][:seen]), asked.text, (answered.text,), kind, history)
 
 
 def _name(kind):

@@ -127,7 +127,7 @@ def test_rows_are_stored_in_source_order_with_their_index(folder, tmp_path):
         names = item.get("image", [])
         assert list(data[n]["images"]) == [(folder / name).read_bytes() for name in names]
         asked = [({"human": "user", "gpt": "assistant"}[t["from"]], t["value"]) for t in item["conversations"]]
-        assert as_turns(data[n]) == asked
+        assert [turn[:2] for turn in as_turns(data[n])] == asked
         sizes += [picture.size for picture in as_pictures(data[n])]
         encoded = encode(asked, data.tokenizer, "vicuna_v1")
         tokens.append(len(encoded.ids) - encoded.images)

@@ -3,11 +3,13 @@
 import tensorflow_datasets as tfds
 
 from lmm_jax.data.prepare import records
+from lmm_jax.data.prepared import as_turns
 
 
 def record(n):
-    """Of `n % 3` pictures and `n % 4` turns."""
-    turns = [{"role": "user", "text": f"turn {k} of {n} ☃", "kind": "kind" * (k % 2)} for k in range(n % 4)]
+    """Of `n % 3` pictures and `n % 5` turns, of which the fourth is out of the loss."""
+    turns = [{"role": "user", "text": f"turn {k} of {n} ☃", "kind": "kind" * (k % 2)} for k in range(n % 5)]
+    turns[3:] = [turn | {"in_loss": False} for turn in turns[3:]]
     return {"id": f"row{n}", "images": [bytes([n, k, 255]) for k in range(n % 3)], "turns": turns}
 
 
@@ -25,6 +27,10 @@ def test_records_come_back_in_order_from_several_files(tmp_path, monkeypatch):
             assert found["id"].decode() == want["id"] and list(found["images"]) == want["images"]
             for field in ("role", "text", "kind"):
                 assert [x.decode() for x in found["turns"][field]] == [turn[field] for turn in want["turns"]]
+            in_loss = [turn.get("in_loss", True) for turn in want["turns"]]
+            assert [turn.in_loss for turn in as_turns(found)] == in_loss
+            del found["turns"]["in_loss"]  # as folders of earlier versions are read
+            assert all(turn.in_loss for turn in as_turns(found))
 
 
 def test_records_are_written_as_they_come(tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ CELL = pages.PIXELS // pages.SIDE
 def digits_told(turns):
     """Digits by place `(row, column)` from the top left, as the turns tell them."""
     told = {}
-    for (_, question), (_, answer) in zip(turns[::2], turns[1::2], strict=True):
-        question, digits = question.removeprefix("<image>\n"), answer.split()
+    for question, answer in zip(turns[::2], turns[1::2], strict=True):
+        question, digits = question.text.removeprefix("<image>\n"), answer.text.split()
         if question == "read all":
             places = list(np.ndindex(4, 4))
         elif question.startswith("line "):
@@ -82,7 +82,7 @@ def test_answers_are_true_and_each_is_told_alike(pages_folder):
             rng = np.random.default_rng((number, row))
             truth = rng.integers(0, 10, 16).reshape(4, 4)
             assert all(truth[place] == value for place, value in told.items())
-            assert len({question for role, question in turns if role == "user"}) == len(turns) // 2
+            assert len({turn.text for turn in turns if turn.role == "user"}) == len(turns) // 2
             drawn = pages.page(truth.ravel(), pages.FONTS[split], rng)
             assert (np.asarray(as_pictures(data[row])[0].convert("L")) == np.asarray(drawn)).all()
             seen.add((split, len(turns), len(told)))
