@@ -36,6 +36,7 @@ setup(
         "compile": ["libtpu==0.0.51"],  # `lmm compile`; without a TPU, JAX looks for one unless JAX_PLATFORMS=cpu
         "fast-jpeg": ["simplejpeg>=1.9,<2"],  # decodes the same pixels as Pillow, a little sooner
         "gcs": ["gcsfs>=2026.9,<2027"],  # workdirs and data in gs://; with what Orbax asks for there
+        "parquet": ["pyarrow>=22"],  # `lmm prepare` of Parquet files; tensorflow-datasets brings it along today
         "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
         "hf": ["torch>=2.13,<3", "transformers>=5.23,<5.25"],  # `lmm export --verify` and `lmm bench --peer`
         "tensorboard": ["tensorboardX>=2.6,<3"],

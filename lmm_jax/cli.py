@@ -90,13 +90,17 @@ def _parser(datasets, tasks):
 
     sub = verb(_prepare, "check pictures and conversations once and write the folder that training reads")
     which = sub.add_mutually_exclusive_group(required=True)
-    which.add_argument("--data", metavar="FILE", help="conversations, JSON or JSONL: LLaVA's or role/content rows")
+    which.add_argument(
+        "--data", metavar="FILE", help="conversations, JSON, JSONL or Parquet: LLaVA's or role/content rows"
+    )
     told = "; ".join(f"{name} - {what}" for name, what in datasets.items())
     which.add_argument("--dataset", metavar="NAME", choices=list(datasets), help=told)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     told = "rows are split by their pictures, or ids if they have none: all rows of a picture lie on one side"
     of_data = sub.add_argument_group("with --data", told)
     of_data.add_argument("--images", metavar="DIR", help="folder of the pictures (default: that of the file)")
+    told = "allow links in the folder of the pictures that lead out of it"
+    of_data.add_argument("--follow-links", action="store_true", default=None, help=told)
     told = "its file, or its folder (default: a small one is trained)"
     of_data.add_argument("--tokenizer", metavar="PATH", help=told)
     of_data.add_argument("--template", metavar="NAME", help="layout of the prompts (default: vicuna_v1)")
@@ -250,7 +254,7 @@ def _prepare(args):
 
     options = {
         "--data": (
-            *("images", "tokenizer", "template", "workers", "max_refused"),
+            *("images", "follow_links", "tokenizer", "template", "workers", "max_refused"),
             *("validation", "test", "validation_data", "test_data"),
         ),
         "--dataset": ("rows", "source"),

@@ -14,7 +14,7 @@ import queue
 import signal
 import stat
 
-from lmm_jax.data.conversation import IMAGE_TAG, Encoded, encode
+from lmm_jax.data.conversation import IMAGE_TAG, Encoded, Turn, encode
 from lmm_jax.data.images import image_size, open_picture
 from lmm_jax.data.prepare.parse import Refused, parse_row, safe_path
 
@@ -41,16 +41,18 @@ class Checked:
     """A row that can be used.
 
     Attributes:
-      record: what is stored: id, images (encoded bytes), turns (role, text, kind).
+      record: what is stored: id, images (encoded bytes), turns (role, text, kind, and in_loss where it is false).
       encoded: its conversation.
       sizes: `(width, height)` of each picture.
       digest: sha256 of the record.
+      ignored: keys of the row that are ignored, see `parse.Row`.
     """
 
     record: dict
     encoded: Encoded
     sizes: list[tuple[int, int]]
     digest: bytes
+    ignored: tuple[str, ...] = ()
 
 
 def measure(record, tokenizer, template) -> Checked:
@@ -59,7 +61,7 @@ def measure(record, tokenizer, template) -> Checked:
     Raises:
       ValueError: see `conversation.encode` and `images.image_size`.
     """
-    turns = [(turn["role"], turn["text"]) for turn in record["turns"]]
+    turns = [Turn(turn["role"], turn["text"], turn.get("in_loss", True)) for turn in record["turns"]]
     lengths = [len(data) for data in record["images"]]
     digest = hashlib.sha256(json.dumps([record["id"], record["turns"], lengths]).encode())
     for data in record["images"]:
@@ -68,55 +70,53 @@ def measure(record, tokenizer, template) -> Checked:
     return Checked(record, encode(turns, tokenizer, template), sizes, digest.digest())
 
 
-def check_row(text, number, folder, tokenizer, template) -> Checked:
+def check_row(row, number, folder, tokenizer, template, follow_links=False) -> Checked:
     """Reads, checks and encodes one row.
 
     Args:
-      text: JSON of the row.
+      row: JSON of the row, or the dict that it is in a Parquet file.
       number: of the row in its file.
       folder: that the names of pictures are relative to, and may not leave.
       tokenizer: a `Tokenizer`.
       template: a name that `conversation.find_template` knows.
+      follow_links: whether links inside the folder may lead out of it.
 
     Raises:
       Refused: a row that cannot be used.
     """
-    row = parse_row(text, number)
+    row = parse_row(row, number)
     try:
-        images = [_read_picture(folder, name) for name in row.images]
-        turns = [
-            {"role": role, "text": text, "kind": kind}
-            for (role, text), kind in zip(row.turns, row.kinds, strict=True)
-        ]
+        images = [_read_picture(n, image, folder, follow_links) for n, image in enumerate(row.images, start=1)]
+        turns = list(map(_stored, row.turns, row.kinds))
         checked = measure({"id": row.id, "images": images, "turns": turns}, tokenizer, template)
-        tags = sum(text.count(IMAGE_TAG) for _, text in row.turns)
+        tags = sum(turn.text.count(IMAGE_TAG) for turn in row.turns)
         if not tags == checked.encoded.images == len(images):
-            tags = f"{tags} <image> tags, {checked.encoded.images} of them in what a user says"
-            raise Refused("tags do not match pictures", f"{tags}, {len(images)} pictures")
+            found = f"{tags} <image> tags, {checked.encoded.images} of them in what a user says"
+            needed = "a user's text has one <image> for each picture"
+            raise Refused("tags do not match pictures", f"{found}, {len(images)} pictures; {needed}")
         if not checked.encoded.supervised.any():
-            raise Refused("nothing supervised", "no turn of an assistant")
+            answers = any(turn.role == "assistant" for turn in row.turns)
+            raise Refused("nothing supervised", "all answers are out of the loss" if answers else "no answer")
     except Refused as error:
         raise Refused(error.reason, error.detail, row.id) from error
     except ValueError as error:
         raise Refused(_reason(error, CONVERSATION_REASONS, "unusable conversation"), str(error), row.id) from error
-    return checked
+    return dataclasses.replace(checked, ignored=row.ignored)
 
 
-def _read_picture(folder, name):
-    """Bytes of a picture that opens."""
-    try:
-        path = safe_path(folder, name)
-        info = os.stat(path)
-        if not stat.S_ISREG(info.st_mode):  # reading a pipe would wait for ever
-            raise Refused("unreadable picture", f"{name}: not a file")
-        if info.st_size > MAX_BYTES:
-            raise Refused("picture too large", f"{name}: {info.st_size:,} bytes")
-        with open(path, "rb") as f:
-            data = f.read()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Refused("missing picture", name) from error
-    except OSError as error:
-        raise Refused("unreadable picture", f"{name}: {error.strerror}") from error
+def _stored(turn, kind):
+    """A turn as it is stored; what is not said is as `records` completes it."""
+    stored = {"role": turn.role, "text": turn.text, "kind": kind}
+    return stored if turn.in_loss else stored | {"in_loss": False}
+
+
+def _read_picture(number, image, folder, follow_links):
+    """Bytes of the picture of a row, which opens; `image` is the name of its file, or the bytes."""
+    held = isinstance(image, bytes)
+    name = f"picture {number} of the row" if held else image
+    data = image if held else _read_file(folder, image, follow_links)
+    if len(data) > MAX_BYTES:
+        raise Refused("picture too large", f"{name}: {len(data):,} bytes, at most {MAX_BYTES:,}")
     if not data:
         raise Refused("empty picture file", name)
     try:
@@ -127,16 +127,35 @@ def _read_picture(folder, name):
     return data
 
 
+def _read_file(folder, name, follow_links):
+    """Bytes of a file that is not too large."""
+    try:
+        path = safe_path(folder, name, follow_links)
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):  # reading a pipe would wait for ever
+            what = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe or a device"
+            raise Refused("unreadable picture", f"{name}: {what}, not a file")
+        if info.st_size > MAX_BYTES:
+            raise Refused("picture too large", f"{name}: {info.st_size:,} bytes, at most {MAX_BYTES:,}")
+        with open(path, "rb") as f:
+            return f.read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        hint = "; folders in a name are parted by /" if "\\" in name else ""
+        raise Refused("missing picture", f"{name} is not in {folder}{hint}") from error
+    except OSError as error:
+        raise Refused("unreadable picture", f"{name}: {error.strerror}") from error
+
+
 def _reason(error, reasons, other):
     return next((reason for words, reason in reasons.items() if words in str(error).lower()), other)
 
 
-def check_rows(items, folder, tokenizer, template, workers):
+def check_rows(items, folder, tokenizer, template, workers, follow_links=False):
     """Checks rows in order, a bounded number of them at a time.
 
     Args:
-      items: iterable of `(line, text)`.
-      folder, tokenizer, template: see `check_row`.
+      items: iterable of `(line, row)`.
+      folder, tokenizer, template, follow_links: see `check_row`.
       workers: processes; 0 checks in this one.
 
     Yields:
@@ -145,9 +164,9 @@ def check_rows(items, folder, tokenizer, template, workers):
     Raises:
       ChildProcessError: a worker was killed.
     """
-    numbered = ((number, line, text) for number, (line, text) in enumerate(items, start=1))
+    numbered = ((number, line, row) for number, (line, row) in enumerate(items, start=1))
     chunks = iter(lambda: list(itertools.islice(numbered, ROWS)), [])
-    given = (folder, tokenizer, template)
+    given = (folder, tokenizer, template, follow_links)
     if workers == 0:
         for chunk in chunks:
             yield from _check_chunk(chunk, *given)
@@ -212,11 +231,11 @@ def _work(pipe, *given):
             pipe.send(_check_chunk(pipe.recv(), *given))
 
 
-def _check_chunk(chunk, folder, tokenizer, template):
+def _check_chunk(chunk, *given):
     results = []
-    for number, line, text in chunk:
+    for number, line, row in chunk:
         try:
-            result = check_row(text, number, folder, tokenizer, template)
+            result = check_row(row, number, *given)
         except Refused as error:
             result = Refused(error.reason, error.detail, error.id)  # without traceback and cause
         results.append((line, result))

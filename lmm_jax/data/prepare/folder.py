@@ -38,7 +38,8 @@ from lmm_jax.data.images import open_picture
 from lmm_jax.data.prepare.check import MAX_BYTES, check_rows, measure
 from lmm_jax.data.prepare.datasets import DATASETS
 from lmm_jax.data.prepare.index import Index
-from lmm_jax.data.prepare.parse import Refused, open_rows, parse_row, read_items
+from lmm_jax.data.prepare.layouts import open_rows, read_items
+from lmm_jax.data.prepare.parse import Refused, parse_row
 from lmm_jax.data.prepare.splits import SPLITS, TEST, TRAIN, UNUSABLE, VALIDATION, Keys, assign, parse_amount
 from lmm_jax.data.tokenizer import TRAINED, load_tokenizer, tokenizer_files
 
@@ -47,6 +48,7 @@ QUESTIONED = 2_000  # records that it is trained on, the first ones
 PIECES = 8_000  # of the one that is trained where none is given
 TRAINING_TEXT = 8_000_000  # characters that it is trained on, from the first rows
 JUDGED = 1_000  # rows after which the share of refused ones counts
+LISTED = 100  # keys that are ignored, the most frequent ones
 SAY_EVERY = 30.0  # seconds between progress lines where there is no terminal
 
 # What a run writes, beside the files of a tokenizer and the indices.
@@ -146,6 +148,7 @@ def prepare_rows(
     template=families.DEFAULT_PROMPT,
     workers=None,
     max_refused=0.05,
+    follow_links=False,
     validation=None,
     test=None,
     validation_data=None,
@@ -154,7 +157,7 @@ def prepare_rows(
     """Prepares conversations of a file, or of one for each split; the result does not depend on `workers`.
 
     Args:
-      data: file of rows, see `lmm_jax.data.prepare.parse`.
+      data: file of rows, see `lmm_jax.data.prepare.layouts` and `lmm_jax.data.prepare.parse`.
       images: folder that pictures lie in, that of each file if None.
       out: folder to write; a finished one of the same arguments is left as it is, an unfinished one starts again.
       tokenizer: its folder or file, as `load_tokenizer` takes it; if None a small one is trained on the first rows.
@@ -162,6 +165,7 @@ def prepare_rows(
       workers: processes that check rows, as many as there are processors if None; 0 checks in this one.
       max_refused: share of a file's rows, rounded up to whole rows, of which more refused ones stop the run; judged
         from the 1,000th row on, and at the end.
+      follow_links: whether links among the pictures may lead out of their folder.
       validation, test: rows of `data` that are kept from training, a number or a share: see `splits.assign`.
       validation_data, test_data: files of rows to validate and test with, instead.
 
@@ -195,6 +199,7 @@ def prepare_rows(
         "images": files[0].images,
         "tokenizer": given.fingerprint if given else "trained on the first rows",
         "template": template,
+        **({"follow_links": True} if follow_links else {}),
         **amounts,
         **{f"{file.split}_data": file.about() | {"images": file.images} for file in files[1:]},
     }
@@ -205,21 +210,22 @@ def prepare_rows(
     _check_space(out, sum(survey.bytes for survey in surveys))
     tokenizer = given or _train_on_first_rows(files[0], surveys[0], template)
     check_template(tokenizer, template)
-    refused = collections.Counter()
+    refused, ignored = collections.Counter(), collections.Counter()
 
     def usable(log):
         for file, survey in zip(files, surveys, strict=True):
             with open_rows(file.path) as f:
-                items = ((line, text) for _, line, text in _items(f, file.path))
-                results = check_rows(items, file.images, tokenizer, template, workers)
+                items = ((line, row) for _, line, row in _items(f, file.path))
+                results = check_rows(items, file.images, tokenizer, template, workers, follow_links)
                 with contextlib.closing(results):
                     yield from _usable(_watched(results, f, refused), file, survey.splits, log, refused, max_refused)
+                ignored.update(f.ignored)
 
     splits = [split for n, split in enumerate(SPLITS) if any((survey.splits == n).any() for survey in surveys)]
     with _writing(out) as held, (out / "refused.jsonl").open("w") as log:
         rows = usable(log)
         with contextlib.closing(rows):
-            return _write(out, "conversations", splits, rows, tokenizer, template, source, held, refused)
+            return _write(out, "conversations", splits, rows, tokenizer, template, source, held, refused, ignored)
 
 
 def _flag(split):
@@ -286,7 +292,7 @@ def _survey(file, amounts) -> _Survey:
     reasons, first = collections.Counter(), ""
     with open_rows(file.path) as f:
         items = tqdm(_items(f, file.path), desc="reading", unit=" rows", disable=None)
-        for number, (split, line, text) in enumerate(items, start=1):
+        for number, (split, line, given) in enumerate(items, start=1):
             if split is not None and split not in file.may_name:
                 raise ValueError(
                     f"{file.path}, line {line}: the file has a split '{split}', and {file.flag} can have "
@@ -294,7 +300,7 @@ def _survey(file, amounts) -> _Survey:
                     "what says something else"
                 )
             try:
-                row = parse_row(text, number)
+                row = parse_row(given, number)
             except Refused as error:
                 keys.add_unusable()
                 splits.append(UNUSABLE)
@@ -304,9 +310,9 @@ def _survey(file, amounts) -> _Survey:
             splits.append(SPLITS.index(split or file.split))
             if amounts:
                 keys.add(row.id, row.images)
-            size += sum(len(text) for _, text in row.turns) + sum(_size(file.images, image) for image in row.images)
+            size += sum(len(turn.text) for turn in row.turns) + sum(_size(file.images, image) for image in row.images)
             if characters < TRAINING_TEXT:
-                said = [text.replace(IMAGE_TAG, "").splitlines() for _, text in row.turns]
+                said = [turn.text.replace(IMAGE_TAG, "").splitlines() for turn in row.turns]
                 lines = [line for turn in said for line in turn if line.strip()]
                 texts.append((number - 1, lines))
                 characters += sum(map(len, lines))
@@ -483,25 +489,24 @@ def _train_on_first_rows(file, survey, template):
 def _items(f, path):
     """`(split, line, row)` of each row; what ends them early is an error of the run, with the name of the file."""
     try:
-        for line, text in read_items(f):
-            yield None, line, text
+        yield from read_items(f)
     except Refused as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _watched(results, f, refused):
     """`results` with a progress bar on a terminal, lines now and then elsewhere; measured in bytes of `f` read."""
-    size, said = max(1, os.fstat(f.fileno()).st_size), time.monotonic()
+    size, said = max(1, f.size), time.monotonic()
     with tqdm(desc="preparing", total=size, unit="B", unit_scale=True, disable=None) as bar:
         for rows, result in enumerate(results, start=1):
             yield result
             if bar.disable and time.monotonic() - said >= SAY_EVERY:
                 said = time.monotonic()
-                share = f"{f.buffer.tell() / size:.0%} of the file"
+                share = f"{f.position() / size:.0%} of the file"
                 print(f"{rows:,} rows, {share}, {refused.total():,} refused", file=sys.stderr, flush=True)
             elif not bar.disable and rows % 32 == 0:
                 bar.set_postfix(rows=rows, refused=refused.total(), refresh=False)
-                bar.update(f.buffer.tell() - bar.n)
+                bar.update(f.position() - bar.n)
         bar.update(size - bar.n)
 
 
@@ -549,7 +554,7 @@ def _most(reasons):
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))
 
 
-def _write(out, name, splits, rows, tokenizer, template, source, held, refused=None):
+def _write(out, name, splits, rows, tokenizer, template, source, held, refused=None, ignored=()):
     """Writes the folder's files, last of all `prepared.json`.
 
     Args:
@@ -561,17 +566,20 @@ def _write(out, name, splits, rows, tokenizer, template, source, held, refused=N
       source: what the folder is made from.
       held: the `lock.Hold` of the folder.
       refused: count of each reason, filled while `rows` are read.
+      ignored: count of each key of a file that is ignored, filled likewise; those of its rows are added.
     """
     from lmm_jax.data.prepare.records import write_records
 
     tokenizer.save(out)
     indices = {split: Index() for split in splits}
     digests = {split: bytearray() for split in splits}  # 32 bytes a row
+    of_rows = collections.Counter()
 
     def records():
         for split, checked in rows:
             indices[split].add(checked.encoded, checked.sizes)
             digests[split] += checked.digest
+            of_rows.update(checked.ignored)
             yield split, checked.record
 
     builder = write_records(out / "records", name, splits, records())
@@ -594,18 +602,25 @@ def _write(out, name, splits, rows, tokenizer, template, source, held, refused=N
         "fingerprint": digest.hexdigest(),
         "splits": counts,
         "refused": dict(sorted((refused or {}).items())),
+        "ignored": _most_frequent(of_rows + collections.Counter(ignored)),
     }
     (out / "preparing.json").write_text(json.dumps(about, indent=1) + "\n")
     (out / "preparing.json").rename(out / "prepared.json")
     return summary(out)
 
 
+def _most_frequent(ignored):
+    """`{key: count}` of the keys that are ignored most, in order of their counts and names."""
+    return dict(sorted(ignored.items(), key=lambda item: (-item[1], item[0]))[:LISTED])
+
+
 def summary(out) -> dict:
     """What a finished folder holds, over all splits.
 
     Returns:
-      dict: `rows`, `images`, `splits` (rows and images of each), `refused` (count of each reason), `tokens` of a row
-      without pictures (mean, median, p95, longest), and `pictures`, the number of rows for each number of pictures.
+      dict: `rows`, `images`, `splits` (rows and images of each), `refused` (count of each reason), `ignored` (count
+      of each key, see `parse.Row`), `tokens` of a row without pictures (mean, median, p95, longest), and `pictures`,
+      the number of rows for each number of pictures.
     """
     out = epath.Path(out)
     about = json.loads((out / "prepared.json").read_text())
@@ -621,6 +636,7 @@ def summary(out) -> dict:
         "images": sum(s["images"] for s in splits),
         "splits": about["splits"],
         "refused": about["refused"],
+        "ignored": about.get("ignored", {}),  # which folders of earlier versions lack
         "tokens": {
             "mean": round(float(tokens.mean()), 1),
             "median": int(np.median(tokens)),
@@ -635,6 +651,7 @@ def report(out, counts) -> str:
     """A `summary` of folder `out` in words."""
     refused = [f"  {count:,} {reason}" for reason, count in counts["refused"].items()]
     where = [f"  each is listed in {epath.Path(out) / 'refused.jsonl'}"] if refused else []
+    ignored = ", ".join(f"{key[:80]} {count:,}" for key, count in counts["ignored"].items())
     tokens = counts["tokens"]
     pictures = ", ".join(f"{n}: {rows:,}" for n, rows in counts["pictures"].items())
     return "\n".join(
@@ -647,5 +664,6 @@ def report(out, counts) -> str:
             f"refused: {sum(counts['refused'].values()) or 'none'}",
             *refused,
             *where,
+            *([f"ignored keys: {ignored}"] if ignored else []),
         ]
     )

@@ -1,35 +1,87 @@
-"""Reading conversations as people have them: LLaVA JSON and JSONL, and role/content rows.
+"""Reading conversations as people have them: LLaVA's rows, and role/content rows of chat templates.
 
     {"id": …, "image": "a.jpg" or ["a.jpg", "b.jpg"], "conversations": [{"from": "human", "value": "<image>\\n…"}, …]}
     {"id": …, "images": ["a.jpg"], "messages": [{"role": "user", "content": "…" or [{"type": "image"}, …]}, …]}
 
-Rows are streamed: a file of any size is read in a few megabytes of memory. A row that cannot be used raises
-`Refused` with a reason that can be counted; nothing is repaired silently.
+A key that is null, or holds nothing else, counts as absent everywhere: tables write each key into each row. A key
+that changes what is trained is honoured, or refuses the row by its name. All others are ignored and counted, see
+`Row`. A row that cannot be used raises `Refused` with a reason that can be counted; nothing is repaired silently.
 """
 
-import collections
+import base64
+import binascii
 import dataclasses
 import json
 import os
-import re
+import urllib.parse
 
-import ijson
+from lmm_jax.data.conversation import IMAGE_TAG, ROLES, Turn
 
-from lmm_jax.data.conversation import IMAGE_TAG, ROLES
+TURNS = ("conversations", "messages", "conversation")  # keys of a row that hold its turns
 
-CHUNK = 1 << 20  # characters read at a time
-MAX_ROW = 1 << 26  # characters of a row; a quote that is never closed must not read the whole file into memory
+# Keys that say the same; of those that a row has, one may hold something, or all the same.
+IMAGES = ("image", "images")
+SYSTEM = ("system", "system_prompt")
+ROLE = ("from", "role")
+TEXT = ("value", "content")
+NAME = ("image", "path", "url", "image_url")  # of a picture, in a part
+WEIGHT = ("weight", "loss", "train", "training", "loss_mask", "loss_scale")  # of a turn: whether it is trained on
 
-# How an array is cut into values, see `_array_items`.
-BETWEEN = re.compile(r"[ \t\r\n,]*")  # what stands between two values
-# Up to what a value may end with, by its first character; of a string, from inside of it.
-STRING_END = re.compile(r'(?:[^"\\]++|\\.)*+"', re.DOTALL)
-ENDS = {"{": re.compile(r"[^}]*+}"), "[": re.compile(r"[^\]]*+\]"), '"': STRING_END}
-OTHER_END = re.compile(r"[-+.\w]*+(?=[^-+.\w])")  # of a number or a word
-LAST = {"}": "end_map", "]": "end_array"}
-# What `json` reads and ijson does not: numbers that are none, and halves of surrogate pairs.
-ONLY_JSON_READS = (("NaN", "0"), ("Infinity", "0"), ("\\ud", "\\u0"), ("\\uD", "\\u0"))
-DEPTHS = collections.defaultdict(int, start_map=1, start_array=1, end_map=-1, end_array=-1)
+KNOWN = {
+    "row": {"id", *IMAGES, *TURNS, *SYSTEM, *WEIGHT, "mask", "kind"},
+    "turn": {*ROLE, *TEXT, *IMAGES, *WEIGHT, "kind"},
+    "part": {"type", "text", *NAME},
+}
+
+# Keys that change what a row means and that we don't take: the reason of the refusal, and what to do.
+VIDEO = ("video", "write its frames as pictures, or leave the row out")
+AUDIO = ("audio", "leave the row out")
+TOOLS = ("tool call", "leave the row out; tools are not trained")
+PAIR = ("preference pair", "keep the turns that are to be learned")
+SPANS = ("part of a turn to be trained on", "turns are trained on as a whole, or not at all")
+MASK = ("unclear mask", 'write "train": false in a turn that is not to be trained on')
+SOURCE = ("images are not file names", 'name the file: {"type": "image", "image": "a.jpg"}')
+MEDIA = {
+    **dict.fromkeys(("video", "videos", "video_url", "input_video"), VIDEO),
+    **dict.fromkeys(("audio", "audios", "audio_url", "input_audio"), AUDIO),
+}
+CALLS = dict.fromkeys(("tool_calls", "tool_call", "function_call", "tool_call_id"), TOOLS)
+REFUSED_KEYS = {
+    "row": {
+        **MEDIA,
+        **CALLS,
+        **dict.fromkeys(("tools", "functions"), TOOLS),
+        **dict.fromkeys(("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images"), PAIR),
+        **dict.fromkeys(("preferred_output", "non_preferred_output"), PAIR),
+    },
+    "turn": {
+        **MEDIA,
+        **CALLS,
+        **dict.fromkeys(("train_detail", "training_detail"), SPANS),
+        **dict.fromkeys(("mask", "masked"), MASK),
+    },
+    "part": {**MEDIA, **CALLS, "source": SOURCE},
+}
+# Other types of a part, and roles, that stand for what we don't take.
+REFUSED_PARTS = {**MEDIA, **dict.fromkeys(("tool_use", "tool_result", "tool_call", "tool_response"), TOOLS)}
+REFUSED_ROLES = dict.fromkeys(
+    (
+        "tool",
+        "function",
+        "observation",
+        "ipython",
+        "function_call",
+        "tool_call",
+        "tool_response",
+        "function_response",
+    ),
+    TOOLS,
+)
+# Marks in the text of a user that stand for what one of the keys holds.
+OTHER_TAGS = {"<bbox>": ("objects", "bbox"), "<ref-object>": ("objects",)}
+
+DATA_URL = "data:"
+FILE_URL = "file://"
 
 
 class Refused(ValueError):
@@ -55,134 +107,55 @@ class Row:
 
     Attributes:
       id: as in the file, or the row's number.
-      images: file names.
-      turns: `(role, text)` pairs; role is "user", "assistant" or "system".
+      images: its pictures: the names of their files, or their encoded bytes where the row holds them.
+      turns: its turns; role is "user", "assistant" or "system".
       kinds: of question, of each turn: its key `kind`, or that of the row; empty where neither has one.
+      ignored: keys that are not known and hold something, as "row.source", "turn.time" or "part.detail", once for
+        each time that they do.
     """
 
     id: str
-    images: tuple[str, ...]
-    turns: tuple[tuple[str, str], ...]
+    images: tuple[str | bytes, ...]
+    turns: tuple[Turn, ...]
     kinds: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
 
-def open_rows(path):
-    """Opens a file for `read_items`; bytes that are not UTF-8 are kept for `parse_row` to refuse, row by row."""
-    return open(path, encoding="utf-8-sig", errors="surrogateescape")
+def is_absent(value) -> bool:
+    """Whether a value says nothing: null, NaN, or an empty text, list or object, also one of nothing but such."""
+    if isinstance(value, (str, bytes)):
+        return not value
+    if isinstance(value, dict):
+        return all(map(is_absent, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_absent, value))
+    return value is None or value != value  # NaN, which pandas writes, is not itself
 
 
-def read_items(f):
-    """Yields `(line, text)` of each JSON value in an array or JSONL file, unparsed values as they stand.
-
-    Args:
-      f: text file; its first character is `[` for an array, anything else for one value a line.
-
-    Raises:
-      Refused: an array that breaks off, or a row of more than `MAX_ROW` characters; nothing that follows can be told
-        apart.
-    """
-    first = f.read(1)
-    while first and first in " \t\r\n":
-        first = f.read(1)
-    f.seek(0)
-    yield from _array_items(f) if first == "[" else _lines(f)
-
-
-def _lines(f):
-    for line, text in enumerate(iter(lambda: f.readline(MAX_ROW), ""), start=1):
-        if len(text) == MAX_ROW:
-            raise Refused("broken JSON", f"line {line} has more than {MAX_ROW:,} characters")
-        if text.strip():
-            yield line, text
-
-
-def _array_items(f):
-    """Values of a JSON array, each as it stands in the file; what is in memory is the value that is being read.
-
-    ijson tells where a value ends: it is handed the file piece by piece, up to each bracket that may be the value's
-    last character, and says how deep inside of objects and arrays it stands then. Nothing else is taken from it, as
-    it does not read values as `json` does: the half of a surrogate pair becomes "?" or, like a NaN or a byte that is
-    not UTF-8, ends the file. `parse_row` reads the text itself, so that such a row is refused, or used, alone.
-    """
-    line = 1
-    while (character := f.read(1)) != "[":
-        line += character == "\n"
-    events = ijson.sendable_list()
-    parser = ijson.basic_parse_coro(events)
-
-    def tell(piece):
-        """Hands `piece` to ijson, with a space so that it reports at once what ends there; the events' names."""
-        events.clear()
-        for ours, theirs in ONLY_JSON_READS:
-            piece = piece.replace(ours, theirs)
-        try:
-            parser.send(piece.encode("ascii", "replace") + b" ")
-        except (ijson.JSONError, ValueError, SystemError) as error:  # the latter two: an integer of 4,301 digits
-            raise _breaks_off(line, str(error.__cause__ or error).splitlines()[0][:200]) from error
-        return [name for name, _ in events]
-
-    tell("[")
-    text, at, told, depth = "", 0, 0, 0  # text[at:] is the value that is being read, of which ijson has text[at:told]
-    in_string = False  # whether text[told:] goes on with a string
-    while True:
-        if at == told:  # the value has not begun
-            begin = BETWEEN.match(text, at).end()
-            line += text.count("\n", at, begin)
-            tell(text[at:begin])
-            at = told = begin
-        first = text[at : at + 1]
-        if first == "]":
-            break
-        end = STRING_END if in_string else ENDS.get(first, OTHER_END)
-        found = first and end.match(text, max(told, at + 1))
-        if not found:
-            more = f.read(max(CHUNK, len(text) - at))
-            if not more:
-                raise _breaks_off(line, "the file ends")
-            if len(text) - at > MAX_ROW:
-                raise _breaks_off(line, f"it has more than {MAX_ROW:,} characters")
-            text, at, told = text[at:] + more, 0, told - at
-            continue
-        names = tell(text[told : found.end()])
-        told = found.end()
-        depth += sum(DEPTHS[name] for name in names)
-        # A bracket that ends nothing is part of a string. That is then told whole: of one that comes in pieces, ijson
-        # reads all from its start at each.
-        in_string = text[told - 1] in LAST and LAST[text[told - 1]] not in names[-1:]
-        if names and depth == 0:
-            yield line, text[at:told]
-            line += text.count("\n", at, told)
-            at = told
-    tell("]")
-    if (text[at + 1 :] + f.read(CHUNK)).strip():
-        raise Refused("broken JSON", f"something follows the array's end at line {line}")
-
-
-def _breaks_off(line, problem):
-    return Refused("broken JSON", f"the array breaks off in the value at line {line}: {problem}")
-
-
-def parse_row(text, number) -> Row:
+def parse_row(row, number) -> Row:
     """One row of either layout.
 
     Args:
-      text: JSON of an object.
+      row: JSON of an object, or the dict that it is in a Parquet file.
       number: of the row in its file, used as id if it has none.
 
     Raises:
-      Refused: broken JSON, no conversation, an unknown role, a turn that is no text, text that is not UTF-8.
+      Refused: broken JSON, no conversation, an unknown role, a turn that is no text, a key that is not taken, text
+        that is not UTF-8.
     """
     try:
-        item = json.loads(text)
+        item = json.loads(row) if isinstance(row, str) else row
+        item = _held(item) if isinstance(item, dict) else item
     except (ValueError, RecursionError) as error:
         raise Refused("broken JSON", str(error)) from error
     if not isinstance(item, dict):
-        raise Refused("broken JSON", f"expected an object, got {type(item).__name__}")
+        raise Refused("broken JSON", f"expected an object, got {_kind(item)}")
     given = item.get("id")
-    id = str(given if isinstance(given, str | int | float) else number)
+    id = str(given if isinstance(given, (str, int, float)) else number)
     try:
         row = Row(id, *_conversation(item))
-        "".join([id, *row.images, *row.kinds, *(text for _, text in row.turns)]).encode()
+        names = [image for image in row.images if isinstance(image, str)]
+        "".join([id, *names, *row.kinds, *(turn.text for turn in row.turns)]).encode()
     except Refused as error:
         raise Refused(error.reason, error.detail, id) from error
     except UnicodeEncodeError as error:
@@ -190,67 +163,263 @@ def parse_row(text, number) -> Row:
     return row
 
 
+def _held(item):
+    """What an object holds, without the keys that are absent."""
+    return {key: value for key, value in item.items() if not is_absent(value)}
+
+
 def _conversation(item):
-    """`(images, turns, kinds)` of a row."""
-    images = item["image"] if "image" in item else item.get("images")
-    images = [] if images is None else [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(name, str) and name for name in images):
-        raise Refused("images are not file names", repr(images)[:80])
-    found = next((item[key] for key in ("conversations", "messages", "conversation") if key in item), None)
-    if not isinstance(found, list) or not found:
-        raise Refused("no conversation", "none of conversations, messages, conversation is a list of turns")
-    named, turns = [], []
-    for n, turn in enumerate(found, start=1):
-        if not isinstance(turn, dict):
-            raise Refused("no conversation", f"turn {n} is {type(turn).__name__}, not an object")
-        role = turn.get("from", turn.get("role"))
-        if not isinstance(role, str) or role not in ROLES:
-            raise Refused("unknown role", f"turn {n} has {role!r}; known are {', '.join(ROLES)}")
-        turns.append((ROLES[role], _text(turn.get("value", turn.get("content")), named, n)))
+    """`(images, turns, kinds, ignored)` of a row, as `_held` gives it."""
+    ignored = _unknown(item, "row", "the row") + _check_row_weight(item)
+    images = _pictures(_pick(item, IMAGES, "the row"), "picture")
+    named, turns, kinds = [], [], []
+    system = _pick(item, SYSTEM, "the row")
+    if system is not None:
+        if not isinstance(system, str):
+            raise Refused("turn without text", f"the row's system is {_kind(system)}, not text")
+        turns.append(Turn("system", system))
+        kinds.append(_kind_of_question(item, {}))
+    for n, turn in enumerate(_list_of_turns(item), start=1):
+        if not is_absent(turn):
+            turns.append(_turn(turn, named, ignored, f"turn {n}"))
+            kinds.append(_kind_of_question(item, turn))
+    if system is not None and any(turn.role == "system" for turn in turns[1:]):
+        raise Refused("keys contradict each other", "both the row and one of its turns give a system prompt")
+    for tag, keys in OTHER_TAGS.items():
+        holding = [key for key in keys if key in item]
+        if holding and any(tag in turn.text for turn in turns):
+            where = f"{tag} stands for the row's {holding[0]}"
+            raise Refused("marks for boxes", f"{where}; write the boxes into the text")
     if images and named:
         raise Refused("tags do not match pictures", "pictures are named both by the row and inside its turns")
-    return tuple(images or named), tuple(turns), tuple(_kind(item, turn) for turn in found)
+    return tuple(images or named), tuple(turns), tuple(kinds), tuple(ignored)
 
 
-def _kind(item, turn):
-    """Kind of question of a turn, or of its row; null counts as none."""
-    kind = next((given["kind"] for given in (turn, item) if given.get("kind") is not None), "")
-    if not isinstance(kind, str | int):
-        raise Refused("kind is no name", repr(kind)[:80])
+def _kind_of_question(item, turn):
+    """Kind of question of a turn, or of its row."""
+    kind = item.get("kind", "") if is_absent(turn.get("kind")) else turn["kind"]
+    if not isinstance(kind, (str, int)):
+        raise Refused("kind is no name", _short(kind))
     return str(kind)
 
 
-def _text(content, images, n):
-    """Text of a turn; parts of a list become text and `<image>` tags, and named pictures are appended to `images`."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise Refused("turn without text", f"turn {n} has {type(content).__name__}")
-    out = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            out.append(part["text"])
-        elif kind == "image":
-            out.append(f"{IMAGE_TAG}\n")
-            name = part.get("image", part.get("path"))
-            if isinstance(name, str):
-                images.append(name)
-        else:
-            raise Refused("turn without text", f"turn {n} has a part of type {kind!r}")
-    return "".join(out)
+def _list_of_turns(item):
+    """The turns of a row, as they are given."""
+    found = _pick(item, TURNS, "the row")
+    if isinstance(found, dict):
+        # A list of objects as the `Sequence` of datasets writes it: a list for each key.
+        columns = {key: column for key, column in found.items() if column is not None}
+        if all(isinstance(column, list) for column in columns.values()) and len({*map(len, columns.values())}) == 1:
+            found = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if found is None:
+        has = ", ".join(key[:40] for key in list(item)[:12]) or "none"
+        raise Refused("no conversation", f"none of {', '.join(TURNS)} holds turns; keys of the row: {has}")
+    if isinstance(found, str):
+        raise Refused("no conversation", "the turns are text, not a list of objects; parse them as JSON before")
+    if not isinstance(found, list):
+        raise Refused("no conversation", f"the turns are {_kind(found)}, not a list")
+    return found
 
 
-def safe_path(folder, name) -> str:
-    """The path of picture `name` inside `folder`, links resolved.
+def _turn(given, images, ignored, where) -> Turn:
+    """A turn; the pictures that it names and the keys that are ignored are appended to `images` and `ignored`."""
+    if not isinstance(given, dict):
+        raise Refused("no conversation", f"{where} is {_kind(given)}, not an object with role and content")
+    turn = _held(given)
+    ignored += _unknown(turn, "turn", where)
+    role = _pick(turn, ROLE, where)
+    if isinstance(role, str) and role in REFUSED_ROLES:
+        reason, todo = REFUSED_ROLES[role]
+        raise Refused(reason, f"{where} has role {role!r}; {todo}")
+    if not isinstance(role, str) or role not in ROLES:
+        has = f"role {_short(role)}" if role is not None else f"no role (keys: {', '.join(given)[:80]})"
+        raise Refused("unknown role", f"{where} has {has}; known are {', '.join(ROLES)}")
+    role = ROLES[role]
+    images += _pictures(_pick(turn, IMAGES, where), f"{where}, picture")
+    content = _pick(turn, TEXT, where)
+    if content is None and any(given.get(key) == "" for key in TEXT):
+        content = ""
+    if isinstance(content, (list, dict)):
+        content = _parts([content] if isinstance(content, dict) else content, images, ignored, where)
+    if not isinstance(content, str):
+        found = f"is {_kind(content)}" if content is not None else f"is missing (keys: {', '.join(given)[:80]})"
+        raise Refused("turn without text", f"{where}: value or content {found}; it is text, or a list of parts")
+    return Turn(role, content, _is_in_loss(turn, role, where))
+
+
+def _pick(item, keys, where):
+    """What the one of `keys` holds that an object has, None if it has none.
 
     Raises:
-      Refused: the name is absolute, a URL, empty, or leads out of the folder.
+      Refused: it has two of them, and they do not say the same.
     """
-    if not name or "\0" in name or "://" in name or os.path.isabs(name):
-        raise Refused("picture path leaves the folder", repr(name))
+    found = None
+    for key in keys:
+        if key not in item:
+            continue
+        if found is not None and item[found] != item[key]:
+            both = f"{where} has both {found} and {key}, of different contents"
+            raise Refused("keys contradict each other", f"{both}; leave one out")
+        found = found or key
+    return None if found is None else item[found]
+
+
+def _unknown(item, level, where):
+    """Keys of a row, turn or part that are ignored, as `Row` names them.
+
+    Raises:
+      Refused: one that changes the meaning, and that we don't take.
+    """
+    if item.keys() <= KNOWN[level]:
+        return []
+    unknown = [key for key in item if key not in KNOWN[level]]
+    for key in unknown:
+        if key in REFUSED_KEYS[level]:
+            reason, todo = REFUSED_KEYS[level][key]
+            raise Refused(reason, f"{where} has the key {key!r}; {todo}")
+    return [f"{level}.{key}" for key in unknown]
+
+
+def _check_row_weight(item):
+    """Keys of a row that are named like a weight and are none; refuses a row whose weight is not 1."""
+    ignored = []
+    for key in WEIGHT:
+        if key not in item:
+            continue
+        value = item[key]
+        if key in ("loss", "train", "training") and not isinstance(value, (bool, int, float)):
+            ignored.append(f"row.{key}")  # of a text it says nothing
+        elif not (isinstance(value, (bool, int, float)) and value == 1):
+            todo = "leave the row out" if value == 0 else "a row has no weight of its own; see data.mixture"
+            raise Refused("weight that is not taken", f"the row has {key} {_short(value)}; {todo}")
+    if "mask" in item and ROLES.get(str(item["mask"]).lower()) != "user":  # NeMo's: whose turns are not trained on
+        raise Refused(MASK[0], f"the row has mask {_short(item['mask'])}; {MASK[1]}")
+    return ignored
+
+
+def _is_in_loss(turn, role, where):
+    """See `Turn.in_loss`: an answer is trained on unless a key says otherwise."""
+    if turn.keys().isdisjoint(WEIGHT):
+        return True
+    said = {key: turn[key] for key in WEIGHT if key in turn}
+    for key, value in said.items():
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            valid = "0 and false take a turn out of the loss, 1 and true leave it there; nothing else is taken"
+            raise Refused("weight that is not taken", f"{where} has {key} {_short(value)}; {valid}")
+        if value and role != "assistant":
+            raise Refused("weight that is not taken", f"{where} has {key} {value}, but only answers are trained on")
+    if len(set(map(bool, said.values()))) > 1:
+        raise Refused("keys contradict each other", f"{where} has {_short(said)}")
+    return role != "assistant" or all(said.values())
+
+
+def _parts(parts, images, ignored, where):
+    """Text of a list of parts, with an `<image>` tag for each picture; as for `_turn`."""
+    numbered = enumerate(parts, start=1)
+    return "".join(_part(part, images, ignored, f"{where}, part {n}") for n, part in numbered if not is_absent(part))
+
+
+def _part(part, images, ignored, where):
+    if not isinstance(part, dict):
+        raise Refused("turn without text", f"{where} is {_kind(part)}, not an object of type text or image")
+    part = _held(part)
+    text, picture = part.get("text"), _pick(part, NAME, where)
+    # Qwen's parts are {"text": …} and {"image": …}.
+    kind = part.get("type", "image" if picture is not None and text is None else "text")
+    if isinstance(kind, str) and kind in REFUSED_PARTS:
+        reason, todo = REFUSED_PARTS[kind]
+        raise Refused(reason, f"{where} is of type {kind!r}; {todo}")
+    ignored += _unknown(part, "part", where)
+    if kind not in ("text", "image", "image_url"):
+        raise Refused(
+            "unknown type of part", f"{where} is of type {_short(kind)}; known are text, image and image_url"
+        )
+    if text is not None and (picture is not None or kind != "text"):
+        raise Refused(
+            "keys contradict each other", f"{where} is of type {kind!r} and has text and a picture's key or type"
+        )
+    if kind == "text":
+        if picture is not None or not isinstance(text, (str, type(None))):
+            found = "a picture" if picture is not None else _kind(text)
+            raise Refused("turn without text", f"{where} is of type 'text' and holds {found}")
+        return text or ""
+    if isinstance(picture, dict) and "url" in picture:  # OpenAI's
+        ignored += [f"part.image_url.{key}" for key in _held(picture) if key != "url"]
+        picture = picture["url"]
+    images += _pictures(picture, where)
+    return f"{IMAGE_TAG}\n"
+
+
+def _pictures(value, where) -> list[str | bytes]:
+    """The pictures that a value names or holds: one, or a list of them."""
+    if isinstance(value, list):
+        return [_picture(x, f"{where} {n}") for n, x in enumerate(value, start=1) if not is_absent(x)]
+    return [] if value is None else [_picture(value, where)]
+
+
+def _picture(value, where):
+    """Name or bytes of a picture: of a name, a data URL, bytes, or the `{"bytes": …, "path": …}` of datasets."""
+    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
+        data = value.get("bytes")
+        if isinstance(data, str) and data:
+            raise Refused("images are not file names", f"{where} holds its bytes as text; write it into a file")
+        value = value.get("path") if is_absent(data) else data
+    if isinstance(value, str) and value.startswith(DATA_URL):
+        return _data_url(value, where)
+    if not isinstance(value, (str, bytes)):
+        raise Refused("images are not file names", f"{where} is {_short(value)}; expected the name of a file")
+    return value
+
+
+def _data_url(url, where):
+    head, _, data = url.partition(",")
+    if not head.endswith(";base64"):
+        raise Refused("images are not file names", f"{where} is a data URL that is not base64: {_short(url)}")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused("images are not file names", f"{where} is a data URL of broken base64: {error}") from error
+
+
+def _kind(value):
+    """What a JSON value is, in words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", bytes: "bytes"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def _short(value):
+    return repr(value)[:80]
+
+
+def safe_path(folder, name, follow_links=False) -> str:
+    """The path of picture `name`, links resolved: inside of `folder`.
+
+    Args:
+      folder: that names are relative to.
+      name: relative, or absolute and inside of the folder.
+      follow_links: whether a link inside the folder may lead out of it.
+
+    Raises:
+      Refused: a URL, or a name or a link that leads out of the folder.
+    """
+    if name.startswith(FILE_URL):
+        name = urllib.parse.unquote(name.removeprefix(FILE_URL))
+    if "://" in name:
+        raise Refused("picture name is a URL", f"{name[:200]}; download it and name the file")
+    if not name or "\0" in name:
+        raise Refused("images are not file names", repr(name)[:200])
     root = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(root, name))
-    if os.path.commonpath([root, path]) != root:
-        raise Refused("picture path leaves the folder", repr(name))
+    if _is_inside(path, root):
+        return path
+    if ".." in name.split("/"):
+        raise Refused("picture name leads out of the folder", f"{name} leads out of {folder} (..); see --images")
+    if os.path.isabs(name) and not any(_is_inside(name, top) for top in (root, os.path.abspath(folder))):
+        raise Refused("absolute picture name outside the folder", f"{name} is not in {folder}; see --images")
+    if not follow_links:
+        raise Refused("link that leads out of the folder", f"{name} is a link to {path}; --follow-links allows it")
     return path
+
+
+def _is_inside(path, folder):
+    return os.path.commonpath([folder, path]) == folder

@@ -26,11 +26,15 @@ def pictures(tmp_path_factory):
     for n in range(3):
         Image.new("RGB", (20 + n, 10), "white").save(folder / f"{n}.png")
     (folder / "text.png").write_text("no picture")
+    (folder / "folder.png").mkdir()
+    outside = tmp_path_factory.mktemp("outside") / "picture.png"
+    Image.new("RGB", (30, 10), "white").save(outside)
+    (folder / "link.png").symlink_to(outside)
     return folder
 
 
-def row(n, image="0.png", question="<image> how many?", answer="7"):
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def row(n, image="0.png", question="<image> how many?", answer="7", weight=None):
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer, "weight": weight}]
     return json.dumps({"id": f"row{n}", "images": [image] if image else [], "messages": turns})
 
 
@@ -77,12 +81,51 @@ def test_the_digest_is_of_all_that_is_stored(pictures, tokenizer):
         ({"image": "text.png"}, "unreadable picture", "text.png: "),
         ({"image": None}, "tags do not match pictures", "1 <image> tags, 1 of them in what a user says, 0 pictures"),
         ({"answer": " "}, "empty answer", "turn 2"),
+        ({"image": "folder.png"}, "unreadable picture", "folder.png: a folder, not a file"),
+        ({"image": "sub\\0.png"}, "missing picture", "folders in a name are parted by /"),
+        ({"image": "link.png"}, "link that leads out of the folder", "--follow-links allows it"),
+        ({"image": {"bytes": None, "path": "../0.png"}}, "picture name leads out of the folder", "(..)"),
+        ({"weight": 0}, "nothing supervised", "all answers are out of the loss"),
+        ({"question": "how many?"}, "tags do not match pictures", "has one <image> for each picture"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_refused_with_its_id(pictures, tokenizer, fields, reason, detail):
     with pytest.raises(Refused) as error:
         check.check_row(row(7, **fields), 1, pictures, tokenizer, "qa")
     assert (error.value.reason, error.value.id) == (reason, "row7") and detail in error.value.detail
+
+
+def test_pictures_as_bytes_and_behind_links_are_stored_as_others(pictures, tokenizer):
+    expected = summary(check.check_row(row(1, "1.png"), 1, pictures, tokenizer, "qa"))
+    held = json.loads(row(1)) | {"images": [{"bytes": (pictures / "1.png").read_bytes(), "path": None}]}
+    assert summary(check.check_row(held, 1, pictures, tokenizer, "qa")) == expected
+    assert check.check_row(row(1, "link.png"), 1, pictures, tokenizer, "qa", follow_links=True).sizes == [(30, 10)]
+    for data, reason in ((b"no picture", "unreadable picture: picture 1 of the row"), (b" ", "unreadable picture")):
+        with pytest.raises(Refused, match=reason):
+            check.check_row(held | {"images": data}, 1, pictures, tokenizer, "qa")
+
+
+def test_an_answer_out_of_the_loss_is_read_and_not_trained_on(pictures, tokenizer):
+    asked = json.loads(row(1))["messages"]
+    silent = [
+        asked[0],
+        asked[1] | {"weight": 0},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "8"},
+    ]
+    spoken = [*silent[:1], asked[1], *silent[2:]]
+    a, b = (
+        check.check_row(
+            json.dumps({"id": "a", "image": "0.png", "messages": turns, "n": 1}), 1, pictures, tokenizer, "qa"
+        )
+        for turns in (silent, spoken)
+    )
+    assert a.encoded.ids.tolist() == b.encoded.ids.tolist() and a.digest != b.digest
+    assert [turn.get("in_loss", True) for turn in a.record["turns"]] == [True, False, True, True]
+    assert all("in_loss" not in turn for turn in b.record["turns"]), "so that their digest is that of before"
+    assert a.encoded.ids[a.encoded.supervised].tolist() == [*tokenizer.encode("8"), tokenizer.eos]
+    assert a.encoded.turn_ends.tolist() == b.encoded.turn_ends.tolist()[1:]
+    assert a.ignored == b.ignored == ("row.n",)
 
 
 def test_processes_change_nothing(pictures, tokenizer):

@@ -25,6 +25,7 @@ from lmm_jax.data.prepare.datasets import digits
 from lmm_jax.data.prepare.index import Index
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
 from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
+from tests.opened import open_packs
 
 DIGITS = "the tokenizer of the digits"
 ROOT = pathlib.Path(__file__).parents[3]
@@ -41,15 +42,15 @@ REFUSED = [  # what to write as a row, reason
     ({"image": "truncated.png"}, "truncated picture"),
     ({"image": "large.png"}, "picture too large"),
     ({"image": "bomb.png"}, "picture too large"),
-    ({"image": "../secret.png"}, "picture path leaves the folder"),
-    ({"image": "/etc/hosts"}, "picture path leaves the folder"),
-    ({"image": "link.png"}, "picture path leaves the folder"),
-    ({"image": "https://example.org/a.png"}, "picture path leaves the folder"),
+    ({"image": "../secret.png"}, "picture name leads out of the folder"),
+    ({"image": "/etc/hosts"}, "absolute picture name outside the folder"),
+    ({"image": "link.png"}, "link that leads out of the folder"),
+    ({"image": "https://example.org/a.png"}, "picture name is a URL"),
     ({"image": ["circle0.png", "circle1.png"]}, "tags do not match pictures"),
     ({"image": None}, "tags do not match pictures"),
     ({"turns": [("human", "what?"), ("gpt", "a circle")]}, "tags do not match pictures"),
     ({"turns": [("human", "what?"), ("gpt", "<image>")]}, "tags do not match pictures"),
-    ({"turns": [("human", "<image>"), ("tool", "a circle")]}, "unknown role"),
+    ({"turns": [("human", "<image>"), ("tool", "a circle")]}, "tool call"),
     ({"turns": [("human", "<image>"), ("gpt", " \n")]}, "empty answer"),
     ({"turns": [("gpt", "<image>"), ("human", "a circle")]}, "roles out of turn"),
     ({"turns": [("human", "<image>\nwhat?")]}, "nothing supervised"),
@@ -192,6 +193,72 @@ def test_kinds_of_questions_are_kept(folder, tmp_path):
     assert counts["refused"] == {"kind is no name": 1}
 
 
+def test_weights_reach_the_index_and_the_packs(folder, tmp_path, tiny):
+    """Of a conversation of three answers, one at a time and all but one are out of the loss."""
+    asked = [(role, text) for n in range(3) for role, text in (("human", f"question {n}"), ("gpt", f"answer {n}"))]
+    items = []
+    for n in range(6):
+        items.append(row(f"row-{n}", None, asked))
+        for turn in items[n]["conversations"][1::2]:
+            turn["weight"] = int((turn["value"] == f"answer {n % 3}") == (n >= 3))
+    items.append(row("silent", None, asked))
+    for turn in items[-1]["conversations"]:
+        turn["weight"] = 0
+    counts = prepare.prepare_rows(write(folder, items), None, tmp_path / "out", template="qa", workers=0)
+    assert counts["rows"] == 6 and counts["refused"] == {"nothing supervised": 1}
+    data = Prepared(tmp_path / "out", "train")
+    ends = np.diff(data.index["turn_offsets"])
+    assert ends.tolist() == [2, 2, 2, 1, 1, 1]
+    in_loss = [[turn.in_loss for turn in as_turns(data[n])][1::2] for n in range(6)]
+    assert in_loss == [[(k == n % 3) == (n >= 3) for k in range(3)] for n in range(6)]
+    whole = encode([tuple(turn) for turn in as_turns(data[3])], data.tokenizer, "qa")
+    for length in (whole.turn_ends[-1], 64):
+        lengths = f"data.length={length}", f"data.targets={length}", "data.max_left_out=1.0"
+        config = tiny("model.decoder.vocab_size=512", f"data.path={tmp_path / 'out'}", *lengths)
+        with config.unlocked():
+            config.data.update(rows=1, views=0, targets=None, too_long="cut")
+        packs = open_packs(config, "train", packs_per_step=1, shuffle=False)
+        # A record fits if its first answer that is trained on does.
+        assert [record for _, record in packs.left_out] == ([0, 4, 5] if length < 64 else [])
+        for position in range(packs.stream._end(0)):
+            pack = packs[position]
+            planned = sum(int(packs.datasets[0].counts.supervised[record]) for _, record in packs.members(position))
+            assert not pack["faults"] and (pack["group"] > 0).sum() == planned > 0
+
+
+def test_a_table_with_pictures_gives_what_a_file_of_names_gives(folder, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    items = [{**good(n), "source": "web", "image": good(n).get("image", [])} for n in range(30)]
+    prepare.prepare_rows(write(folder, items), None, tmp_path / "names", workers=0)
+
+    def held(name, n):
+        return {"bytes": None, "path": name} if n % 2 else {"bytes": (folder / name).read_bytes(), "path": None}
+
+    table = [{**item, "image": [held(name, n) for name in item["image"]]} for n, item in enumerate(items)]
+    parquet.write_table(pyarrow.Table.from_pylist(table), folder / "rows.parquet")
+    counts = prepare.prepare_rows(folder / "rows.parquet", None, tmp_path / "table", workers=2)
+    assert counts["ignored"] == {"row.source": 30}
+    assert "ignored keys: row.source 30" in prepare.report(tmp_path / "table", counts)
+    (a, found), (b, expected) = contents(tmp_path / "table"), contents(tmp_path / "names")
+    assert found == expected
+    assert json.loads(a["prepared.json"])["fingerprint"] == json.loads(b["prepared.json"])["fingerprint"]
+
+
+def test_a_file_of_another_kind_is_refused_before_anything_is_written(folder, tmp_path):
+    (tmp_path / "rows.zip").write_bytes(b"PK\x03\x04" + bytes(30))
+    with pytest.raises(ValueError, match="rows.zip is a zip archive"):
+        prepare.prepare_rows(tmp_path / "rows.zip", folder, tmp_path / "out", workers=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_are_followed_where_it_is_asked_for(folder, tmp_path):
+    path = write(folder, [row("a", "link.png"), row("b")])
+    assert prepare.prepare_rows(path, None, tmp_path / "a", workers=0)["rows"] == 1
+    assert prepare.prepare_rows(path, None, tmp_path / "b", workers=0, follow_links=True)["rows"] == 2
+
+
 def test_templates_refuse_rows_they_have_no_place_for(folder, tmp_path):
     caption = (("human", "<image>"), ("gpt", "a circle"))
     items = [row("a", turns=caption), row("b", turns=caption * 2), row("c", None, turns=caption[1:])]
@@ -217,7 +284,7 @@ def test_too_many_refused_rows_stop_the_run(folder, tmp_path):
         ("[]", "rows.json: no row can be used: it has none"),
         (
             "[1, 2]",
-            "no row can be used: 2 broken JSON; the first is line 1: broken JSON: expected an object, got int",
+            "no row can be used: 2 broken JSON; the first is line 1: broken JSON: expected an object, got a number",
         ),
         (json.dumps({"messages": 3}), "no row can be used: 1 no conversation; the first is line 1"),
         (json.dumps([good(0)])[:-1], "rows.json: broken JSON: the array breaks off"),
@@ -416,6 +483,18 @@ def test_split_arguments_are_part_of_what_a_folder_is_made_from(pictures, tmp_pa
     prepare.prepare_rows(path, None, plain, workers=0)
     about = json.loads((plain / "prepared.json").read_text())
     assert set(about["source"]) == {"data", "bytes", "sha256", "images", "tokenizer", "template"}  # as ever
+
+
+def test_lists_of_rows_in_a_file_are_its_splits(pictures, tmp_path):
+    rows = text_rows(12)
+    path = pictures / "splits.json"
+    path.write_text(json.dumps({"version": 1, "val": rows[:3], "train": rows[3:10], "test": rows[10:]}, indent=1))
+    counts = prepare.prepare_rows(path, None, tmp_path / "out", workers=0)
+    assert {split: n["rows"] for split, n in counts["splits"].items()} == {"train": 7, "validation": 3, "test": 2}
+    assert counts["ignored"] == {"file.version": 1}
+    for split, expected in (("validation", rows[:3]), ("train", rows[3:10]), ("test", rows[10:])):
+        data = Prepared(tmp_path / "out", split)
+        assert [data[n]["id"].decode() for n in range(len(data))] == [row["id"] for row in expected]
 
 
 def test_a_file_may_name_splits_itself(pictures, tmp_path, monkeypatch):

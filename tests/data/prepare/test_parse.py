@@ -1,26 +1,16 @@
-"""Reading rows: every layout, every break, at any chunk size."""
+"""Reading a row: every layout, absent keys, keys that change its meaning, and names of pictures."""
 
-import io
+import base64
 import json
 import os
 import pickle
-import tracemalloc
 
 import pytest
 
+from lmm_jax.data.conversation import Turn
 from lmm_jax.data.prepare import parse as rows
-from lmm_jax.data.prepare.parse import Refused, parse_row, read_items, safe_path
+from lmm_jax.data.prepare.parse import Refused, parse_row, safe_path
 
-VALUES = [
-    {"id": "a", "text": 'quotes " and \\ and ] } , [ {', "nested": [{"x": [1, 2]}, []]},
-    {"id": "ü☃\U0001f600", "n": -12.5e-3, "flags": [True, False, None]},
-    "a string",
-    123456,
-    {},
-    [],
-    -1,
-    {"last": float("-inf")},
-]
 LLAVA = {
     "id": 7,
     "image": "a.jpg",
@@ -36,132 +26,8 @@ def parse(item):
     return parse_row(json.dumps(item), 1)
 
 
-@pytest.mark.parametrize("indent", [None, 1])
-def test_arrays_are_cut_alike_at_any_chunk_size(monkeypatch, indent):
-    text = "\n " + json.dumps(VALUES, indent=indent, ensure_ascii=False) + " \n"
-    expected = list(read_items(io.StringIO(text)))
-    assert [json.loads(value) for _, value in expected] == VALUES
-    lines = text.splitlines()
-    assert all(value.splitlines()[0] in lines[line - 1] for line, value in expected)
-    for size in range(1, len(text) + 1):
-        monkeypatch.setattr(rows, "CHUNK", size)
-        assert list(read_items(io.StringIO(text))) == expected
-
-
-def test_an_array_that_breaks_off_anywhere_gives_what_came_before_and_is_an_error(monkeypatch):
-    text = json.dumps(VALUES, indent=1)
-    whole = list(read_items(io.StringIO(text)))
-    for size in (1, 3, 64):
-        monkeypatch.setattr(rows, "CHUNK", size)
-        for end in range(1, len(text)):
-            found = []
-            with pytest.raises(Refused, match="broken JSON: the array breaks off"):
-                _collect(text[:end], found)
-            assert found == whole[: len(found)]
-            assert text[:end].count("\n") + 1 >= max([line for line, _ in found], default=1)
-
-
-def _collect(text, found):
-    for item in read_items(io.StringIO(text)):
-        found.append(item)
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ('[{"a": 1}\n{"a": 2}]', "breaks off in the value at line 2: .*','"),
-        ('[{"a": 1},\n{"a" 2},\n{"a": 3}]', "breaks off in the value at line 2: .*':'"),
-        ('[{"a": 1},\n\n]', "breaks off in the value at line 3"),
-        ('[{"a": 1}, a {"a": 2}]', "breaks off in the value at line 1: .*invalid"),
-        ('[{"a": 1} o {"a": 2}]', "breaks off in the value at line 1: .*invalid"),
-        ("[,]", "breaks off in the value at line 1"),
-        ("[}", "breaks off in the value at line 1"),
-        ('[{"a": 1}]\n{"a": 2}', "something follows the array's end at line 1"),
-        ('[{"a": "never closed},\n{"a": 2}]', "breaks off in the value at line 1"),
-        ("[" * 100_000, "breaks off in the value at line 1: the file ends"),
-        (f'[1,\n{{"a": {"1" * 5_000}}}]', "breaks off in the value at line 2: .*5000 digits"),
-    ],
-)
-def test_what_is_wrong_with_an_array_is_said(text, problem):
-    with pytest.raises(Refused, match=problem):
-        list(read_items(io.StringIO(text)))
-
-
-def test_a_string_without_end_does_not_read_the_whole_file(monkeypatch):
-    monkeypatch.setattr(rows, "CHUNK", 16)
-    monkeypatch.setattr(rows, "MAX_ROW", 64)
-    for head, rest in (('[{"a": "', "x"), ('[{"a": "', "x}, {y}, "), ('["', "x, "), ("[1", "1"), ('{"a": "', "x")):
-        f = io.StringIO(head + rest * 10_000)
-        with pytest.raises(Refused, match="broken JSON: .* more than 64 characters"):
-            list(read_items(f))
-        assert f.tell() < 500
-
-
-def test_what_a_string_without_end_takes_of_memory_is_bounded(monkeypatch, tmp_path):
-    monkeypatch.setattr(rows, "CHUNK", 1 << 16)
-    monkeypatch.setattr(rows, "MAX_ROW", 1 << 20)
-    path = tmp_path / "rows.json"
-    path.write_text('[{"a": "' + "never closed}, {and on " * 1_000_000)
-    with rows.open_rows(path) as f:
-        tracemalloc.start()
-        with pytest.raises(Refused, match="the value at line 1: it has more than 1,048,576 characters"):
-            list(read_items(f))
-        (_, most), size = tracemalloc.get_traced_memory(), path.stat().st_size
-        tracemalloc.stop()
-    assert most < 12 << 20 < size
-
-
-def test_a_value_that_json_reads_in_its_own_way_stands_or_falls_alone(tmp_path):
-    path = tmp_path / "rows.json"
-    said = b'[{"role": "user", "content": "hi"}]'
-    given = [
-        b'{"messages": %s, "score": NaN, "range": [-Infinity, Infinity, 1e400]}' % said,
-        b'{"messages": %s, "id": "first", "id": "NaN, Infinity"}' % said,
-        b'{"messages": %s, "id": "\xff"}' % said,
-        b'{"messages": %s, "id": "\\ud800"}' % said,
-        b"[" * 3_000 + b"]" * 3_000,
-        b'{"messages": %s}' % said,
-    ]
-    path.write_bytes(b"[" + b",\n".join(given) + b"]")
-    with rows.open_rows(path) as f:
-        found = [(line, _parsed(text, line)) for line, text in read_items(f)]
-    assert found == [
-        (1, "1"),
-        (2, "NaN, Infinity"),
-        (3, "text is not UTF-8"),
-        (4, "text is not UTF-8"),
-        (5, "broken JSON"),
-        (6, "6"),
-    ]
-
-
-def _parsed(text, number):
-    try:
-        return parse_row(text, number).id
-    except Refused as error:
-        return error.reason
-
-
-def test_lines_are_numbered_as_they_stand_and_need_not_be_json():
-    text = '{"id": 1}\n\nnot json\r\n{"id": 2}'
-    assert [(line, value.strip()) for line, value in read_items(io.StringIO(text))] == [
-        (1, '{"id": 1}'),
-        (3, "not json"),
-        (4, '{"id": 2}'),
-    ]
-    assert list(read_items(io.StringIO(" [ ] "))) == list(read_items(io.StringIO(""))) == []
-
-
-def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
-    path = tmp_path / "rows.json"
-    for text in ('[{"a": 1}]', '{"a": 1}\n'):
-        path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-        with rows.open_rows(path) as f:
-            assert [json.loads(value) for _, value in read_items(f)] == [{"a": 1}]
-
-
 def test_every_layout_is_the_same_row():
-    expected = rows.Row("7", ("a.jpg",), (("user", "<image>\nwhat?"), ("assistant", "a cat")), ("", ""))
+    expected = rows.Row("7", ("a.jpg",), (Turn("user", "<image>\nwhat?"), Turn("assistant", "a cat")), ("", ""))
     asked = turns("<image>\nwhat?", "a cat")
     parts = [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "what?"}]
     for item in (
@@ -178,7 +44,7 @@ def test_every_layout_is_the_same_row():
     ):
         assert parse(item) == expected
     assert parse({"messages": turns("hi", "ho")}) == rows.Row(
-        "1", (), (("user", "hi"), ("assistant", "ho")), ("", "")
+        "1", (), (Turn("user", "hi"), Turn("assistant", "ho")), ("", "")
     )
 
 
@@ -189,14 +55,22 @@ def test_every_layout_is_the_same_row():
         ({"id": 7}, "no conversation"),
         ({"id": 7, "messages": []}, "no conversation"),
         ({"id": 7, "messages": ["hi"]}, "no conversation"),
-        ({"id": 7, "messages": [{"role": "tool", "content": "x"}]}, "unknown role"),
+        ({"id": 7, "messages": [{"role": "tool", "content": "x"}]}, "tool call"),
+        ({"id": 7, "messages": [{"role": "narrator", "content": "x"}]}, "unknown role"),
         ({"id": 7, "messages": [{"role": ["user"], "content": "x"}]}, "unknown role"),
         ({"id": 7, "messages": [{"content": "x"}]}, "unknown role"),
         ({"id": 7, "messages": turns(None)}, "turn without text"),
-        ({"id": 7, "messages": turns([{"type": "video"}])}, "turn without text"),
+        ({"id": 7, "messages": turns([{"type": "video"}])}, "video"),
+        ({"id": 7, "messages": turns([{"type": "graph"}])}, "unknown type of part"),
+        ({"id": 7, "messages": turns([{"type": "text", "text": 3}])}, "turn without text"),
+        ({"id": 7, "messages": turns([["a"]])}, "turn without text"),
         ({"id": 7, "messages": turns("\ud800")}, "text is not UTF-8"),
         ({"id": 7, "image": 3, "messages": turns("hi")}, "images are not file names"),
-        ({"id": 7, "image": "", "messages": turns("hi")}, "images are not file names"),
+        ({"id": 7, "image": {"a": 1}, "messages": turns("hi")}, "images are not file names"),
+        ({"id": 7, "image": [["a.jpg"]], "messages": turns("hi")}, "images are not file names"),
+        ({"id": 7, "image": {"bytes": "iVBOR", "path": None}, "messages": turns("hi")}, "images are not file names"),
+        ({"id": 7, "image": "data:image/png;base64,%%%", "messages": turns("hi")}, "images are not file names"),
+        ({"id": 7, "image": "data:image/png,abc", "messages": turns("hi")}, "images are not file names"),
         (
             {"id": 7, "image": "a.jpg", "messages": turns([{"type": "image", "image": "b.jpg"}])},
             "tags do not match pictures",
@@ -218,18 +92,246 @@ def test_text_that_is_no_json_is_refused(text):
         parse_row(text, 1)
 
 
-def test_pictures_cannot_be_named_outside_the_folder(tmp_path):
+GOOD = [  # rows of either layout
+    LLAVA,
+    {**LLAVA, "image": ["a.jpg", "b.jpg"], "system": "be brief"},
+    {"messages": turns("hi", "ho")},
+    {"id": "x", "images": ["a.jpg"], "messages": turns("<image>what?", "a cat", "why?", "so")},
+    {"id": "x", "messages": turns([{"type": "image", "path": "a.jpg"}, {"type": "text", "text": "what?"}], "a cat")},
+    {"id": "x", "images": ["a.jpg"], "messages": turns([{"type": "image"}, {"type": "text", "text": ""}], "a cat")},
+    {"conversation": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a", "weight": 0}]},
+]
+NOTHING = [None, float("nan"), "", [], [None], {}, {"bytes": None, "path": None}, [{"x": None}]]
+
+
+@pytest.mark.parametrize("nothing", NOTHING, ids=repr)
+@pytest.mark.parametrize("number", range(len(GOOD)))
+def test_what_holds_nothing_counts_as_absent_at_each_level(number, nothing):
+    """As tables write rows: every key in each, whether it is used or not."""
+    item = GOOD[number]
+    every = {level: rows.KNOWN[level] | rows.REFUSED_KEYS[level].keys() | {"source", "time"} for level in rows.KNOWN}
+    for level in ("row", "turn", "part"):
+        found = json.loads(json.dumps(item))
+        (key,) = [key for key in rows.TURNS if key in found]
+        parts = [part for turn in found[key] if isinstance(turn.get("content"), list) for part in turn["content"]]
+        for filled in {"row": [found], "turn": found[key], "part": parts}[level]:
+            filled.update(dict.fromkeys(every[level] - filled.keys(), nothing))
+        assert parse(found) == parse(item), level
+
+
+def test_a_number_of_a_row_stands_for_an_id_that_holds_nothing():
+    for nothing in (None, "", float("nan"), []):
+        assert parse({"id": nothing, "messages": turns("hi", "ho")}).id == "1"
+    assert parse({"id": 0, "messages": turns("hi", "ho")}).id == "0"
+
+
+def test_two_keys_of_one_meaning_agree_or_refuse_the_row():
+    for item in (
+        {**LLAVA, "images": ["a.jpg"]},
+        {**LLAVA, "messages": turns("other", "turns")},
+        {"messages": [{"role": "user", "from": "gpt", "content": "hi"}]},
+        {"messages": [{"role": "user", "value": "ho", "content": "hi"}]},
+        {"messages": turns([{"type": "image", "image": "a.jpg", "path": "b.jpg"}], "a")},
+        {"messages": turns([{"type": "text", "text": "x", "path": "b.jpg"}], "a")},
+        {"messages": turns("hi", "ho"), "system": "a", "system_prompt": "b"},
+        {"messages": [{"role": "system", "content": "b"}, *turns("hi", "ho")], "system": "a"},
+        {"messages": [{"role": "assistant", "content": "b", "weight": 0, "train": True}]},
+    ):
+        with pytest.raises(Refused, match="keys contradict each other"):
+            parse(item)
+    assert parse({**LLAVA, "images": "a.jpg", "messages": LLAVA["conversations"]}) == parse(LLAVA)
+
+
+WEIGHTS = ("weight", "loss", "train", "training", "loss_mask", "loss_scale")
+
+
+@pytest.mark.parametrize("key", WEIGHTS)
+def test_a_weight_takes_a_turn_out_of_the_loss_or_refuses_the_row(key):
+    def in_loss(value, role="assistant"):
+        given = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        for turn in given:
+            turn.update({key: value} if turn["role"] == role else {})
+        return parse({"messages": given}).turns[1].in_loss
+
+    assert not any(map(in_loss, (0, False, 0.0))) and all(map(in_loss, (1, True, 1.0, None)))
+    assert in_loss(0, "user") and in_loss(None, "user")
+    for value, role in ((0.5, "assistant"), (2, "assistant"), ("0", "assistant"), (-1, "assistant"), (1, "user")):
+        with pytest.raises(Refused, match=f"weight that is not taken: turn . has {key} "):
+            in_loss(value, role)
+    for value in (0, False, 0.5):
+        with pytest.raises(Refused, match=f"weight that is not taken: the row has {key} "):
+            parse({"messages": turns("q", "a"), key: value})
+    assert parse({"messages": turns("q", "a"), key: 1}) == parse({"messages": turns("q", "a")})
+
+
+HELD = {"video": "a.mp4", "audio": {"bytes": b"x".decode(), "path": "a.wav"}, "tool_calls": [{"id": "1"}]}
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [(key, reason) for level in rows.REFUSED_KEYS for key, (reason, _) in rows.REFUSED_KEYS[level].items()],
+)
+def test_a_key_that_changes_the_meaning_refuses_the_row_by_its_name(key, reason):
+    held = HELD.get(key, ["x"])
+    tried = {
+        "row": {**LLAVA, key: held},
+        "turn": {"id": 7, "messages": [{"role": "user", "content": "hi", key: held}]},
+        "part": {"id": 7, "messages": turns([{"type": "text", "text": "hi", key: held}])},
+    }
+    for level, item in tried.items():
+        if key in rows.REFUSED_KEYS[level]:
+            with pytest.raises(Refused, match=f"^{reason}: .* has the key '{key}'; .") as refused:
+                parse(item)
+            assert refused.value.id == "7"
+
+
+def test_other_marks_of_what_we_do_not_take_refuse_the_row():
+    for kind in (*rows.REFUSED_PARTS, *rows.REFUSED_ROLES):
+        part = {"messages": turns([{"type": kind, "url": "x"}])}
+        role = {"messages": [{"role": kind, "content": "x"}]}
+        for item, known in ((part, rows.REFUSED_PARTS), (role, rows.REFUSED_ROLES)):
+            if kind in known:
+                with pytest.raises(Refused, match=f"^{known[kind][0]}: .*{kind}"):
+                    parse(item)
+    boxes = {**LLAVA, "objects": {"bbox": [[1, 2, 3, 4]]}}
+    assert parse(boxes).ignored == ("row.objects",)
+    boxes["conversations"] = [{"from": "human", "value": "<image>\nwhat is at <bbox>?"}]
+    with pytest.raises(Refused, match="marks for boxes: <bbox> stands for the row's objects"):
+        parse(boxes)
+    assert parse({**LLAVA, "mask": "User"}) == parse(LLAVA)
+    with pytest.raises(Refused, match="unclear mask: the row has mask 'Assistant'"):
+        parse({**LLAVA, "mask": "Assistant"})
+
+
+def test_keys_that_are_not_known_are_named():
+    parts = [{"type": "image", "path": "a.jpg", "min_pixels": 4}, {"type": "text", "text": "what?"}]
+    url = [{"type": "image_url", "image_url": {"url": "a.jpg", "detail": "low"}}]
+    said = [{"role": "user", "content": parts + url, "time": 3}, {"role": "assistant", "content": "a", "time": 4}]
+    row = parse({"messages": said, "source": "web", "label": [], "n": 0})
+    assert row.images == ("a.jpg", "a.jpg")
+    assert row.ignored == (
+        "row.source",
+        "row.n",
+        "turn.time",
+        "part.min_pixels",
+        "part.image_url.detail",
+        "turn.time",
+    )
+
+
+PNG = b"\x89PNG\r\n"
+
+
+def test_pictures_are_names_or_bytes():
+    url = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    given = {"conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a"}]}
+    for image, expected in (
+        ("a.jpg", "a.jpg"),
+        (["a.jpg", None, ""], "a.jpg"),
+        (PNG, PNG),
+        ([PNG], PNG),
+        ({"bytes": PNG, "path": "a.jpg"}, PNG),
+        ([{"bytes": PNG, "path": None}], PNG),
+        ({"bytes": None, "path": "a.jpg"}, "a.jpg"),
+        ({"path": "a.jpg"}, "a.jpg"),
+        (url, PNG),
+        ([url], PNG),
+    ):
+        assert parse_row({**given, "image": image, "images": None}, 1).images == (expected,)
+        parts = [{"type": "image", "text": None, "path": image if isinstance(image, str) else None, "image": image}]
+        in_turn = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]}
+        assert parse_row(in_turn, 1).images == (expected,)
+        of_turn = {"messages": [{"role": "user", "content": "<image>", "images": image}]}
+        assert parse_row(of_turn, 1).images == (expected,)
+    typed = [{"type": "image_url", "image_url": x} for x in (url, {"url": url}, {"url": "a.jpg"})]
+    assert parse({"messages": turns([*typed, {"image": "b.jpg"}, {"text": "what?"}])}) == rows.Row(
+        "1", (PNG, PNG, "a.jpg", "b.jpg"), (Turn("user", "<image>\n" * 4 + "what?"),), ("",)
+    )
+
+
+def test_turns_may_be_columns_and_a_row_may_bring_the_system_prompt():
+    columns = {"from": ["human", "gpt"], "value": ["hi", "ho"], "weight": [None, 0.0], "time": None}
+    expected = (Turn("user", "hi"), Turn("assistant", "ho", False))
+    assert parse({"conversations": columns}).turns == expected
+    said = turns("hi", "ho")
+    for key in ("system", "system_prompt"):
+        assert parse({"messages": said, key: "be brief"}).turns[0] == Turn("system", "be brief")
+        assert parse({"messages": said, key: ""}).turns == parse({"messages": said}).turns
+
+
+@pytest.mark.parametrize(
+    ("item", "detail"),
+    [
+        ({"instruction": "x", "output": "y", "input": ""}, "keys of the row: instruction, output$"),
+        ({}, "keys of the row: none"),
+        ({"messages": "[]"}, "the turns are text, not a list of objects; parse them as JSON"),
+        ({"messages": 3}, "the turns are a number, not a list"),
+        ({"messages": {"a": [1], "b": [1, 2]}}, "the turns are an object, not a list"),
+        ({"messages": ["hi"]}, "turn 1 is text, not an object with role and content"),
+        ({"messages": [{"text": "hi", "who": "me"}]}, "turn 1 has no role .keys: text, who.; known are user, human"),
+        ({"messages": [{"role": "user", "text": "hi"}]}, "turn 1: value or content is missing .keys: role, text."),
+        ({"messages": turns(3)}, "turn 1: value or content is a number; it is text, or a list of parts"),
+        ({"messages": turns(["hi"])}, "turn 1, part 1 is text, not an object of type text or image"),
+    ],
+)
+def test_reasons_say_what_is_there_and_what_should_be(item, detail):
+    with pytest.raises(Refused, match=detail):
+        parse(item)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of pictures with links, beside others."""
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
-    (tmp_path / "secret.jpg").write_bytes(b"x")
+    (tmp_path / "images2").mkdir()
+    for path in (tmp_path / "secret.jpg", folder / "a.jpg", tmp_path / "images2" / "a.jpg"):
+        path.write_bytes(b"x")
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (folder / "inside.jpg").symlink_to(folder / "a.jpg")
-    (tmp_path / "images2").mkdir()
+    (folder / "other").symlink_to(tmp_path / "images2")
+    (tmp_path / "alias").symlink_to(folder)
+    return folder
+
+
+def test_pictures_inside_the_folder_may_be_named_in_any_way(folder):
     for name in (
-        *("/etc/passwd", "../secret.jpg", "sub/../../secret.jpg", "link.jpg", "../images2/a.jpg", "", "a\0.jpg"),
-        *("http://host/a.jpg", "file:///etc/passwd", str(folder / "a.jpg")),
+        *("a.jpg", "./a.jpg", "sub/../a.jpg", "inside.jpg", str(folder / "a.jpg"), str(folder / "inside.jpg")),
+        *(f"file://{folder}/a.jpg", str(folder / "sub/../a.jpg"), str(folder.parent / "alias" / "a.jpg")),
     ):
-        with pytest.raises(Refused, match="picture path leaves the folder"):
-            safe_path(folder, name)
-    for name in ("a.jpg", "sub/../a.jpg", "inside.jpg"):
-        assert safe_path(folder, name) == os.path.realpath(folder / "a.jpg")
+        for root in (folder, folder.parent / "alias"):
+            assert safe_path(root, name) == os.path.realpath(folder / "a.jpg")
+
+
+OUTSIDE = [
+    ("http://host/a.jpg", "picture name is a URL: http://host/a.jpg; download it"),
+    ("s3://bucket/a.jpg", "picture name is a URL"),
+    ("../secret.jpg", r"picture name leads out of the folder: .* \(\.\.\)"),
+    ("sub/../../secret.jpg", "picture name leads out of the folder"),
+    ("../images2/a.jpg", "picture name leads out of the folder"),
+    ("other/../secret.jpg", "picture name leads out of the folder"),
+    ("/etc/passwd", "absolute picture name outside the folder: /etc/passwd is not in .*--images"),
+    ("file:///etc/passwd", "absolute picture name outside the folder"),
+    ("{}/../secret.jpg", "picture name leads out of the folder"),
+    ("{}2/a.jpg", "absolute picture name outside the folder"),
+    ("", "images are not file names"),
+    ("a\0.jpg", "images are not file names"),
+]
+
+
+@pytest.mark.parametrize(("name", "reason"), OUTSIDE)
+def test_pictures_cannot_be_named_outside_the_folder(folder, name, reason):
+    for follow_links in (False, True):
+        with pytest.raises(Refused, match=reason):
+            safe_path(folder, name.format(folder), follow_links)
+
+
+def test_links_lead_out_of_the_folder_only_where_they_may(folder):
+    for name, target in (("link.jpg", "secret.jpg"), ("other/a.jpg", "images2/a.jpg")):
+        for given in (name, str(folder / name), str(folder.parent / "alias" / name)):
+            for root in (folder, folder.parent / "alias"):
+                if given.startswith(str(folder.parent / "alias")) and root == folder:
+                    continue  # named by way of another folder
+                with pytest.raises(Refused, match="link that leads out of the folder: .*--follow-links allows it"):
+                    safe_path(root, given)
+                assert safe_path(root, given, follow_links=True) == os.path.realpath(folder.parent / target)

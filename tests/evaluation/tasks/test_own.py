@@ -44,6 +44,15 @@ def test_every_answered_turn_is_asked_with_what_was_said_before(rows):
     assert len(list(own.examples(rows, "train", limit=3))) == 3
 
 
+def test_an_answer_out_of_the_loss_is_history_alone(tmp_path):
+    said = [("user", "one?"), ("assistant", "1"), ("user", "two?"), ("assistant", "2")]
+    turns = [{"role": role, "content": text, "weight": 0 if text == "1" else None} for role, text in said]
+    (tmp_path / "rows.json").write_text(json.dumps([{"messages": turns}]))
+    prepare.prepare_rows(tmp_path / "rows.json", None, tmp_path / "out", template="qa", workers=0)
+    (found,) = own.examples(tmp_path / "out", "train")
+    assert (found.question, found.answers, found.history) == ("two?", ("2",), tuple(said[:2]))
+
+
 def test_kinds_of_the_rows_are_kept_and_limited_one_by_one(digits_folder):
     found = list(own.examples(digits_folder, "test", limit=2))
     assert sorted(example.kind for example in found) == sorted(["cell", "count", "exists", "largest", "read"] * 2)

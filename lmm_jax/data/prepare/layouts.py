@@ -1,0 +1,491 @@
+"""Files of rows as people have them, whatever the layout of the whole file.
+
+    [row, row, …]                            a JSON array
+    row                                      JSON lines: a row each
+    row
+    {                                        rows that are printed over several lines, one or many
+      "messages": …
+    }
+    {"train": [row, …], "test": [row, …]}    a list for each split
+    Parquet                                  the rows of a table, with their pictures as bytes or names
+
+JSON may stand in UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and may be compressed by gzip. Rows are
+streamed: a file of any size is read in a few megabytes of memory. Any other file is named, with what to do about it.
+"""
+
+import abc
+import collections
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+
+import ijson
+
+from lmm_jax.data.prepare.parse import TURNS, Refused
+
+CHUNK = 1 << 20  # characters read at a time
+MAX_ROW = 1 << 26  # characters of a row; a quote that is never closed must not read the whole file into memory
+HEAD = 1 << 10  # bytes by which a file is recognised
+PARQUET_ROWS = 16  # read at a time; their pictures are in memory
+
+# What a list of rows is called where a file holds a list for each split; under other names, a split of that name.
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "test": "test",
+    "testing": "test",
+}
+# Names that say nothing of a split.
+NO_SPLITS = {"data", "rows", "items", "examples", "samples", "instances", "dataset", "annotations", *TURNS}
+
+# Other files by their first bytes: where the mark stands, the mark, and what the file is.
+UNPACK = "unpack it and name the file of rows in it"
+CONVERT = "write its rows as JSON, one a line"
+PICTURE = "a picture, not a file of rows; pictures go into the folder of --images"
+FOREIGN = (
+    (0, b"PK\x03\x04", f"a zip archive (or a workbook, or a NumPy archive, which are zip archives too); {UNPACK}"),
+    (0, b"PK\x05\x06", "an empty zip archive"),
+    (257, b"ustar", f"a tar archive; {UNPACK}"),
+    (0, b"\xfd7zXZ\0", f"compressed by xz; {UNPACK}"),
+    (0, b"BZh", f"compressed by bzip2; {UNPACK}"),
+    (0, b"\x28\xb5\x2f\xfd", f"compressed by zstd; {UNPACK}"),
+    (0, b"\x04\x22\x4d\x18", f"compressed by LZ4; {UNPACK}"),
+    (0, b"7z\xbc\xaf\x27\x1c", f"a 7z archive; {UNPACK}"),
+    (0, b"Rar!", f"a RAR archive; {UNPACK}"),
+    (0, b"PARE", "an encrypted Parquet file; write it without encryption"),
+    (0, b"ARROW1", "an Arrow file; write its table as Parquet (`to_parquet` of datasets)"),
+    (0, b"\xff\xff\xff\xff", "an Arrow stream; write its table as Parquet (`to_parquet` of datasets)"),
+    (0, b"ORC", "an ORC file; write its table as Parquet"),
+    (0, b"Obj\x01", f"an Avro file; {CONVERT}"),
+    *((0, bytes([0x80, n]), f"a pickle, which is not opened as it can run any code; {CONVERT}") for n in range(2, 6)),
+    (0, b"\x93NUMPY", f"a NumPy array; {CONVERT}"),
+    (0, b"\x89HDF", f"an HDF5 file; {CONVERT}"),
+    (0, b"SQLite format 3\0", f"an SQLite database; {CONVERT}"),
+    (0, b"\xd0\xcf\x11\xe0", f"an old Office document; {CONVERT}"),
+    (0, b"%PDF", "a PDF document, not a file of rows"),
+    (0, b"\x89PNG", PICTURE),
+    (0, b"\xff\xd8\xff", PICTURE),
+    (0, b"GIF8", PICTURE),
+    (8, b"WEBP", PICTURE),
+    (0, b"II*\0", PICTURE),
+    (0, b"MM\0*", PICTURE),
+    (4, b"ftyp", "a film or a picture, not a file of rows"),
+)
+# Texts that are no JSON, by what they begin with, in lower case.
+TEXTS = (
+    ("version https://git-lfs", "a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`"),
+    ("<!doctype html", "a web page, not the file itself; download that by its direct link"),
+    ("<html", "a web page, not the file itself; download that by its direct link"),
+    ("<", f"XML; {CONVERT}"),
+    ("---", f"YAML or Markdown; {CONVERT}"),
+    ("- ", f"YAML or Markdown; {CONVERT}"),
+    ("#", f"YAML or Markdown; {CONVERT}"),
+)
+
+BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError)  # what reading a text may end with
+
+# How values are cut out of a text, see `_Values`.
+BETWEEN = re.compile(r"[ \t\r\n,:]*")  # what stands between two values
+# Up to what a value may end with, by its first character; of a string, from inside of it.
+STRING_END = re.compile(r'(?:[^"\\]++|\\.)*+"', re.DOTALL)
+ENDS = {"{": re.compile(r"[^}]*+}"), "[": re.compile(r"[^\]]*+\]"), '"': STRING_END}
+OTHER_END = re.compile(r"[-+.\w]*+(?=[^-+.\w])")  # of a number or a word
+LAST = {"}": "end_map", "]": "end_array"}
+# What `json` reads and ijson does not: numbers that are none, and halves of surrogate pairs.
+ONLY_JSON_READS = (("NaN", "0"), ("Infinity", "0"), ("\\ud", "\\u0"), ("\\uD", "\\u0"))
+DEPTHS = collections.defaultdict(int, start_map=1, start_array=1, end_map=-1, end_array=-1)
+
+
+class RowFile(abc.ABC):
+    """An open file of rows; a context manager that closes it. See `open_rows`.
+
+    Attributes:
+      size: bytes of the file.
+      ignored: count of each key, as "file.NAME", that stands beside the lists of rows and holds none; filled while
+        the file is read.
+    """
+
+    def __init__(self, size):
+        self.size, self.ignored = size, collections.Counter()
+
+    @abc.abstractmethod
+    def position(self) -> int:
+        """Bytes of the file that are read."""
+
+    @abc.abstractmethod
+    def items(self):
+        """As `read_items`, from the file's begin on."""
+
+    @abc.abstractmethod
+    def close(self):
+        """Closes the file."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def open_rows(path) -> RowFile:
+    """Opens a file of any layout that we read; what is no such file is refused before a row of it is read.
+
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it is of another layout; the message names it and says what to do.
+      ImportError: a Parquet file, and no pyarrow.
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(
+            f"{path} is a folder; name one file of rows (files of JSON lines are put together with `cat`)"
+        )
+    with open(path, "rb") as f:
+        head = f.read(HEAD)
+    if head.startswith(b"PAR1"):
+        return _Parquet(path)
+    compressed = head.startswith(b"\x1f\x8b")
+    if compressed:
+        try:
+            with gzip.open(path) as f:
+                head = f.read(HEAD)
+        except BROKEN as error:
+            raise ValueError(f"{path} {_said(error)}") from error
+        if head.startswith(b"PAR1"):
+            raise ValueError(f"{path} is a Parquet file inside of gzip; unpack it with `gunzip`")
+    for at, mark, what in FOREIGN:
+        if head[at:].startswith(mark):
+            raise ValueError(f"{path} is {'gzip around ' if compressed else ''}{what}")
+    return _Json(path, compressed, json.detect_encoding(head))
+
+
+def read_items(rows):
+    """Yields `(split, line, row)` of each row of an open file.
+
+    `split` is what the file names for it, None if it names none. `line` is where the row begins, in a Parquet file
+    its number. `row` is what `parse_row` takes: JSON text as it stands there, or the dict that a row of a Parquet
+    file is.
+
+    Args:
+      rows: a `RowFile`.
+
+    Raises:
+      Refused: the file breaks off, or a row has more than `MAX_ROW` characters; nothing that follows can be told
+        apart.
+    """
+    yield from rows.items()
+
+
+class _Json(RowFile):
+    def __init__(self, path, compressed, encoding):
+        super().__init__(os.path.getsize(path))
+        self._raw = open(path, "rb")  # noqa: SIM115 - `close` closes it
+        stream = gzip.GzipFile(fileobj=self._raw) if compressed else self._raw
+        # What is not text is kept for `parse_row` to refuse, row by row. Of UTF-16 only lone surrogates can be.
+        errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
+        encoding = "utf-8-sig" if encoding == "utf-8" else encoding
+        self._text = io.TextIOWrapper(stream, encoding, errors)
+        try:
+            self._cut = _layout(self._text)
+        except _Foreign as error:
+            self.close()
+            raise ValueError(f"{path} {error}") from error
+        except BROKEN as error:
+            self.close()
+            raise ValueError(f"{path} {_said(error)}") from error
+
+    def position(self):
+        return self._raw.tell()
+
+    def items(self):
+        try:
+            self._text.seek(0)
+            yield from self._cut(self._text, self.ignored)
+        except BROKEN as error:
+            raise Refused("broken file", f"after about {self.position():,} bytes it {_said(error)}") from error
+
+    def close(self):
+        self._text.close()
+        self._raw.close()
+
+
+class _Parquet(RowFile):
+    def __init__(self, path):
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            needed = "which pyarrow reads: pip install 'lmm_jax[parquet]'"
+            raise ImportError(f"{path} is a Parquet file, {needed}") from error
+        self._errors = pyarrow.ArrowException
+        super().__init__(os.path.getsize(path))
+        self._read = 0
+        try:
+            # Without pre-buffering: a row group may hold a gigabyte of pictures.
+            self._file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=CHUNK)
+        except (self._errors, OSError) as error:
+            problem = str(error).splitlines()[0]
+            raise ValueError(f"{path} is a broken Parquet file ({problem}); copy or write it anew") from error
+
+    def position(self):
+        return self.size * self._read // max(1, self._file.metadata.num_rows)
+
+    def items(self):
+        self._read = 0
+        batches = self._file.iter_batches(batch_size=PARQUET_ROWS)
+        while True:
+            try:
+                batch = next(batches, None)
+                rows = None if batch is None else batch.to_pylist()
+            except (self._errors, OSError, UnicodeDecodeError) as error:
+                problem = str(error).splitlines()[0]
+                raise Refused("broken Parquet", f"after row {self._read}: {problem}") from error
+            if rows is None:
+                return
+            for row in rows:
+                self._read += 1
+                yield None, self._read, row
+
+    def close(self):
+        self._file.close()
+
+
+class _Foreign(ValueError):
+    """A text that is no JSON; the message goes on "FILE …"."""
+
+
+def _said(error):
+    """What one of `BROKEN` says of a file; goes on "FILE …"."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not {error.encoding.upper()}, as it begins ({error.reason}); write it as UTF-8"
+    return f"is broken gzip ({error}); copy the file anew"
+
+
+def _layout(f):
+    """The function that cuts a text into items, by what the text begins with; `f` is anywhere afterwards.
+
+    Raises:
+      _Foreign: it is no JSON.
+    """
+    start = ""
+    for line in iter(lambda: f.readline(CHUNK), ""):
+        start = line.lstrip()
+        if start:
+            break
+    if start.startswith("["):
+        return _array
+    if start and not start.startswith("{") and not f.readline(CHUNK).lstrip().startswith("{"):
+        raise _Foreign(f"is {_name_text(start)}")
+    f.seek(0)
+    return _object_layout(f)
+
+
+def _name_text(start):
+    """What a text is that is no JSON, and what to do, by its first line."""
+    found = next((what for begin, what in TEXTS if start.lower().startswith(begin)), None)
+    if found is None and "\0" not in start and any(mark in start for mark in ",\t;"):
+        found = f"a table as text (CSV or TSV), which has no place for turns; {CONVERT}"
+    return found or f"no JSON: it begins with {start[:40]!r}; {CONVERT}"
+
+
+def _object_layout(f):
+    """What follows a first `{`: lines, rows over several lines, or lists of rows. The first value decides.
+
+    It holds lists of rows if the first entry of a list in it has turns, or the list has the name of a split.
+    """
+    events = ijson.sendable_list()
+    parser = ijson.basic_parse_coro(events, multiple_values=True)
+    stack, key, begun, ended, line, size = "", None, None, None, 0, 0
+    lists, broken = False, False
+    for piece in iter(lambda: f.readline(CHUNK), ""):
+        size += len(piece)
+        try:
+            parser.send(_for_ijson(piece))
+        except (ijson.JSONError, ValueError, SystemError):
+            broken = True
+        for event, value in events:
+            if ended is not None:  # a second value begins
+                return _objects if line == ended or ended > begun else _lines
+            begun = line if begun is None else begun
+            if lists and stack == "{[":  # the first entry was whole, and something follows in its list
+                return _lists
+            if stack == "{" and event == "map_key":
+                key = value
+            if stack == "{[{" and event == "map_key":
+                lists = lists or value in TURNS
+            if stack == "{[" and event == "start_map":
+                lists = lists or key in SPLITS
+            if event in ("start_map", "start_array"):
+                stack += "{" if event == "start_map" else "["
+            elif event in ("end_map", "end_array"):
+                stack = stack[:-1]
+            if not stack:
+                ended = line
+        events.clear()
+        line += piece.endswith("\n")
+        if ended is not None and (ended > begun or line > ended):
+            return _objects if ended > begun else _lines
+        if broken or size > MAX_ROW:
+            break
+    return _lists if lists and not broken else _lines
+
+
+def _for_ijson(text):
+    """Bytes of a piece of JSON in which ijson finds the same values as `json`, at the same places."""
+    for ours, theirs in ONLY_JSON_READS:
+        text = text.replace(ours, theirs)
+    return text.encode("ascii", "replace")
+
+
+def _lines(f, _):
+    for line, text in enumerate(iter(lambda: f.readline(MAX_ROW), ""), start=1):
+        if len(text) == MAX_ROW:
+            raise Refused("broken JSON", f"line {line} has more than {MAX_ROW:,} characters")
+        if text.strip():
+            yield None, line, text
+
+
+def _array(f, _):
+    values = _Values(f, "array")
+    yield from _entries(values, None)
+    values.end()
+
+
+def _objects(f, _):
+    values = _Values(f, "file", several=True)
+    while values.peek():
+        yield None, *values.value()
+
+
+def _lists(f, ignored):
+    values = _Values(f, "file")
+    values.bracket()
+    while values.peek() != "}":
+        line, key = values.value()
+        key = json.loads(key)
+        if values.peek() != "[":
+            values.value()  # a title, a version
+            ignored[f"file.{key}"] += 1
+        elif key in SPLITS or key in NO_SPLITS or key.isidentifier():
+            yield from _entries(values, None if key in NO_SPLITS else SPLITS.get(key, key))
+        else:
+            raise Refused("no split", f"the list {key[:80]!r} at line {line}; known are {', '.join(SPLITS)}")
+    values.bracket()
+    values.end()
+
+
+def _entries(values, split):
+    """The entries of an array as items of `split`."""
+    values.bracket()
+    while values.peek() != "]":
+        yield split, *values.value()
+    values.bracket()
+
+
+class _Values:
+    """Cuts a JSON text into values, each as it stands in the file; in memory is the value that is being read.
+
+    ijson tells where a value ends: it is handed the file piece by piece, up to each bracket that may be the value's
+    last character, and says how deep inside of objects and arrays it stands then. Nothing else is taken from it, as
+    it does not read values as `json` does: the half of a surrogate pair becomes "?" or, like a NaN or a byte that is
+    not UTF-8, ends the file. `parse_row` reads the text itself, so that such a row is refused, or used, alone.
+    """
+
+    def __init__(self, f, what, several=False):
+        """
+        Args:
+          f: text file at its begin.
+          what: breaks off if it does: "array" or "file".
+          several: whether several values may stand in it one after the other.
+        """
+        self._f, self._what, self._line = f, what, 1
+        self._events = ijson.sendable_list()
+        self._parser = ijson.basic_parse_coro(self._events, multiple_values=several)
+        # text[at:] is the value that is being read, or what comes before it; of that ijson has text[at:told].
+        self._text, self._at, self._told = "", 0, 0
+
+    def peek(self) -> str:
+        """The first character of the next value, or the bracket that comes instead; empty at the end."""
+        while True:
+            end = BETWEEN.match(self._text, self._at).end()
+            if end > self._at:
+                self._line += self._text.count("\n", self._at, end)
+                self._tell(self._text[self._at : end])
+                self._at = self._told = end
+            if end < len(self._text):
+                return self._text[end]
+            self._text, self._at, self._told = self._f.read(CHUNK), 0, 0
+            if not self._text:
+                return ""
+
+    def bracket(self):
+        """Steps over the bracket that comes next.
+
+        Raises:
+          Refused: the text ends instead.
+        """
+        bracket = self.peek()
+        if not bracket:
+            raise self._breaks_off("the file ends")
+        self._tell(bracket)
+        self._at = self._told = self._at + len(bracket)
+
+    def value(self) -> tuple[int, str]:
+        """`(line, text)` of the next value.
+
+        Raises:
+          Refused: the text breaks off in it.
+        """
+        first = self.peek()
+        text, at, told, depth = self._text, self._at, self._told, 0
+        in_string = False  # whether text[told:] goes on with a string
+        while True:
+            end = STRING_END if in_string else ENDS.get(first, OTHER_END)
+            found = end.match(text, max(told, at + 1)) if first else None
+            if not found:
+                more = self._f.read(max(CHUNK, len(text) - at))
+                if not more:
+                    raise self._breaks_off("the file ends")
+                if len(text) - at > MAX_ROW:
+                    raise self._breaks_off(f"it has more than {MAX_ROW:,} characters")
+                text, at, told = text[at:] + more, 0, told - at
+                continue
+            names = self._tell(text[told : found.end()])
+            told = found.end()
+            depth += sum(DEPTHS[name] for name in names)
+            # A bracket that ends nothing is part of a string. That is then told whole: of one that comes in pieces,
+            # ijson reads all from its start at each.
+            in_string = text[told - 1] in LAST and LAST[text[told - 1]] not in names[-1:]
+            if names and depth == 0:
+                line = self._line
+                self._line += text.count("\n", at, told)
+                self._text, self._at, self._told = text, told, told
+                return line, text[at:told]
+
+    def end(self):
+        """Nothing may follow.
+
+        Raises:
+          Refused: something does.
+        """
+        if (self._text[self._at :] + self._f.read(CHUNK)).strip():
+            raise Refused("broken JSON", f"something follows the {self._what}'s end at line {self._line}")
+
+    def _tell(self, piece):
+        """Hands `piece` to ijson, with a space so that it reports at once what ends there; the events' names."""
+        self._events.clear()
+        try:
+            self._parser.send(_for_ijson(piece) + b" ")
+        except (ijson.JSONError, ValueError, SystemError) as error:  # the latter two: an integer of 4,301 digits
+            raise self._breaks_off(str(error.__cause__ or error).splitlines()[0][:200]) from error
+        return [name for name, _ in self._events]
+
+    def _breaks_off(self, problem):
+        return Refused("broken JSON", f"the {self._what} breaks off in the value at line {self._line}: {problem}")
