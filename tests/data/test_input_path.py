@@ -55,7 +55,8 @@ def mixed_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(tiny, mixed_folder):
     def make(*overrides):
-        config = tiny("model.decoder.vocab_size=512", f"data.path={mixed_folder}", "data.length=512", *overrides)
+        own = (f"data.path={mixed_folder}", "data.length=512", "data.max_left_out=1")  # for thin pictures on canvases
+        config = tiny("model.decoder.vocab_size=512", *own, *overrides)
         with config.unlocked():
             config.data.rows = config.data.views = config.data.targets = None
         return config
@@ -162,9 +163,7 @@ def test_pictures_that_are_too_thin_are_left_out_and_named(config, tmp_path):
     ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     prepare_rows(tmp_path / "rows.json", None, tmp_path / "out", template="qa", workers=0)
-    config = config(
-        "model.scales=(9,1)", "train.scales_per_step=2", f"data.path={tmp_path / 'out'}", "data.max_left_out=1"
-    )
+    config = config("model.scales=(9,1)", "train.scales_per_step=2", f"data.path={tmp_path / 'out'}")
     with config.unlocked():
         config.data.update(LAYOUTS["own"], rows=1, views=1)
         use_encoder(config, "convnext")
