@@ -50,10 +50,10 @@ def fresh(cfg, a, picture, encoder, decoder, rate, packs):
     """A model that starts from nothing, in float32 where it is small."""
     recipe.use_data(cfg, a.data)
     cfg.model.families.vision = "clip"
-    cfg.model.vision.update(zip(("image_size", "patch_size"), picture, strict=True))
-    cfg.model.vision.update(zip(("width", "depth", "heads", "mlp_dim"), encoder, strict=True), level=-1)
+    cfg.model.vision.update(dict(zip(("image_size", "patch_size"), picture, strict=True)))
+    cfg.model.vision.update(dict(zip(("width", "depth", "heads", "mlp_dim"), encoder, strict=True)), level=-1)
     names = ("width", "depth", "heads", "kv_heads", "mlp_dim")
-    cfg.model.decoder.update(zip(names, decoder, strict=True))
+    cfg.model.decoder.update(dict(zip(names, decoder, strict=True)))
     cfg.model.scales = ((picture[0] // picture[1]) ** 2,)
     if a.size == "tiny":
         cfg.model.dtype, cfg.model.decoder.remat, cfg.model.vision.remat = "float32", "none", False
