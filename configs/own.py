@@ -42,7 +42,7 @@ def get_config(arg=""):
     cfg.data.update(rows=1, length=batch.length, too_long="cut")
     every = max(batch.steps // 10, 1)
     cfg.train.update(steps=batch.steps, batch_size=batch.packs, log_every=max(batch.steps // 50, 1))
-    cfg.train.update(eval_every=every, save_every=every)
+    cfg.train.update(eval_every=every, save_every=every, eval_batches=batch.validation)
     return cfg
 
 

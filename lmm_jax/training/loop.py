@@ -320,15 +320,17 @@ def _claim(plan):
 def _describe(plan):
     """Says what is about to be allocated, and what the run reads."""
     program, packs = plan.program, plan.packs
-    frozen = sorted({path.split("/")[0] for path, rate in program.rates.items() if not rate})
+    config = program.config
     mesh = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
     c, (positions, views) = packs.stream.capacity, packs.stream.usage()
     held = packs.records_per_step
     records = sum(map(len, packs.data)) - len(packs.left_out)
     print(
         f"{'continuing' if plan.step else 'training'} {plan.workdir} from step {plan.step} of "
-        f"{program.config.train.steps}\n"
-        f"  {plan.memory}{f'; frozen: {frozen}' if frozen else ''}\n"
+        f"{config.train.steps}\n"
+        f"  {plan.memory}\n"
+        f"  learning rates: {_rates(program.rates)}; {config.model.dtype}, layers recompute: "
+        f"{config.model.decoder.remat}\n"
         f"  {program.mesh.size} × {sharding.platform()}: {mesh}\n"
         f"  {sum(map(len, packs.data)):,} records, {len(packs.left_out):,} left out; packs of {c.rows} × {c.length} "
         f"positions, {positions:.0%} used, and {c.views} views, {views:.0%} used\n"
@@ -336,6 +338,18 @@ def _describe(plan):
         f"{records / held:,.1f} steps",
         flush=True,
     )
+
+
+def _rates(rates):
+    """The peak rates of a run in words, part by part; a part of which only some trains has several."""
+    of_part = {}
+    for path, rate in rates.items():
+        of_part.setdefault(path.split("/")[0], set()).add(rate)
+    told = {
+        part: " and ".join(f"{rate:g}" if rate else "frozen" for rate in sorted(found))
+        for part, found in of_part.items()
+    }
+    return ", ".join(f"{part} {words}" for part, words in told.items())
 
 
 def _summarise(metrics, state, program):

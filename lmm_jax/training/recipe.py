@@ -13,7 +13,8 @@ from lmm_jax.hf.read_config import is_model, read_model_config
 
 FILLED = 0.9  # of the positions of a row, when several conversations share it
 ROUND = 64  # a row has a multiple of so many positions, so that it divides over devices
-LEAST_STEPS = 20  # of an epoch: with fewer a step is made smaller
+LEAST_STEPS, LEAST_PACKS = 20, 8  # an epoch with fewer steps makes a step smaller, down to so many packs
+MOST_VALIDATION = 8  # batches of a validation loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Batch:
       length: positions of a row.
       packs: of a step, one row each.
       steps: of the run.
+      validation: batches of as many packs that hold the validation split; at least one.
     """
 
     length: int
     packs: int
     steps: int
+    validation: int
 
 
 def use_data(config, folder):
@@ -98,6 +101,8 @@ def fit_batch(config, epochs, packs, length=0, most=2048) -> Batch:
     Raises:
       ConfigError: no record can be used.
     """
+    if not epochs > 0:
+        raise c.ConfigError(f"epochs={epochs}: expected a number above 0")
     data, visual, scales = open_data(config.data.path), c.visual_layout(config), tuple(config.model.scales)
     counts = count_records(data.index, visual, scales, NO_LENGTH - 1, cut=False)
     needed = np.sort(counts.needed[(counts.needed != NO_LENGTH) & ~counts.thin])
@@ -106,7 +111,10 @@ def fit_batch(config, epochs, packs, length=0, most=2048) -> Batch:
     if not length:
         length = int(needed[math.ceil(0.99 * len(needed)) - 1])
         length = min(max(-(-length // ROUND) * ROUND, ROUND), most)
-    rows = np.minimum(needed, length).sum() * len(scales) / (FILLED * length)  # that an epoch fills
-    while packs > 8 and rows / packs < LEAST_STEPS:
+    of_record = np.minimum(needed, length).mean() * len(scales) / (FILLED * length)  # rows that it fills
+    rows = len(needed) * of_record
+    while packs > LEAST_PACKS and rows / packs < LEAST_STEPS:
         packs //= 2
-    return Batch(length, packs, max(round(epochs * rows / packs), 1))
+    held_out = data.about["splits"].get(config.data.validation, {"rows": 0})["rows"]
+    validation = min(max(round(held_out * of_record / packs), 1), MOST_VALIDATION)
+    return Batch(length, packs, max(round(epochs * rows / packs), 1), validation)
