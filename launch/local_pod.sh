@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # launch/local_pod.sh N ARGUMENT…: runs `lmm train ARGUMENT…` on this machine as a pod of N hosts would: N processes with
 # 8/N virtual CPU devices each (JAX_NUM_CPU_DEVICES), which find each other and read their own rows.
-# Lines of output begin with [host I]. SIGTERM goes on to all hosts, which save and end with 75; Ctrl-C kills them.
+# Lines of output begin with [host I]. SIGTERM and Ctrl-C go on to all hosts, which save and end with 75; a second Ctrl-C
+# kills them.
 # Ends when all have ended, with the exit code of the first that failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,7 +39,7 @@ for ((i = 0; i < hosts; i++)); do
   running[$!]=$i
 done
 trap 'kill -TERM "${!running[@]}"' TERM
-trap 'exit 130' INT
+trap 'trap "exit 130" INT; kill -TERM "${!running[@]}"' INT
 # shellcheck disable=SC2329 # the trap calls it
 end() { for pid in "${!running[@]}"; do kill -KILL -- "-$pid" || true; done; }
 trap end EXIT

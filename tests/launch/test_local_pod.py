@@ -74,18 +74,22 @@ def test_devices_can_be_chosen_and_all_well_is_0(start):
     assert start("true", "10").communicate(timeout=30)[0].count(": cpu 1:") == 10
 
 
-def test_sigterm_goes_on_to_all(start, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_go_on_to_all(start, tmp_path, how):
     process = start(HANG, "2")
     children(tmp_path, 2)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(how)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 75
     assert "[host 0] saved" in out and "[host 1] saved" in out
 
 
-def test_ctrl_c_kills_all_with_their_children(start, tmp_path):
-    process = start(HANG, "2")
+def test_a_second_ctrl_c_kills_all_with_their_children(start, tmp_path):
+    process = start(f"trap '' TERM; {HANG}", "2")  # hosts that take their time to save
     pids = children(tmp_path, 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     time.sleep(0.2)

@@ -68,9 +68,7 @@ def test_a_tuned_export_begins_with_its_parameters(model, digits_folder, tmp_pat
     config = load(digits_folder, f"model={model / 'export'}", overrides=("train.steps=1",))
     assert lmm.train(config, tmp_path / "run")["step"] == 1
     out = capsys.readouterr().out
-    assert "init.vision=" in out and "vision frozen, projector 2e-05, decoder 2e-05" in out.replace(
-        "image_newline", ""
-    )
+    assert "init.vision=" in out and "learning rates: decoder 2e-05, projector 2e-05, vision frozen;" in out
 
 
 @pytest.mark.parametrize(
