@@ -301,7 +301,7 @@ def _evaluate(args):
 
     folder, data = args.workdir or args.model, _folders(args.data)
     scales = None if args.scales == "all" else [_integer("--scales", s) for s in args.scales.split(",")]
-    model, out = load(folder, allow_pickle=args.allow_pickle, note=_say_memory(folder)), args.out or folder
+    model, out = load(folder, allow_pickle=args.allow_pickle), args.out or folder
     tasks = args.tasks.split(",") if args.tasks else evaluation.find_tasks(model, data)
     results = evaluation.evaluate(model, tasks, scales, data, args.limit, args.split)
     print(evaluation.table(results))
@@ -337,8 +337,7 @@ def _generate(args):
     from lmm_jax.generation.prompts import read_pictures, read_sizes
 
     read_sizes("--image", read_pictures("--image", args.image))  # before minutes are spent on loading
-    folder = args.workdir or args.model
-    model = load(folder, allow_pickle=args.allow_pickle, note=_say_memory(folder))
+    model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
     begin = time.monotonic()
     text = model.generate(args.image, args.prompt, args.scale, args.max_new_tokens)
     seconds = time.monotonic() - begin
@@ -442,11 +441,6 @@ def _bench(args):
 
         _draw(lambda: draw_growth(args.growth))
     return {"rows": [dataclasses.asdict(row) for row in rows]}
-
-
-def _say_memory(folder):
-    """Says what a model takes before it is loaded; on stderr, as the answer alone belongs on stdout."""
-    return lambda memory: print(f"loading {folder}: {memory}", file=sys.stderr, flush=True)
 
 
 def _draw(draw):

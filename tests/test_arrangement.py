@@ -37,3 +37,10 @@ def test_the_list_of_long_tests_is_that_of_the_marks():
     listed = re.findall(r"^\| `([\w/]+\.py)::(\w+)`[^|]* \| (?:\d+|–) \| \S.* \|$", README, re.MULTILINE)
     marked = {(str(path.relative_to(TESTS)), name) for path in TESTS.rglob("test_*.py") for name in marked_long(path)}
     assert sorted(listed) == sorted(marked)
+
+
+def test_the_tests_that_the_page_names_are_there():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", README)
+    assert len(named) > 40
+    for path, name in named:
+        assert f"def {name}(" in (TESTS / path).read_text(), f"{path}::{name}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from typing import Any
 
 import jax
@@ -34,8 +35,8 @@ NEW_TOKENS = 64  # of an answer, where nothing else is asked for
 BUCKET = 32  # prompts are padded to multiples of this, long ones to coarser steps, so that few programs are compiled
 
 
-def load(path, vision=None, allow_pickle=False, note=lambda memory: None):
-    """Loads a model onto whatever devices are here.
+def load(path, vision=None, allow_pickle=False):
+    """Loads a model onto whatever devices are here; says first, on stderr, what it takes and what is free.
 
     Args:
       path: a workdir of `lmm train`, whose newest sound checkpoint is taken, or a model's folder in LLaVA's original
@@ -43,7 +44,6 @@ def load(path, vision=None, allow_pickle=False, note=lambda memory: None):
         stored in two bytes are bfloat16, others float32.
       vision: folder of the vision tower, for a folder that neither holds nor names it.
       allow_pickle: see `hf.safetensors.Folder`.
-      note: called with the `training.memory.Memory` of the parameters before they are read.
 
     Raises:
       FileNotFoundError: it is neither.
@@ -59,7 +59,7 @@ def load(path, vision=None, allow_pickle=False, note=lambda memory: None):
         tokenizer = load_tokenizer(path, families.DECODERS[config.model.families.decoder].tokenizer)
         program = make_program(config, _mesh(config))
         dtype = stored_dtype(path, allow_pickle)
-        note(check_params(program, dtype))
+        _say(path, check_params(program, dtype))
         abstract = abstract_params(program, dtype)
         params, table = load_params(path, config.model, abstract, vision, allow_pickle)
         task = read_task(path)
@@ -68,9 +68,13 @@ def load(path, vision=None, allow_pickle=False, note=lambda memory: None):
         if not saved_steps(path):
             raise ValueError(f"{path} holds no checkpoint; did its run save a step?")
         program = make_program(config, _mesh(config))
-        note(check_params(program))
+        _say(path, check_params(program))
         params, _ = Checkpoints(path).restore_params(abstract_params(program))
     return Model(program, params, tokenizer, table, task)
+
+
+def _say(path, memory):
+    print(f"loading {path}: {memory}", file=sys.stderr, flush=True)
 
 
 class Model:

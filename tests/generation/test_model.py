@@ -8,6 +8,8 @@ from PIL import Image
 import lmm_jax as lmm
 from lmm_jax.data.prepared import Prepared, as_pictures
 from lmm_jax.generation.model import Model
+from lmm_jax.training import memory
+from lmm_jax.training.checkpoint import Checkpoints
 
 QUESTIONS = ("read all", "digit at b2?", "how many 7s are there?")
 
@@ -174,3 +176,17 @@ def test_a_picture_may_be_a_path_or_bytes(model, pictures, tmp_path):
         assert model.generate(images, "read all", 9, 5) == want
     assert model.generate([path, [path]], ["read all"] * 2, 9, 5) == [want, want]
     assert model.visual_tokens(str(path), 4) == 4
+
+
+def test_what_a_model_takes_is_said_before_it_is_read_and_refused_if_it_cannot_fit(
+    model, tmp_path, monkeypatch, capsys
+):
+    model.save(tmp_path / "run")
+    capsys.readouterr()
+    monkeypatch.setattr(memory, "_free_of_host", lambda: 1000)
+    monkeypatch.setattr(Checkpoints, "restore_params", lambda *_: pytest.fail("read before it was refused"))
+    with pytest.raises(ValueError, match=r"this model cannot fit: [\d,]+ parameters, .* free"):
+        lmm.load(tmp_path / "run")
+    monkeypatch.undo()
+    lmm.load(tmp_path / "run")
+    assert f"loading {tmp_path / 'run'}: " in capsys.readouterr().err
