@@ -272,7 +272,12 @@ def _under(path, prefixes):
 def _of_another_part(name, part):
     """Why a part of a run does not read a tensor of a whole model, or None."""
     of = part_of(name)
-    return f"of the {of} part" if of != part else None
+    return of_another_part(of) if of != part else None
+
+
+def of_another_part(part) -> str:
+    """Why a tensor of `part` is ignored where another part is read."""
+    return f"of the {part} part"
 
 
 class _Tensors:

@@ -9,7 +9,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lmm_jax.config import ConfigError, read_config
-from lmm_jax.hf.load import PARTS, check_part, load_part, match_part, report
+from lmm_jax.hf.load import PARTS, check_part, load_part, match_part, of_another_part, report
 from lmm_jax.hf.read_config import is_model
 from lmm_jax.training.checkpoint import Checkpoints, saved_steps
 from lmm_jax.training.state import abstract_params, make_program
@@ -58,14 +58,16 @@ def start(program, state, note=print):
     init = program.config.init
     if init["from"]:
         return start_from(init["from"], program, state, note)
-    params = flatten_dict(state.params, sep="/")
-    for part, folder in _parts(init).items():
+    params, folders = flatten_dict(state.params, sep="/"), _parts(init)
+    for part, folder in folders.items():
         check_part(folder, part, program.config.model)
         abstract = abstract_params(program)
         read, table = load_part(folder, part, program.config.model, abstract, tuple(init.new), init.allow_pickle)
         params |= read
+        # What is another part's, and read as that from the same folder, has its line there.
+        elsewhere = {of_another_part(other) for other in folders if other != part and folders[other] == folder}
         if jax.process_index() == 0:
-            note(f"init.{part}={folder}\n{report(table)}")
+            note(f"init.{part}={folder}\n{report([entry for entry in table if entry.why not in elsewhere])}")
     return state.replace(params=unflatten_dict(params, sep="/"))
 
 

@@ -123,7 +123,8 @@ def test_a_run_starts_from_the_parts_of_others(exported, tmp_path):
     sharding.assert_sharded(state.params, program.shardings.params, "parameters")
     taken = lmm.load(folder).params
     same(state.params, taken | {"projector": fresh.params["projector"]})
-    assert "init.vision=" in lines[0] and "loaded" in lines[0] and "of the language part" in lines[0]
+    assert "init.vision=" in lines[0] and "loaded" in lines[0] and "of the projector part" in lines[0]
+    assert "of the language part" not in lines[0] and "init.language=" in lines[1]  # which has it itself
     config.init["from"] = str(workdir)
     with pytest.raises(ConfigError, match="init.from and init.vision, init.language are both set"):
         check(config)
