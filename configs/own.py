@@ -5,7 +5,7 @@
     lmm train --config configs/own.py:data=data/mine,model=llava-1.5-7b-hf --workdir runs/mine
 
 data=DIR            the prepared folder; template, vocabulary, length, batch and steps follow from it
-size=tiny|small|1b  from nothing: 4, 40 or 1,300 million parameters; tiny trains on two CPU cores in minutes
+size=tiny|small|1b  from nothing: 6, 56 or 1,300 million parameters; tiny trains on two CPU cores in minutes
 size=7b|13b         Vicuna 1.5 and CLIP from the folder that models= names, with a projector that starts fresh
 model=DIR           in place of size: a released LLaVA, an export, or a workdir, with all its sizes and its template
 freeze=A+B          parts that stay as they are, of vision, projector and decoder; none to train all
