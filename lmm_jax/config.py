@@ -238,12 +238,6 @@ def _check_model(model):
         Decoder(**model.decoder).check()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    beyond = [layer for layer in model.decoder.inject_layers if layer >= model.decoder.depth]
-    if beyond:
-        raise ConfigError(
-            f"model.decoder.inject_layers={tuple(model.decoder.inject_layers)}: {beyond} are none of the layers 0 to "
-            f"{model.decoder.depth - 1} of model.decoder.depth={model.decoder.depth}"
-        )
     family = model.families.vision
     if family and families.ENCODERS[family].encoder != model.encoder:
         raise ConfigError(

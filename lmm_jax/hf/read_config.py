@@ -139,7 +139,7 @@ def read_json(path) -> dict:
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LoadError(f"{path}: {error}") from error
+        raise LoadError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise LoadError(f"{path} holds no keys")
     return content

@@ -22,6 +22,8 @@ MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_", "train.save_every
 MAY_CHANGE += ("train.micro_batches", "data.path", "data.mixture", "data.threads", "data.workers", "data.max_bad_")
 MAY_CHANGE += ("data.max_left_out", "mesh.", "rules.", "log.")
 
+MOST_EPOCHS = 100  # in one step
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -64,6 +66,8 @@ def make_plan(config, workdir) -> Plan:
     _check_vocabulary(config, packs)
     check_template(packs.tokenizer, config.data.template)
     validation = _open_validation(config, packs)
+    _check_stacks(config.model.decoder)
+    _check_batch(config, packs)
     step = next(iter(saved_steps(workdir)), 0)
     if step:
         _check_config(workdir, config)
@@ -131,6 +135,27 @@ def _check_vocabulary(config, packs):
         raise ConfigError(
             f"the tokenizer of {packs.data[0].folder} has {pieces} pieces, model.decoder.vocab_size is {wanted}; set "
             "it to as many, or prepare the data with the tokenizer that the decoder was made for"
+        )
+
+
+def _check_stacks(decoder):
+    """Raises ConfigError for a stack that would be added to no layer, as a published model may have it."""
+    beyond = [layer for layer in decoder.inject_layers if layer >= decoder.depth]
+    if beyond:
+        raise ConfigError(
+            f"model.decoder.inject_layers={tuple(decoder.inject_layers)}: {beyond} are none of the layers 0 to "
+            f"{decoder.depth - 1} of model.decoder.depth={decoder.depth}, so that their stacks would train nothing"
+        )
+
+
+def _check_batch(config, packs):
+    """Raises ConfigError for a step that reads the data over and over: its packs are meant to be others."""
+    records = sum(map(len, packs.data)) - len(packs.left_out)
+    times = packs.records_per_step / records
+    if times > MOST_EPOCHS:
+        raise ConfigError(
+            f"train.batch_size={packs.per_step}: a step would read each of the {records:,} records {times:,.0f} "
+            f"times; set {max(int(packs.per_step / times), 1)} or less to read each once at most"
         )
 
 
