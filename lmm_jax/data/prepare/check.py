@@ -13,14 +13,18 @@ import os
 import queue
 import signal
 import stat
+import unicodedata
+import urllib.parse
 
 from lmm_jax.data.conversation import IMAGE_TAG, Encoded, Turn, encode
 from lmm_jax.data.images import image_size, open_picture
-from lmm_jax.data.prepare.parse import Refused, parse_row, safe_path
+from lmm_jax.data.prepare.parse import Refused, file_name, parse_row, safe_path
 
+ENDINGS = (".jpg", ".jpeg", ".png")
 ROWS = 16  # that a worker checks at a time; their pictures are in memory
 MAX_BYTES = 1 << 28  # of a picture's file
 
+PAGES = (b"<!doctype html", b"<html")  # what a web page begins with
 # Words in an error's message, and the reason that is counted.
 CONVERSATION_REASONS = {
     "unknown role": "unknown role",
@@ -123,7 +127,10 @@ def _read_picture(number, image, folder, follow_links):
         open_picture(data)
     except ValueError as error:
         reason = _reason(error, PICTURE_REASONS, "unreadable picture")
-        raise Refused(reason, f"{name}: {error}") from error
+        is_lfs, is_page = data.startswith(b"version https://git-lfs"), data[:200].lstrip().lower().startswith(PAGES)
+        said = "a pointer of Git LFS; fetch the file itself with `git lfs pull`" if is_lfs else error
+        said = "a web page, not the picture; download that by its direct link" if is_page else said
+        raise Refused(reason, f"{_brief(name)}: {said}") from error
     return data
 
 
@@ -140,10 +147,35 @@ def _read_file(folder, name, follow_links):
         with open(path, "rb") as f:
             return f.read()
     except (FileNotFoundError, NotADirectoryError) as error:
-        hint = "; folders in a name are parted by /" if "\\" in name else ""
-        raise Refused("missing picture", f"{name} is not in {folder}{hint}") from error
+        raise Refused("missing picture", f"{_brief(name)} is not in {folder}{_hint(folder, name)}") from error
     except OSError as error:
-        raise Refused("unreadable picture", f"{name}: {error.strerror}") from error
+        raise Refused("unreadable picture", f"{_brief(name)}: {error.strerror}") from error
+
+
+def _brief(name):
+    """A name of which the middle is left out if it is long."""
+    return name if len(name) <= 120 else f"{name[:60]}…{name[-60:]}"
+
+
+def _hint(folder, name):
+    """How a picture seems to be called that is not there by its name; goes on a sentence."""
+    name = file_name(name)
+    stem, ending = os.path.splitext(name)
+    spellings = [
+        *(name.strip(), name.replace("\\", "/"), urllib.parse.unquote(name), os.path.basename(name)),
+        *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")),
+        *(name.lower(), stem + ending.lower(), stem + ending.upper(), *(stem + x for x in ENDINGS)),
+    ]
+    for other in spellings:
+        with contextlib.suppress(Refused, OSError):
+            if other != name and os.path.isfile(safe_path(folder, other)):
+                same = unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name)
+                what = "the same name in another form of Unicode" if same else _brief(other)
+                return f"; there is {what}"
+    with contextlib.suppress(Refused, OSError):
+        if os.path.islink(os.path.join(folder, name)):
+            return "; it is a link that leads nowhere"
+    return "; folders in a name are parted by /" if "\\" in name else ""
 
 
 def _reason(error, reasons, other):

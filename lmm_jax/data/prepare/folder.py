@@ -33,13 +33,13 @@ from etils import epath
 from tqdm import tqdm
 
 from lmm_jax import families, lock, storage
-from lmm_jax.data.conversation import IMAGE_TAG, check_template, find_template, structural_pieces
+from lmm_jax.data.conversation import IMAGE_TAG, check_template, structural_pieces
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.prepare.check import MAX_BYTES, check_rows, measure
 from lmm_jax.data.prepare.datasets import DATASETS
 from lmm_jax.data.prepare.index import Index
 from lmm_jax.data.prepare.layouts import open_rows, read_items
-from lmm_jax.data.prepare.parse import Refused, parse_row
+from lmm_jax.data.prepare.parse import Refused, file_name, parse_row
 from lmm_jax.data.prepare.splits import SPLITS, TEST, TRAIN, UNUSABLE, VALIDATION, Keys, assign, parse_amount
 from lmm_jax.data.tokenizer import TRAINED, load_tokenizer, tokenizer_files
 
@@ -133,6 +133,15 @@ class _File:
     split: str
     may_name: tuple[str, ...]
 
+    def check_split(self, split, line):
+        """ValueError if the file may not name a split, None if it names none."""
+        if split is not None and split not in self.may_name:
+            raise ValueError(
+                f"{self.path}, line {line}: the file has a split '{split}', and {self.flag} can have "
+                f"{', '.join(self.may_name)} here; rename it, give each split a file of its own, or leave out "
+                "what says something else"
+            )
+
     def about(self) -> dict:
         """What tells that it is the same file."""
         with open(self.path, "rb") as f:
@@ -178,7 +187,12 @@ def prepare_rows(
       ValueError: an argument out of range, a template that does not fit the tokenizer, a file of no known layout, too
         many refused rows, or none that can be used.
     """
-    find_template(template)
+    if template not in families.prompts():
+        raise ValueError(f"--template: no template {template!r}; known are {', '.join(families.prompts())}")
+    named = {"--images": images, "--out": out, "--tokenizer": tokenizer, "--data": data}
+    named |= {"--validation-data": validation_data, "--test-data": test_data}
+    if empty := [flag for flag, path in named.items() if path is not None and not str(path).strip()]:
+        raise ValueError(f"{empty[0]} is empty; name a file or folder, or leave {empty[0]} out")
     if not 0 <= max_refused <= 1:
         raise ValueError(f"the share of refused rows (--max-refused) is a number from 0 to 1, not {max_refused}")
     workers = (os.cpu_count() or 1) if workers is None else workers
@@ -195,13 +209,27 @@ def prepare_rows(
     out = epath.Path(out)
     given = None if tokenizer is None else _given_tokenizer(tokenizer, template)
     _check_out(out)
-    source = files[0].about() | {
+    abouts = [file.about() for file in files]
+    for n, about in enumerate(abouts):
+        same = next(
+            (other for other, found in zip(files, abouts[:n], strict=False) if found["sha256"] == about["sha256"]),
+            None,
+        )
+        if same:
+            raise ValueError(
+                f"{files[n].flag} {files[n].path} holds the same as {same.flag} {same.path}: a score of rows "
+                "that are trained on says nothing; name others, or keep some back by --validation and --test"
+            )
+    source = abouts[0] | {
         "images": files[0].images,
         "tokenizer": given.fingerprint if given else "trained on the first rows",
         "template": template,
         **({"follow_links": True} if follow_links else {}),
         **amounts,
-        **{f"{file.split}_data": file.about() | {"images": file.images} for file in files[1:]},
+        **{
+            f"{file.split}_data": about | {"images": file.images}
+            for file, about in zip(files[1:], abouts[1:], strict=True)
+        },
     }
     if _is_finished(out, source):
         _check_finished(out, template)
@@ -244,13 +272,22 @@ def _files(paths, images, may_name):
         flag = _flag(split)
         if os.path.isdir(path):
             raise IsADirectoryError(f"{flag} {path} is a folder; name the file of rows in it")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(
+                f"{flag} {path} is a pipe or a device, which cannot be read twice; write it to a file first"
+            )
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"{flag}: no file {path}")
+            url = "; download it first" if "://" in str(path) else ""
+            link = " (a link that leads nowhere)" if os.path.islink(path) else ""
+            raise FileNotFoundError(f"{flag}: no file {path}{link}{url}")
         if not os.access(path, os.R_OK):
             raise PermissionError(f"{flag} {path} cannot be read: permission denied")
         folder = os.path.abspath(images or os.path.dirname(os.path.abspath(path)))
         if not os.path.isdir(folder):
-            raise NotADirectoryError(f"--images: no folder of pictures {folder}")
+            what = f"{folder} is a file, not the folder of the pictures"
+            raise NotADirectoryError(
+                f"--images: {what if os.path.exists(folder) else f'no folder of pictures {folder}'}"
+            )
         files.append(_File(flag, str(path), folder, split, may_name if split == TRAIN else (split,)))
     return files
 
@@ -293,12 +330,7 @@ def _survey(file, amounts) -> _Survey:
     with open_rows(file.path) as f:
         items = tqdm(_items(f, file.path), desc="reading", unit=" rows", disable=None)
         for number, (split, line, given) in enumerate(items, start=1):
-            if split is not None and split not in file.may_name:
-                raise ValueError(
-                    f"{file.path}, line {line}: the file has a split '{split}', and {file.flag} can have "
-                    f"{', '.join(file.may_name)} here; rename it, give each split a file of its own, or leave out "
-                    "what says something else"
-                )
+            file.check_split(split, line)
             try:
                 row = parse_row(given, number)
             except Refused as error:
@@ -307,7 +339,12 @@ def _survey(file, amounts) -> _Survey:
                 reasons[error.reason] += 1
                 first = first or f"line {line}: {error}"
                 continue
-            splits.append(SPLITS.index(split or file.split))
+            file.check_split(row.split, line)
+            if split and row.split and split != row.split:
+                raise ValueError(
+                    f"{file.path}, line {line}: a row of the list '{split}' has split '{row.split}'; leave one out"
+                )
+            splits.append(SPLITS.index(split or row.split or file.split))
             if amounts:
                 keys.add(row.id, row.images)
             size += sum(len(turn.text) for turn in row.turns) + sum(_size(file.images, image) for image in row.images)
@@ -338,7 +375,7 @@ def _size(folder, image) -> int:
     if isinstance(image, bytes):
         return len(image)
     try:
-        size = os.path.getsize(os.path.join(folder, image))
+        size = os.path.getsize(os.path.join(folder, file_name(image)))
     except (OSError, ValueError):
         return 0
     return size if size <= MAX_BYTES else 0
@@ -382,7 +419,8 @@ def _check_out(out):
         )
     there = _nearest(out)
     if not there.is_dir():
-        raise NotADirectoryError(f"--out {out}: {there} is a file, not a folder")
+        what = "a file, not a folder" if there.exists() else "a link that leads nowhere"
+        raise NotADirectoryError(f"--out {out}: {there} is {what}")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"--out {out}: nothing can be written to {there}, it is read-only for this user")
     if out.exists() and not (out / "prepared.json").exists():

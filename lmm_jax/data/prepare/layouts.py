@@ -24,25 +24,13 @@ import zlib
 
 import ijson
 
-from lmm_jax.data.prepare.parse import TURNS, Refused
+from lmm_jax.data.prepare.parse import SPLITS, TURNS, Refused
 
 CHUNK = 1 << 20  # characters read at a time
 MAX_ROW = 1 << 26  # characters of a row; a quote that is never closed must not read the whole file into memory
 HEAD = 1 << 10  # bytes by which a file is recognised
 PARQUET_ROWS = 16  # read at a time; their pictures are in memory
 
-# What a list of rows is called where a file holds a list for each split; under other names, a split of that name.
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "eval": "validation",
-    "test": "test",
-    "testing": "test",
-}
 # Names that say nothing of a split.
 NO_SPLITS = {"data", "rows", "items", "examples", "samples", "instances", "dataset", "annotations", *TURNS}
 
@@ -51,9 +39,13 @@ UNPACK = "unpack it and name the file of rows in it"
 CONVERT = "write its rows as JSON, one a line"
 PICTURE = "a picture, not a file of rows; pictures go into the folder of --images"
 FOREIGN = (
-    (0, b"PK\x03\x04", f"a zip archive (or a workbook, or a NumPy archive, which are zip archives too); {UNPACK}"),
+    (30, b"[Content_Types].xml", f"a workbook of Excel or another Office document; {CONVERT}"),
+    (30, b"mimetype", f"an OpenDocument table or text; {CONVERT}"),
+    (0, b"PK\x03\x04", f"a zip archive (NumPy archives are such too); {UNPACK}"),
     (0, b"PK\x05\x06", "an empty zip archive"),
     (257, b"ustar", f"a tar archive; {UNPACK}"),
+    (0, b"\x1f\x8b", f"gzip once more; {UNPACK}"),
+    (0, b"\0" * 64, "nothing but zeros where it begins, as a copy that broke off leaves it; copy the file anew"),
     (0, b"\xfd7zXZ\0", f"compressed by xz; {UNPACK}"),
     (0, b"BZh", f"compressed by bzip2; {UNPACK}"),
     (0, b"\x28\xb5\x2f\xfd", f"compressed by zstd; {UNPACK}"),
@@ -87,13 +79,17 @@ TEXTS = (
     ("<", f"XML; {CONVERT}"),
     ("---", f"YAML or Markdown; {CONVERT}"),
     ("- ", f"YAML or Markdown; {CONVERT}"),
+    ("//", "JSON with comments, which JSON has not; take them away"),
+    ("/*", "JSON with comments, which JSON has not; take them away"),
+    ("{\\rtf", f"an RTF document; {CONVERT}"),
     ("#", f"YAML or Markdown; {CONVERT}"),
 )
 
 BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError)  # what reading a text may end with
 
 # How values are cut out of a text, see `_Values`.
-BETWEEN = re.compile(r"[ \t\r\n,:]*")  # what stands between two values
+MARK = "\ufeff"  # byte order mark
+BETWEEN = re.compile(r"[ \t\r\n,:\ufeff]*")  # what stands between two values
 # Up to what a value may end with, by its first character; of a string, from inside of it.
 STRING_END = re.compile(r'(?:[^"\\]++|\\.)*+"', re.DOTALL)
 ENDS = {"{": re.compile(r"[^}]*+}"), "[": re.compile(r"[^\]]*+\]"), '"': STRING_END}
@@ -101,6 +97,17 @@ OTHER_END = re.compile(r"[-+.\w]*+(?=[^-+.\w])")  # of a number or a word
 LAST = {"}": "end_map", "]": "end_array"}
 # What `json` reads and ijson does not: numbers that are none, and halves of surrogate pairs.
 ONLY_JSON_READS = (("NaN", "0"), ("Infinity", "0"), ("\\ud", "\\u0"), ("\\uD", "\\u0"))
+# What ijson says, and what that means.
+OF_IJSON = (
+    (
+        "invalid char in json text",
+        "a word or sign that JSON does not have; its texts and keys stand in double quotes",
+    ),
+    ("unallowed token", "a value is missing; is there a comma too many?"),
+    ("invalid object key", "a key is missing; is there a comma too many, or a key without double quotes?"),
+    ("probable comment", "a comment, which JSON does not have; take it away"),
+    ("digits", "a number of more than 4,300 digits"),
+)
 DEPTHS = collections.defaultdict(int, start_map=1, start_array=1, end_map=-1, end_array=-1)
 
 
@@ -227,12 +234,18 @@ class _Parquet(RowFile):
         self._errors = pyarrow.ArrowException
         super().__init__(os.path.getsize(path))
         self._read = 0
+        self._pyarrow = pyarrow
         try:
             # Without pre-buffering: a row group may hold a gigabyte of pictures.
             self._file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=CHUNK)
         except (self._errors, OSError) as error:
             problem = str(error).splitlines()[0]
             raise ValueError(f"{path} is a broken Parquet file ({problem}); copy or write it anew") from error
+        names = collections.Counter(self._file.schema_arrow.names)
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            self._file.close()
+            raise ValueError(f"{path} is a table with two columns {twice[0]!r}; write it anew with one of them")
 
     def position(self):
         return self.size * self._read // max(1, self._file.metadata.num_rows)
@@ -243,8 +256,8 @@ class _Parquet(RowFile):
         while True:
             try:
                 batch = next(batches, None)
-                rows = None if batch is None else batch.to_pylist()
-            except (self._errors, OSError, UnicodeDecodeError) as error:
+                rows = None if batch is None else self._rows(batch)
+            except (self._errors, OSError, ValueError, OverflowError) as error:
                 problem = str(error).splitlines()[0]
                 raise Refused("broken Parquet", f"after row {self._read}: {problem}") from error
             if rows is None:
@@ -252,6 +265,25 @@ class _Parquet(RowFile):
             for row in rows:
                 self._read += 1
                 yield None, self._read, row
+
+    def _rows(self, batch):
+        """Rows as dicts; what Python has no exact value for, such as nanoseconds, as numbers or text."""
+        wanted = [self._plain(field.type) for field in batch.schema]
+        pairs = zip(batch.columns, wanted, strict=True)
+        columns = [column if column.type == type else column.cast(type) for column, type in pairs]
+        return self._pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+
+    def _plain(self, type):
+        pa, types = self._pyarrow, self._pyarrow.types
+        if types.is_temporal(type) and not types.is_interval(type):
+            return pa.int32() if type.bit_width == 32 else pa.int64()
+        if types.is_decimal(type):
+            return pa.string()
+        if types.is_struct(type):
+            return pa.struct([field.with_type(self._plain(field.type)) for field in type])
+        if types.is_list(type):
+            return pa.list_(type.value_field.with_type(self._plain(type.value_type)))
+        return type
 
     def close(self):
         self._file.close()
@@ -289,8 +321,18 @@ def _layout(f):
 
 def _name_text(start):
     """What a text is that is no JSON, and what to do, by its first line."""
+    try:
+        found = {str: "texts", type(None): "null", bool: "true or false"}.get(type(json.loads(start)), "numbers")
+        return f"JSON that holds {found} where rows are expected, which are objects; {CONVERT}"
+    except ValueError:
+        pass
     found = next((what for begin, what in TEXTS if start.lower().startswith(begin)), None)
-    if found is None and "\0" not in start and any(mark in start for mark in ",\t;"):
+    if (
+        found is None
+        and "\0" not in start
+        and any(mark in start for mark in ",\t;")
+        and not re.search(r"[{}\[(=]", start)
+    ):
         found = f"a table as text (CSV or TSV), which has no place for turns; {CONVERT}"
     return found or f"no JSON: it begins with {start[:40]!r}; {CONVERT}"
 
@@ -348,8 +390,10 @@ def _lines(f, _):
     for line, text in enumerate(iter(lambda: f.readline(MAX_ROW), ""), start=1):
         if len(text) == MAX_ROW:
             raise Refused("broken JSON", f"line {line} has more than {MAX_ROW:,} characters")
+        text = text.lstrip(MARK)  # of a file that others were put to the end of
         if text.strip():
-            yield None, line, text
+            # A comma stands there if an array was made to lines by taking its brackets away.
+            yield None, line, text.rstrip().removesuffix(",") if text.endswith((",\n", ",")) else text
 
 
 def _array(f, _):
@@ -417,7 +461,7 @@ class _Values:
             end = BETWEEN.match(self._text, self._at).end()
             if end > self._at:
                 self._line += self._text.count("\n", self._at, end)
-                self._tell(self._text[self._at : end])
+                self._tell(self._text[self._at : end].replace(MARK, ""))
                 self._at = self._told = end
             if end < len(self._text):
                 return self._text[end]
@@ -484,8 +528,16 @@ class _Values:
         try:
             self._parser.send(_for_ijson(piece) + b" ")
         except (ijson.JSONError, ValueError, SystemError) as error:  # the latter two: an integer of 4,301 digits
-            raise self._breaks_off(str(error.__cause__ or error).splitlines()[0][:200]) from error
+            raise self._breaks_off(_in_words(str(error.__cause__ or error)), piece) from error
         return [name for name, _ in self._events]
 
-    def _breaks_off(self, problem):
-        return Refused("broken JSON", f"the {self._what} breaks off in the value at line {self._line}: {problem}")
+    def _breaks_off(self, problem, piece=""):
+        where = f"the {self._what} breaks off in the value at line {self._line}"
+        near = f", near {piece.strip()[:60]!r}" if piece.strip() else ""
+        return Refused("broken JSON", f"{where}: {problem}{near}")
+
+
+def _in_words(message):
+    """What ijson says of a text that is no JSON."""
+    line = message.splitlines()[0][:200]
+    return next((words for begin, words in OF_IJSON if begin in line), line)

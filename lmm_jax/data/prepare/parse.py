@@ -13,6 +13,7 @@ import binascii
 import dataclasses
 import json
 import os
+import re
 import urllib.parse
 
 from lmm_jax.data.conversation import IMAGE_TAG, ROLES, Turn
@@ -21,16 +22,29 @@ TURNS = ("conversations", "messages", "conversation")  # keys of a row that hold
 
 # Keys that say the same; of those that a row has, one may hold something, or all the same.
 IMAGES = ("image", "images")
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "system_message")
 ROLE = ("from", "role")
 TEXT = ("value", "content")
 NAME = ("image", "path", "url", "image_url")  # of a picture, in a part
 WEIGHT = ("weight", "loss", "train", "training", "loss_mask", "loss_scale")  # of a turn: whether it is trained on
 
 KNOWN = {
-    "row": {"id", *IMAGES, *TURNS, *SYSTEM, *WEIGHT, "mask", "kind"},
+    "row": {"id", *IMAGES, *TURNS, *SYSTEM, *WEIGHT, "mask", "kind", "split"},
     "turn": {*ROLE, *TEXT, *IMAGES, *WEIGHT, "kind"},
     "part": {"type", "text", *NAME},
+}
+
+# What a list of rows, or the key `split` of a row, is called; under other names a list is a split of that name.
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "test": "test",
+    "testing": "test",
 }
 
 # Keys that change what a row means and that we don't take: the reason of the refusal, and what to do.
@@ -40,6 +54,8 @@ TOOLS = ("tool call", "leave the row out; tools are not trained")
 PAIR = ("preference pair", "keep the turns that are to be learned")
 SPANS = ("part of a turn to be trained on", "turns are trained on as a whole, or not at all")
 MASK = ("unclear mask", 'write "train": false in a turn that is not to be trained on')
+REASONING = ("reasoning apart from the answer", "write it into the answer's text, or take the key away")
+EARLIER = ("turns under another key", "put them before the other turns")
 SOURCE = ("images are not file names", 'name the file: {"type": "image", "image": "a.jpg"}')
 MEDIA = {
     **dict.fromkeys(("video", "videos", "video_url", "input_video"), VIDEO),
@@ -53,12 +69,14 @@ REFUSED_KEYS = {
         **dict.fromkeys(("tools", "functions"), TOOLS),
         **dict.fromkeys(("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images"), PAIR),
         **dict.fromkeys(("preferred_output", "non_preferred_output"), PAIR),
+        "history": EARLIER,
     },
     "turn": {
         **MEDIA,
         **CALLS,
         **dict.fromkeys(("train_detail", "training_detail"), SPANS),
         **dict.fromkeys(("mask", "masked"), MASK),
+        **dict.fromkeys(("reasoning", "reasoning_content", "thinking", "thought"), REASONING),
     },
     "part": {**MEDIA, **CALLS, "source": SOURCE},
 }
@@ -80,6 +98,37 @@ REFUSED_ROLES = dict.fromkeys(
 # Marks in the text of a user that stand for what one of the keys holds.
 OTHER_TAGS = {"<bbox>": ("objects", "bbox"), "<ref-object>": ("objects",)}
 
+# Words of keys that say the same as one of the above in another way: `video_path`, `lossWeight`, `train_on_turn`.
+FILE_WORDS = {"path", "paths", "file", "files", "filename", "filenames", "name", "names", "url", "urls", "uri", "src"}
+FILE_WORDS |= {"list", "input", "bytes", "data", "base64", "b64", "content"}
+MEDIA_WORDS = {
+    **dict.fromkeys(("video", "videos", "clip", "clips"), VIDEO),
+    **dict.fromkeys(("audio", "audios"), AUDIO),
+}
+PICTURE_WORDS = {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"}
+MASK_WORDS = {"mask", "masks", "masked", "ignore", "ignored", "no", "skip", "exclude"}  # 1 takes out of the loss
+WEIGHT_WORDS = {
+    "row": {"weight", "weights", "loss", "losses", "mask", "masks", "masked"},
+    "turn": {"train", "training", "trainable", "trained", "supervise", "supervised", "learn", "ignore", "ignored"},
+    "part": {"weight", "weights", "loss", "losses", "mask", "masks", "masked"},
+}
+WEIGHT_WORDS["turn"] |= WEIGHT_WORDS["row"]
+# Keys that stay without effect in any spelling.
+HARMLESS = {"id", "kind", "split", "type", "text"}
+PICTURE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|jp2|avif)$", re.IGNORECASE)
+
+# Marks in the text of a user, where it has no `<image>`, that stand for a picture elsewhere.
+PICTURE_MARK = re.compile(
+    r"<\|?image[ _-]?\d+\|?>|<\|(image|image_pad|vision_start|begin_of_image)\|>|<IMG_CONTEXT>|<start_of_image>"
+    r"|<image_placeholder>|<img>[^<>]+</img>|\[IMG\]|<IMAGE>|<Image>"
+)
+# Marks that stand for other media: those of tokenizers anywhere, those that HTML has too where a text begins or ends.
+MEDIA_MARK = re.compile(r"\A\s*<(video|audio)>|<(video|audio)>\s*\Z|<\|(video|audio)(_pad|_start|_bos)?\|>")
+
+ENCODED = re.compile(
+    r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]{50,}={0,2}\s*"
+)  # base64 of PNG, JPEG, GIF, WebP
+MAX_DIGITS = "a number of more than 4,300 digits"  # which Python refuses to read
 DATA_URL = "data:"
 FILE_URL = "file://"
 
@@ -110,6 +159,7 @@ class Row:
       images: its pictures: the names of their files, or their encoded bytes where the row holds them.
       turns: its turns; role is "user", "assistant" or "system".
       kinds: of question, of each turn: its key `kind`, or that of the row; empty where neither has one.
+      split: that the row's key `split` names, one of `SPLITS`; None if it names none.
       ignored: keys that are not known and hold something, as "row.source", "turn.time" or "part.detail", once for
         each time that they do.
     """
@@ -119,6 +169,7 @@ class Row:
     turns: tuple[Turn, ...]
     kinds: tuple[str, ...]
     ignored: tuple[str, ...] = ()
+    split: str | None = None
 
 
 def is_absent(value) -> bool:
@@ -140,16 +191,18 @@ def parse_row(row, number) -> Row:
       number: of the row in its file, used as id if it has none.
 
     Raises:
-      Refused: broken JSON, no conversation, an unknown role, a turn that is no text, a key that is not taken, text
-        that is not UTF-8.
+      Refused: broken JSON, no object, no conversation, an unknown role, a turn that is no text, a key that is not
+        taken, text that is not UTF-8.
     """
     try:
-        item = json.loads(row) if isinstance(row, str) else row
+        item = json.loads(row, object_pairs_hook=_object) if isinstance(row, str) else row
         item = _held(item) if isinstance(item, dict) else item
+    except Refused:
+        raise
     except (ValueError, RecursionError) as error:
-        raise Refused("broken JSON", str(error)) from error
+        raise Refused("broken JSON", _said(error)) from error
     if not isinstance(item, dict):
-        raise Refused("broken JSON", f"expected an object, got {_kind(item)}")
+        raise Refused("not an object", f"it is {_kind(item)}; a row is an object with turns")
     given = item.get("id")
     id = str(given if isinstance(given, (str, int, float)) else number)
     try:
@@ -159,8 +212,41 @@ def parse_row(row, number) -> Row:
     except Refused as error:
         raise Refused(error.reason, error.detail, id) from error
     except UnicodeEncodeError as error:
-        raise Refused("text is not UTF-8", str(error), id) from error
+        raise Refused("text is not UTF-8", _not_utf8(error), id) from error
     return row
+
+
+def _object(pairs):
+    """The object of some keys and values; as `object_pairs_hook` of `json`, which takes the last of equal keys."""
+    item = dict(pairs)
+    if len(item) == len(pairs):
+        return item
+    item = {}
+    for key, value in pairs:
+        if key in item and not is_absent(value) and not is_absent(item[key]) and item[key] != value:
+            raise Refused("keys contradict each other", f"an object has the key {key[:80]!r} twice; leave one out")
+        if is_absent(item.get(key)):
+            item[key] = value
+    return item
+
+
+def _said(error):
+    """What is wrong with a text that is no JSON."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):
+        return MAX_DIGITS if "digits" in str(error) else str(error)
+    problem = "something follows the row" if error.msg == "Extra data" else error.msg
+    return f"{problem}, at character {error.pos + 1}: {error.doc[error.pos :][:40]!r}"
+
+
+def _not_utf8(error):
+    """Where a text holds what is no character: bytes of another encoding, or half of a pair of UTF-16."""
+    found = ord(error.object[error.start])
+    # As `surrogateescape` keeps them; the others were written as \\ud800.
+    what = f"byte 0x{found - 0xDC00:02X}" if 0xDC80 <= found <= 0xDCFF else f"half of a pair of UTF-16, \\u{found:x}"
+    before = error.object[max(0, error.start - 30) : error.start]
+    return f"{what} after {before!r}; write the file as UTF-8"
 
 
 def _held(item):
@@ -169,8 +255,15 @@ def _held(item):
 
 
 def _conversation(item):
-    """`(images, turns, kinds, ignored)` of a row, as `_held` gives it."""
-    ignored = _unknown(item, "row", "the row") + _check_row_weight(item)
+    """`(images, turns, kinds, ignored, split)` of a row, as `_held` gives it."""
+    given = _list_of_turns(item)
+    unnamed = []  # unknown keys that seem to hold pictures
+    ignored = _unknown(item, "row", "the row", unnamed) + _check_row_weight(item)
+    split = item.get("split")
+    if isinstance(split, str) and split.lower() in SPLITS:
+        split = SPLITS[split.lower()]
+    elif split is not None:
+        split = ignored.append("row.split")
     images = _pictures(_pick(item, IMAGES, "the row"), "picture")
     named, turns, kinds = [], [], []
     system = _pick(item, SYSTEM, "the row")
@@ -179,9 +272,9 @@ def _conversation(item):
             raise Refused("turn without text", f"the row's system is {_kind(system)}, not text")
         turns.append(Turn("system", system))
         kinds.append(_kind_of_question(item, {}))
-    for n, turn in enumerate(_list_of_turns(item), start=1):
+    for n, turn in enumerate(given, start=1):
         if not is_absent(turn):
-            turns.append(_turn(turn, named, ignored, f"turn {n}"))
+            turns.append(_turn(turn, named, ignored, unnamed, f"turn {n}"))
             kinds.append(_kind_of_question(item, turn))
     if system is not None and any(turn.role == "system" for turn in turns[1:]):
         raise Refused("keys contradict each other", "both the row and one of its turns give a system prompt")
@@ -192,7 +285,26 @@ def _conversation(item):
             raise Refused("marks for boxes", f"{where}; write the boxes into the text")
     if images and named:
         raise Refused("tags do not match pictures", "pictures are named both by the row and inside its turns")
-    return tuple(images or named), tuple(turns), tuple(kinds), tuple(ignored)
+    if unnamed and not images and not named:
+        raise Refused("picture under another key", f"{unnamed[0]}; a row's pictures are called image or images")
+    _check_marks([turn.text for turn in turns if turn.role == "user"])
+    return tuple(images or named), tuple(turns), tuple(kinds), tuple(ignored), split
+
+
+def _check_marks(texts):
+    """Refuses a user's texts that mark a picture, video or sound otherwise than by `<image>`."""
+    for text in texts:
+        if found := MEDIA_MARK.search(text):
+            reason, todo = AUDIO if "audio" in found.group() else VIDEO
+            raise Refused(reason, f"a turn has the mark {found.group().strip()}; {todo}")
+    if any(IMAGE_TAG in text for text in texts):
+        return
+    for text in texts:
+        if found := PICTURE_MARK.search(text):
+            raise Refused(
+                "mark of a picture that is not <image>",
+                f"a turn has {found.group()[:80]!r}; write {IMAGE_TAG} there, and name the file in the row's image",
+            )
 
 
 def _kind_of_question(item, turn):
@@ -211,22 +323,34 @@ def _list_of_turns(item):
         columns = {key: column for key, column in found.items() if column is not None}
         if all(isinstance(column, list) for column in columns.values()) and len({*map(len, columns.values())}) == 1:
             found = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    elif (
+        found is None and item and all(isinstance(x, dict) and not x.keys().isdisjoint(TURNS) for x in item.values())
+    ):
+        keys = ", ".join(key[:40] for key in list(item)[:3])
+        raise Refused("no conversation", f"an object whose values are rows (keys: {keys}, …); write them as a list")
     if found is None:
         has = ", ".join(key[:40] for key in list(item)[:12]) or "none"
         raise Refused("no conversation", f"none of {', '.join(TURNS)} holds turns; keys of the row: {has}")
     if isinstance(found, str):
         raise Refused("no conversation", "the turns are text, not a list of objects; parse them as JSON before")
     if not isinstance(found, list):
-        raise Refused("no conversation", f"the turns are {_kind(found)}, not a list")
+        hint = ""
+        if isinstance(found, dict) and all(map(str.isdigit, found)):
+            hint = "; is this a table by columns? pandas writes its rows with orient='records'"
+        raise Refused("no conversation", f"the turns are {_kind(found)}, not a list{hint}")
     return found
 
 
-def _turn(given, images, ignored, where) -> Turn:
-    """A turn; the pictures that it names and the keys that are ignored are appended to `images` and `ignored`."""
+def _turn(given, images, ignored, unnamed, where) -> Turn:
+    """A turn.
+
+    The pictures that it names, the keys that are ignored, and those that may hold pictures are appended to `images`,
+    `ignored` and `unnamed`.
+    """
     if not isinstance(given, dict):
         raise Refused("no conversation", f"{where} is {_kind(given)}, not an object with role and content")
     turn = _held(given)
-    ignored += _unknown(turn, "turn", where)
+    ignored += _unknown(turn, "turn", where, unnamed)
     role = _pick(turn, ROLE, where)
     if isinstance(role, str) and role in REFUSED_ROLES:
         reason, todo = REFUSED_ROLES[role]
@@ -240,11 +364,15 @@ def _turn(given, images, ignored, where) -> Turn:
     if content is None and any(given.get(key) == "" for key in TEXT):
         content = ""
     if isinstance(content, (list, dict)):
-        content = _parts([content] if isinstance(content, dict) else content, images, ignored, where)
+        content = _parts([content] if isinstance(content, dict) else content, images, ignored, unnamed, where)
     if not isinstance(content, str):
         found = f"is {_kind(content)}" if content is not None else f"is missing (keys: {', '.join(given)[:80]})"
         raise Refused("turn without text", f"{where}: value or content {found}; it is text, or a list of parts")
     return Turn(role, content, _is_in_loss(turn, role, where))
+
+
+def _is_picture_name(text):
+    return bool(PICTURE_FILE.search(text)) and "\n" not in text and "://" not in text
 
 
 def _pick(item, keys, where):
@@ -264,8 +392,10 @@ def _pick(item, keys, where):
     return None if found is None else item[found]
 
 
-def _unknown(item, level, where):
+def _unknown(item, level, where, unnamed):
     """Keys of a row, turn or part that are ignored, as `Row` names them.
+
+    Those that seem to hold pictures are also appended to `unnamed`, in words.
 
     Raises:
       Refused: one that changes the meaning, and that we don't take.
@@ -274,10 +404,52 @@ def _unknown(item, level, where):
         return []
     unknown = [key for key in item if key not in KNOWN[level]]
     for key in unknown:
-        if key in REFUSED_KEYS[level]:
-            reason, todo = REFUSED_KEYS[level][key]
-            raise Refused(reason, f"{where} has the key {key!r}; {todo}")
+        words = _words(key)
+        refusal = _refusal(item, level, key, words)
+        if refusal:
+            reason, todo = refusal
+            raise Refused(reason, f"{where} has the key {key[:80]!r}; {todo}")
+        if _holds_picture(item[key], words):
+            unnamed.append(f"{where} has the key {key[:80]!r}")
     return [f"{level}.{key}" for key in unknown]
+
+
+def _words(key):
+    """The words of a key, in lower case: of `lossWeight`, `Loss-Weight` and `loss_weight` the same."""
+    return re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
+
+
+def _refusal(item, level, key, words):
+    """`(reason, what to do)` if an unknown key, with what it holds, changes the meaning of a row; else None."""
+    value, plain, found = item[key], "_".join(words), set(words)
+    for name in (key, plain):
+        if name in REFUSED_KEYS[level]:
+            return REFUSED_KEYS[level][name]
+    if plain in KNOWN[level] - HARMLESS and item.get(plain) != value:
+        return "key in another spelling", f"write {plain!r}"
+    media = [MEDIA_WORDS[word] for word in words if word in MEDIA_WORDS]
+    if media and found <= MEDIA_WORDS.keys() | FILE_WORDS:
+        return media[0]
+    if value is False and found & {"label", "kto"}:
+        return "answer that is marked as bad", "leave the row out, or take the key away if it says something else"
+    numbers = value if isinstance(value, list) else [value]
+    weighs = found & WEIGHT_WORDS[level] and all(isinstance(x, (bool, int, float)) for x in numbers)
+    if weighs and (found & MASK_WORDS or any(x != 1 for x in numbers)):
+        todo = 'a turn that is not to be trained on has "train": false, and there are no other weights'
+        return "weight that is not taken", f"{todo}; take the key away if it says something else"
+    return None
+
+
+def _holds_picture(value, words):
+    """Whether an unknown key holds pictures: names with a known ending, bytes, or any names if it is called so."""
+    values = value if isinstance(value, list) else [value]
+    called = not PICTURE_WORDS.isdisjoint(words) and {*words} <= PICTURE_WORDS | FILE_WORDS
+    return all(
+        (isinstance(x, str) and (called or _is_picture_name(x)))
+        or (isinstance(x, dict) and x.keys() <= {"bytes", "path"})
+        or (isinstance(x, bytes) and called)
+        for x in values
+    )
 
 
 def _check_row_weight(item):
@@ -313,13 +485,14 @@ def _is_in_loss(turn, role, where):
     return role != "assistant" or all(said.values())
 
 
-def _parts(parts, images, ignored, where):
+def _parts(parts, images, ignored, unnamed, where):
     """Text of a list of parts, with an `<image>` tag for each picture; as for `_turn`."""
+    given = (images, ignored, unnamed)
     numbered = enumerate(parts, start=1)
-    return "".join(_part(part, images, ignored, f"{where}, part {n}") for n, part in numbered if not is_absent(part))
+    return "".join(_part(part, *given, f"{where}, part {n}") for n, part in numbered if not is_absent(part))
 
 
-def _part(part, images, ignored, where):
+def _part(part, images, ignored, unnamed, where):
     if not isinstance(part, dict):
         raise Refused("turn without text", f"{where} is {_kind(part)}, not an object of type text or image")
     part = _held(part)
@@ -329,7 +502,7 @@ def _part(part, images, ignored, where):
     if isinstance(kind, str) and kind in REFUSED_PARTS:
         reason, todo = REFUSED_PARTS[kind]
         raise Refused(reason, f"{where} is of type {kind!r}; {todo}")
-    ignored += _unknown(part, "part", where)
+    ignored += _unknown(part, "part", where, unnamed)
     if kind not in ("text", "image", "image_url"):
         raise Refused(
             "unknown type of part", f"{where} is of type {_short(kind)}; known are text, image and image_url"
@@ -364,8 +537,10 @@ def _picture(value, where):
         if isinstance(data, str) and data:
             raise Refused("images are not file names", f"{where} holds its bytes as text; write it into a file")
         value = value.get("path") if is_absent(data) else data
-    if isinstance(value, str) and value.startswith(DATA_URL):
+    if isinstance(value, str) and value[: len(DATA_URL)].lower() == DATA_URL:
         return _data_url(value, where)
+    if isinstance(value, str) and ENCODED.fullmatch(value):
+        return _data_url(f"{DATA_URL};base64,{value}", where)
     if not isinstance(value, (str, bytes)):
         raise Refused("images are not file names", f"{where} is {_short(value)}; expected the name of a file")
     return value
@@ -373,10 +548,10 @@ def _picture(value, where):
 
 def _data_url(url, where):
     head, _, data = url.partition(",")
-    if not head.endswith(";base64"):
+    if not head.lower().endswith(";base64"):
         raise Refused("images are not file names", f"{where} is a data URL that is not base64: {_short(url)}")
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise Refused("images are not file names", f"{where} is a data URL of broken base64: {error}") from error
 
@@ -402,8 +577,7 @@ def safe_path(folder, name, follow_links=False) -> str:
     Raises:
       Refused: a URL, or a name or a link that leads out of the folder.
     """
-    if name.startswith(FILE_URL):
-        name = urllib.parse.unquote(name.removeprefix(FILE_URL))
+    name = file_name(name)
     if "://" in name:
         raise Refused("picture name is a URL", f"{name[:200]}; download it and name the file")
     if not name or "\0" in name:
@@ -419,6 +593,14 @@ def safe_path(folder, name, follow_links=False) -> str:
     if not follow_links:
         raise Refused("link that leads out of the folder", f"{name} is a link to {path}; --follow-links allows it")
     return path
+
+
+def file_name(name) -> str:
+    """The name of a picture's file: that of a `file://` URL, or the name itself."""
+    if name[: len(FILE_URL)].lower() != FILE_URL:
+        return name
+    path = name[len(FILE_URL) :]
+    return urllib.parse.unquote(path.removeprefix("localhost") if path.startswith("localhost/") else path)
 
 
 def _is_inside(path, folder):

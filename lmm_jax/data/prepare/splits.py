@@ -7,7 +7,8 @@ whatever else is refused; and a share, unlike a number, keeps each row on its si
 (but for groups of rows that are very large beside the share, see `assign`).
 
 Rows that share a picture lie on the same side, through any number of rows that link them. Pictures are told apart by
-their names inside the folder, or by their bytes where a file holds these: copies under other names are not seen.
+their files, whatever their names are written like and through links, or by their bytes where a file of rows holds
+these: copies are not seen.
 """
 
 import array
@@ -16,6 +17,8 @@ import os
 import re
 
 import numpy as np
+
+from lmm_jax.data.prepare.parse import file_name
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 UNUSABLE = len(SPLITS)  # stands for the split of a row that cannot be read
@@ -32,11 +35,11 @@ def parse_amount(flag, value) -> int | float:
       ValueError: neither a whole number from 1 on nor a share between 0 and 1.
     """
     text = str(value).strip()
-    if re.fullmatch(r"[0-9]+", text) and int(text) > 0:
+    if re.fullmatch(r"[0-9]{1,18}", text) and int(text) > 0:
         return int(text)
     if re.fullmatch(r"[0-9]*\.[0-9]+(e-[0-9]+)?|[0-9]+e-[0-9]+", text) and 0 < float(text) < 1:
         return float(text)
-    raise ValueError(f"{flag} {text}: expected a number of rows, such as 500, or a share of them, such as 0.05")
+    raise ValueError(f"{flag} {text[:80]}: expected a number of rows, such as 500, or a share of them, such as 0.05")
 
 
 class Keys:
@@ -44,7 +47,7 @@ class Keys:
 
     def __init__(self, folder):
         """`folder` is the one that pictures are named in."""
-        self._folder = os.path.abspath(folder)
+        self._folder = os.path.realpath(folder)
         self._hashes, self._offsets = array.array("Q"), array.array("q", [0])
 
     def add(self, id, images):
@@ -62,9 +65,9 @@ class Keys:
     def _name(self, image):
         if isinstance(image, bytes):
             return hashlib.sha256(image).digest()
-        name = os.path.normpath(image)
-        if os.path.isabs(name) or name.startswith(".."):
-            name = os.path.relpath(os.path.join(self._folder, name), self._folder)
+        name = file_name(image)
+        if "\0" not in name:  # such a row is refused later
+            name = os.path.relpath(os.path.realpath(os.path.join(self._folder, name)), self._folder)
         return name.encode(errors="surrogatepass")
 
     def groups(self):

@@ -14,6 +14,9 @@ __all__ = ["TOKENIZERS", "TRAINED", "Tokenizer", "load_tokenizer", "tokenizer_fi
 # Where a folder holds the files of several kinds, the first of them is read.
 TOKENIZERS = {"sentencepiece": SentencePiece}
 
+# Files of tokenizers that we do not read, to be named where there is none that we do.
+OTHERS = ("tokenizer.json", "vocab.json", "vocab.txt", "qwen.tiktoken", "tekken.json")
+
 # What is trained where no tokenizer is given.
 TRAINED = SentencePiece
 
@@ -38,7 +41,9 @@ def load_tokenizer(path, kind=None) -> Tokenizer:
             return holder.load(path)
     known = ", ".join(f"{name} looks for {holder.FILES[0]}" for name, holder in asked.items())
     if path.is_dir():
-        raise FileNotFoundError(f"{path} holds no tokenizer of a kind that we know: {known}")
+        others = [name for name in OTHERS if (path / name).exists()]
+        hint = f"; its {others[0]} is of another kind, which we do not read" if others else ""
+        raise FileNotFoundError(f"{path} holds no tokenizer of a kind that we know: {known}{hint}")
     raise ValueError(f"{path} is not the file of a tokenizer of a kind that we know: {known}")
 
 

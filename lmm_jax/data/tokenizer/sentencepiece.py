@@ -14,6 +14,7 @@ from lmm_jax.data.tokenizer.tokenizer import Tokenizer
 # remove_extra_whitespaces (4) = false, as the space that leads on from the text before is not an extra one.
 GOES_ON = b"\x1a\x04\x18\x00\x20\x00"
 OWN = ("<unk>", "<s>", "</s>")  # control pieces that SentencePiece gives every model that it trains
+MAX_ID = 1 << 24  # of an added piece; a greater one is a mistake
 MARKER = re.compile(r"<\|[^|\s]+\|>")  # how ChatML and its relatives write the pieces that structure a prompt
 
 
@@ -43,7 +44,7 @@ class SentencePiece(Tokenizer):
             self._bare = spm.SentencePieceProcessor()
             self._bare.load_from_serialized_proto(model + GOES_ON)
         except RuntimeError as error:
-            raise ValueError(f"not a SentencePiece model: {error}") from error
+            raise ValueError(f"not a SentencePiece model: {_name_model(model)}") from error
         self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
         if min(self.bos, self.eos) < 0:
             raise ValueError("the SentencePiece model has no <s> or no </s> piece")
@@ -100,6 +101,9 @@ class SentencePiece(Tokenizer):
                 raise ValueError(f"expected an object, got {type(settings).__name__}")
             entries = (settings.get("added_tokens_decoder") or {}).items()
             added = {entry["content"]: (int(i), bool(entry.get("rstrip"))) for i, entry in entries}
+            for piece, (i, _) in added.items():
+                if not (isinstance(piece, str) and piece and 0 <= i < MAX_ID):
+                    raise ValueError(f"added_tokens_decoder has the piece {piece!r} with id {i}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # of whatever else it may hold
             raise ValueError(f"{path} is not what Hugging Face writes: {error}") from error
         legacy = settings.get("legacy")
@@ -172,6 +176,19 @@ class SentencePiece(Tokenizer):
 
     def __reduce__(self):
         return SentencePiece, (self.model, self.legacy, self.added)
+
+
+def _name_model(model):
+    """What the bytes of a file are that is no SentencePiece model, as far as they tell."""
+    if not model:
+        return "it is empty"
+    if model.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file itself with `git lfs pull`"
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\s", model):
+        return "it is a vocabulary of tiktoken, which we do not read; take a model whose tokenizer is SentencePiece's"
+    if model.isascii():
+        return f"it is a text that begins with {model[:40].decode()!r}"
+    return "it is damaged or of another kind; copy it anew"
 
 
 def _read(path) -> bytes:

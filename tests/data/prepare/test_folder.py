@@ -284,7 +284,7 @@ def test_too_many_refused_rows_stop_the_run(folder, tmp_path):
         ("[]", "rows.json: no row can be used: it has none"),
         (
             "[1, 2]",
-            "no row can be used: 2 broken JSON; the first is line 1: broken JSON: expected an object, got a number",
+            "no row can be used: 2 not an object; the first is line 1: not an object: it is a number",
         ),
         (json.dumps({"messages": 3}), "no row can be used: 1 no conversation; the first is line 1"),
         (json.dumps([good(0)])[:-1], "rows.json: broken JSON: the array breaks off"),
@@ -510,7 +510,10 @@ def test_a_file_may_name_splits_itself(pictures, tmp_path, monkeypatch):
     before = tree(tmp_path)
     for options, message in (
         ({"validation": 5}, "has a split 'test', and --data can have train here"),
-        ({"validation_data": path}, "has a split 'test', and --data can have train here"),
+        (
+            {"validation_data": write(pictures, text_rows(9), "other.jsonl")},
+            "has a split 'test', and --data can have",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             prepare.prepare_rows(path, None, tmp_path / "other", workers=0, **options)
@@ -521,6 +524,29 @@ def test_a_file_may_name_splits_itself(pictures, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has a split 'data', and --data can have train, validation, test here"):
         prepare.prepare_rows(path, None, tmp_path / "other", workers=0)
     assert tree(tmp_path) == before
+
+
+def test_rows_may_name_their_split_themselves(pictures, tmp_path):
+    names = ["train", "Test", None, "train2014", "val"]
+    items = [item | {"split": names[n % 5]} for n, item in enumerate(text_rows(30))]
+    path = write(pictures, items)
+    counts = prepare.prepare_rows(path, None, tmp_path / "out", workers=0)
+    assert {split: n["rows"] for split, n in counts["splits"].items()} == {"train": 18, "validation": 6, "test": 6}
+    assert counts["ignored"] == {"row.split": 6}  # of a name that is no split
+    assert Prepared(tmp_path / "out", "test")[1]["id"] == b"r6"
+    for options in ({"test": 3}, {"test_data": write(pictures, text_rows(3), "other.jsonl")}):
+        with pytest.raises(ValueError, match="line 2: the file has a split 'test', and --data can have train here"):
+            prepare.prepare_rows(path, None, tmp_path / "other", workers=0, **options)
+    path.write_text(json.dumps({"train": items}))
+    with pytest.raises(ValueError, match="a row of the list 'train' has split 'test'; leave one out"):
+        prepare.prepare_rows(path, None, tmp_path / "other", workers=0)
+
+
+def test_one_file_is_not_two_splits(pictures, tmp_path):
+    path = write(pictures, text_rows(5))
+    copy = write(pictures, text_rows(5), "copy.jsonl")
+    with pytest.raises(ValueError, match="--test-data .*copy.jsonl holds the same as --data .*rows.jsonl"):
+        prepare.prepare_rows(path, None, tmp_path / "out", workers=0, test_data=copy)
 
 
 @pytest.mark.parametrize(
@@ -597,7 +623,11 @@ def arguments(tmp_path, digits_folder):
         ({"test_data": "nowhere.json"}, "--test-data: no file .*nowhere.json"),
         ({"validation_data": "mine"}, "--validation-data .*mine is a folder"),
         ({"test_data": "empty.json"}, "empty.json: no row can be used: it has none"),
-        ({"images": "file"}, "--images: no folder of pictures .*file"),
+        ({"images": "file"}, "--images: .*file is a file, not the folder of the pictures"),
+        *(({flag: ""}, f"--{flag.replace('_', '-')} is empty") for flag in ("images", "tokenizer", "test_data")),
+        ({"template": "Vicuna"}, "--template: no template 'Vicuna'; known are .*vicuna_v1"),
+        ({"data": "/dev/null"}, "--data /dev/null is a pipe or a device"),
+        ({"validation": "1" * 5000}, "--validation 1*: expected a number of rows"),
         ({"template": "vicuna"}, "no template 'vicuna'; known are"),
         ({"max_refused": 1.5}, "--max-refused.* from 0 to 1, not 1.5"),
         ({"max_refused": float("nan")}, "--max-refused.* from 0 to 1, not nan"),
@@ -625,7 +655,7 @@ def arguments(tmp_path, digits_folder):
         ({"tokenizer": DIGITS, "template": "plain"}, "--tokenizer .*: template 'plain' does not fit"),
         ({"out": "file"}, "--out .*file is a file, not a folder"),
         ({"out": "file/below"}, "--out .*file/below: .*file is a file, not a folder"),
-        ({"out": "dangling"}, "--out .*dangling"),
+        ({"out": "dangling"}, "--out .*dangling is a link that leads nowhere"),
         ({"out": "mine"}, "mine holds other files .thesis.tex."),
         ({"out": "."}, "holds other files"),
         ({"out": "gs://bucket/data"}, "--out gs://bucket/data: records are written to a disk"),
@@ -635,7 +665,7 @@ def test_a_refused_argument_leaves_every_byte_as_it_was(arguments, digits_folder
     given = {"data": "rows.jsonl", "images": None, "out": "new/deep/out", "workers": 0} | options
     paths = {"data", "images", "out", "test_data", "validation_data", "tokenizer"} & given.keys()
     for name in paths:
-        if given[name] is not None and "://" not in given[name]:
+        if given[name] and "://" not in given[name]:
             given[name] = str(digits_folder if given[name] == DIGITS else arguments / given[name])
     before = tree(arguments)
     with pytest.raises((ValueError, OSError), match=message):

@@ -1,6 +1,7 @@
 """Reading a row: every layout, absent keys, keys that change its meaning, and names of pictures."""
 
 import base64
+import dataclasses
 import json
 import os
 import pickle
@@ -51,7 +52,7 @@ def test_every_layout_is_the_same_row():
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        ([1], "broken JSON"),
+        ([1], "not an object"),
         ({"id": 7}, "no conversation"),
         ({"id": 7, "messages": []}, "no conversation"),
         ({"id": 7, "messages": ["hi"]}, "no conversation"),
@@ -164,6 +165,128 @@ def test_a_weight_takes_a_turn_out_of_the_loss_or_refuses_the_row(key):
     assert parse({"messages": turns("q", "a"), key: 1}) == parse({"messages": turns("q", "a")})
 
 
+@pytest.mark.parametrize(
+    ("level", "key", "value"),
+    [
+        *(
+            ("turn", key, 0)
+            for key in ("Weight", "weights", "lossWeight", "loss_multiplier", "train ", "compute-loss")
+        ),
+        *(("turn", key, False) for key in ("trainable", "train_on_turn", "supervised", "learn", "label")),
+        *(("turn", key, True) for key in ("ignore", "is_masked", "no_loss")),
+        *(("turn", key, [0, 1, 1]) for key in ("loss_weights", "assistant_masks", "label_mask")),
+        *(("turn", key, "so …") for key in ("reasoning_content", "Thinking", "toolCalls", "video_path", "audioUrl")),
+        *(("row", key, [0, 1, 0]) for key in ("weights", "assistant_masks", "completion_mask", "LossMask")),
+        *(("row", key, 0.5) for key in ("sample_weight", "lossWeight", "Weight", "loss_weight")),
+        *(("row", key, False) for key in ("label", "kto_tag", "kto-label")),
+        *(("row", key, "x.mp4") for key in ("Video", "video_path", "videoPaths", "video_file", "clip", "audio_path")),
+        *(("row", key, "x") for key in ("Image", "Conversations", "System", "Mask", "Chosen", "toolCalls")),
+        ("row", "history", [["q", "a"]]),
+    ],
+)
+def test_what_changes_the_meaning_refuses_the_row_in_any_spelling(level, key, value):
+    item = {"id": 7, "messages": turns("hi", "ho")}
+    (item if level == "row" else item["messages"][1])[key] = value
+    with pytest.raises(Refused, match=f"has the key {key!r}; .") as refused:
+        parse(item)
+    assert refused.value.id == "7"
+
+
+def test_what_says_something_else_is_ignored():
+    for key, value in (
+        *(("ID", 3), ("label", True), ("label", 0), ("label", "cat"), ("loss_weight", 1.0), ("mask_path", "m.png")),
+        *(
+            ("video_id", "x"),
+            ("video_fps", 3),
+            ("trained_by", "me"),
+            ("train_id", 3),
+            ("image_id", 5),
+            ("margin", 0.2),
+        ),
+        *(("image_caption", "a cat"), ("source", "http://host/a.jpg"), ("weight", 1), ("image_url", "http://host/a")),
+    ):
+        row = parse({**LLAVA, key: value})
+        assert row == dataclasses.replace(parse(LLAVA), ignored=() if key == "weight" else (f"row.{key}",))
+
+
+def test_pictures_under_another_key_are_not_lost():
+    said = turns("what is it?", "a cat")
+    for key, value in (
+        *(
+            ("img", "a.jpg"),
+            ("image_path", "a.jpg"),
+            ("imagePaths", ["a", "b"]),
+            ("image_file", "a"),
+            ("photo", "x.TIF"),
+        ),
+        *(("file_name", "a.png"), ("picture", {"bytes": None, "path": "a.png"}), ("source", "sub/a.jpeg")),
+    ):
+        for item in ({"messages": said, key: value}, {"messages": [said[0] | {key: value}, said[1]]}):
+            with pytest.raises(Refused, match=f"picture under another key: .* has the key '{key}'; .*image"):
+                parse(item)
+    assert parse({**LLAVA, "image_path": "/data/a.jpg"}).images == ("a.jpg",)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        *((f"{mark}\nwhat?", "mark of a picture") for mark in ("<|image_1|>", "<image_1>", "<image 1>", "<|image|>")),
+        *(
+            (f"{mark}what?", "mark of a picture")
+            for mark in ("<|vision_start|><|image_pad|>", "<IMG_CONTEXT>", "<IMAGE>")
+        ),
+        *(("Picture 1: <img>a.jpg</img>", "mark of a picture"), ("<start_of_image> x", "mark of a picture")),
+        *(("<video>\nwhat?", "video"), ("what?\n<video>", "video"), ("x <|video_pad|> y", "video")),
+        *(("<audio>\nwhat?", "audio"), ("<|audio|> what?", "audio")),
+    ],
+)
+def test_marks_of_other_libraries_refuse_the_row(text, reason):
+    with pytest.raises(Refused, match=f"^{reason}"):
+        parse({"messages": turns(text, "a")})
+    assert parse({"messages": turns("what?", text)}).images == ()  # an answer may speak of anything
+
+
+def test_marks_that_html_has_too_are_text_inside_a_text():
+    for text in ("what does <video> do in HTML?", "is <img src='a'> closed?", "list <ul><li>x</li></ul>"):
+        assert parse({"messages": turns(text, "a")}).turns[0].text == text
+
+
+def test_a_key_that_an_object_has_twice_is_no_silent_loss():
+    said = '"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"%s}]'
+    for text in (
+        '{"image": "a.jpg", "image": "b.jpg", %s}' % (said % ""),
+        "{%s}" % (said % ', "weight": 0, "weight": 1'),
+        '{%s, "meta": {"a": 1, "a": 2}}' % (said % ""),
+    ):
+        with pytest.raises(Refused, match="keys contradict each other: an object has the key .* twice"):
+            parse_row(text, 1)
+    for first, second in ((1, 1), ("null", 1), (1, "null"), (1, '""')):
+        assert parse_row(f'{{"id": {first}, "id": {second}, {said % ""}}}', 9).id == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "detail"),
+    [
+        ("// rows", "Expecting value, at character 1: '// rows'"),
+        ('{"a": 1} {"b": 2}', "something follows the row, at character 10: '{\"b\": 2}'"),
+        ("{'a': 1}", "double quotes, at character 2"),
+        ("[" * 100_000, "nested too deeply"),
+        ("1" * 5_000, "a number of more than 4,300 digits"),
+        (
+            f'{{"messages": {json.dumps(turns("x"))}, "id": "caf\udce9"}}',
+            "byte 0xE9 after 'caf'; write the file as UTF-8",
+        ),
+        (
+            f'{{"messages": {json.dumps(turns("x"))}, "id": "x\\ud800"}}',
+            r"half of a pair of UTF-16, .ud800 after 'x'",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_shown(text, detail):
+    with pytest.raises(Refused, match=detail):
+        parse_row(text, 1)
+
+
 HELD = {"video": "a.mp4", "audio": {"bytes": b"x".decode(), "path": "a.wav"}, "tool_calls": [{"id": "1"}]}
 
 
@@ -220,6 +343,7 @@ def test_keys_that_are_not_known_are_named():
 
 
 PNG = b"\x89PNG\r\n"
+LARGE = b"\x89PNG\r\n\x1a\n" + bytes(60)
 
 
 def test_pictures_are_names_or_bytes():
@@ -236,6 +360,8 @@ def test_pictures_are_names_or_bytes():
         ({"path": "a.jpg"}, "a.jpg"),
         (url, PNG),
         ([url], PNG),
+        (url.replace("data", "DATA").replace("base64,", "base64,\n"), PNG),
+        (base64.b64encode(LARGE).decode(), LARGE),  # as it stands, without the head of a URL
     ):
         assert parse_row({**given, "image": image, "images": None}, 1).images == (expected,)
         parts = [{"type": "image", "text": None, "path": image if isinstance(image, str) else None, "image": image}]
@@ -297,7 +423,12 @@ def folder(tmp_path):
 def test_pictures_inside_the_folder_may_be_named_in_any_way(folder):
     for name in (
         *("a.jpg", "./a.jpg", "sub/../a.jpg", "inside.jpg", str(folder / "a.jpg"), str(folder / "inside.jpg")),
-        *(f"file://{folder}/a.jpg", str(folder / "sub/../a.jpg"), str(folder.parent / "alias" / "a.jpg")),
+        *(
+            f"file://{folder}/a.jpg",
+            f"FILE://localhost{folder}/a.jpg",
+            str(folder / "sub/../a.jpg"),
+            str(folder.parent / "alias" / "a.jpg"),
+        ),
     ):
         for root in (folder, folder.parent / "alias"):
             assert safe_path(root, name) == os.path.realpath(folder / "a.jpg")

@@ -96,12 +96,18 @@ def test_a_long_chain_of_rows_is_one_group():
 
 
 def test_a_picture_is_the_same_under_any_spelling_of_its_name(tmp_path):
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "z.jpg").symlink_to(tmp_path / "a/b.jpg")
     keys = Keys(tmp_path)
     for name in (
         "a/b.jpg",
         "./a//b.jpg",
         "c/../a/b.jpg",
         str(tmp_path / "a/b.jpg"),
+        f"file://{tmp_path}/a/b.jpg",
+        f"FILE://localhost{tmp_path}/a/%62.jpg",
+        "link/b.jpg",
+        "z.jpg",
         f"../{tmp_path.name}/a/b.jpg",
         b"bytes",
         b"bytes",
@@ -109,7 +115,7 @@ def test_a_picture_is_the_same_under_any_spelling_of_its_name(tmp_path):
     ):
         keys.add("x", [name])
     groups, _ = keys.groups()
-    assert len(set(groups[:5])) == 1 and groups[5] == groups[6] and len(set(groups)) == 3
+    assert len(set(groups[:9])) == 1 and groups[9] == groups[10] and len(set(groups)) == 3
 
 
 def test_a_folder_that_moved_splits_alike(tmp_path):
