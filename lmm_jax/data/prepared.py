@@ -23,6 +23,11 @@ def read_about(folder) -> dict:
       ValueError: it is damaged.
     """
     path = epath.Path(folder) / "prepared.json"
+    if (path.parent / "preparing.json").exists() and not path.exists():
+        raise FileNotFoundError(
+            f"{folder} is unfinished: `lmm prepare` still writes there, was stopped, or refused too many rows; wait "
+            "until it has ended, or give its command again"
+        )
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no prepared data (no prepared.json); run `lmm prepare`")
     try:

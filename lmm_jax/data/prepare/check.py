@@ -243,7 +243,12 @@ def _workers(count, given):
             pipes.append(ours)
             idle.put(ours)
             process = spawn.Process(target=_work, args=(theirs, *given), daemon=True)
-            process.start()
+            # A Ctrl-C reaches all processes of a terminal: those that start yet would say where, each in 30 lines.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             processes.append(process)
             theirs.close()  # so that the end of the process ends the pipe
         yield functools.partial(threads.submit, ask)

@@ -392,7 +392,9 @@ def _is_finished(out, source):
         raise ValueError(f"{path} is not what `lmm prepare` writes ({error}); choose another folder") from error
     differing = [name for name in {**other, **source} if other.get(name) != source.get(name)]
     if differing:
-        changes = ", ".join(f"{name} was {other.get(name)}, is {source.get(name)}" for name in differing)
+        told = [name for name in differing if name not in ("bytes", "sha256")]
+        changes = ", ".join(f"{name} was {other.get(name)}, is {source.get(name)}" for name in told)
+        changes = changes or f"what {source.get('data')} holds has changed"
         raise FileExistsError(f"{out} was prepared from something else ({changes}); choose another folder")
     print(f"{out} is finished and left as it is", file=sys.stderr)
     return True
@@ -417,13 +419,15 @@ def _check_out(out):
         raise ValueError(
             f"--out {out}: records are written to a disk; prepare there, then copy the folder to the bucket"
         )
+    if (out / "prepared.json").exists():  # finished: nothing will be written
+        return
     there = _nearest(out)
     if not there.is_dir():
         what = "a file, not a folder" if there.exists() else "a link that leads nowhere"
         raise NotADirectoryError(f"--out {out}: {there} is {what}")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"--out {out}: nothing can be written to {there}, it is read-only for this user")
-    if out.exists() and not (out / "prepared.json").exists():
+    if out.exists():
         _ours(out)
         if (out / lock.NAME).exists():  # whoever waits for a long file to be read would rather know now
             with _holding(out):
@@ -559,14 +563,14 @@ def _usable(results, file, splits, log, refused, max_refused):
       refused: count of each reason over all files.
       max_refused: see `prepare_rows`.
     """
-    seen, reasons = 0, collections.Counter()
+    seen, reasons, first = 0, collections.Counter(), []
 
     def judge(which):
         if reasons.total() > math.ceil(max_refused * seen - 1e-9):
             raise ValueError(
                 f"{file.path}: {reasons.total():,} of {which}{seen:,} rows refused, more than a share of "
-                f"{max_refused} (--max-refused): {_most(reasons)}; each is listed in {log.name}. Mend them, or allow "
-                f"as many with --max-refused {math.ceil(100 * reasons.total() / seen) / 100}"
+                f"{max_refused} (--max-refused): {_most(reasons)}; the first is {first[0]}. Each is listed in "
+                f"{log.name}. Mend them, or allow as many with --max-refused {math.ceil(100 * reasons.total() / seen) / 100}"
             )
 
     for line, result in results:
@@ -574,6 +578,7 @@ def _usable(results, file, splits, log, refused, max_refused):
         if isinstance(result, Refused):
             reasons[result.reason] += 1
             refused[result.reason] += 1
+            first += [] if first else [f"line {line}: {result}"[:300]]
             about = {"file": file.path, "line": line, "id": result.id, "reason": result.reason}
             log.write(json.dumps({**about, "detail": result.detail[:300]}) + "\n")
         if seen >= JUDGED:
@@ -584,7 +589,8 @@ def _usable(results, file, splits, log, refused, max_refused):
             yield SPLITS[splits[seen - 1]], result
     if seen == reasons.total():
         problem = _most(reasons) or "it has no rows"
-        raise ValueError(f"{file.path}: no row can be used: {problem}; each is listed in {log.name}")
+        problem += f"; the first is {first[0]}" if first else ""
+        raise ValueError(f"{file.path}: no row can be used: {problem}. Each is listed in {log.name}")
     judge("")
 
 
@@ -688,18 +694,20 @@ def summary(out) -> dict:
 def report(out, counts) -> str:
     """A `summary` of folder `out` in words."""
     refused = [f"  {count:,} {reason}" for reason, count in counts["refused"].items()]
+    left_out = sum(counts["refused"].values())
+    share = f"{left_out:,} of {left_out + counts['rows']:,} rows" if left_out else "none"
     where = [f"  each is listed in {epath.Path(out) / 'refused.jsonl'}"] if refused else []
     ignored = ", ".join(f"{key[:80]} {count:,}" for key, count in counts["ignored"].items())
     tokens = counts["tokens"]
-    pictures = ", ".join(f"{n}: {rows:,}" for n, rows in counts["pictures"].items())
+    pictures = ", ".join(f"{n} in {rows:,} rows" for n, rows in counts["pictures"].items())
     return "\n".join(
         [
             f"{out}: {counts['rows']:,} rows, {counts['images']:,} images",
             *(f"  {split}: {n['rows']:,} rows, {n['images']:,} images" for split, n in counts["splits"].items()),
             f"text tokens a row: mean {tokens['mean']:,}, half have up to {tokens['median']:,}, "
             f"95 % up to {tokens['p95']:,}, longest {tokens['longest']:,}",
-            f"rows by number of pictures: {pictures}",
-            f"refused: {sum(counts['refused'].values()) or 'none'}",
+            f"pictures a row: {pictures}",
+            f"refused: {share}",
             *refused,
             *where,
             *([f"ignored keys: {ignored}"] if ignored else []),

@@ -39,7 +39,10 @@ UNPACK = "unpack it and name the file of rows in it"
 CONVERT = "write its rows as JSON, one a line"
 PICTURE = "a picture, not a file of rows; pictures go into the folder of --images"
 FOREIGN = (
-    (30, b"[Content_Types].xml", f"a workbook of Excel or another Office document; {CONVERT}"),
+    *(
+        (30, name, f"a workbook of Excel or another Office document; {CONVERT}")
+        for name in (b"[Content_Types].xml", b"docProps/", b"_rels/", b"xl/")
+    ),
     (30, b"mimetype", f"an OpenDocument table or text; {CONVERT}"),
     (0, b"PK\x03\x04", f"a zip archive (NumPy archives are such too); {UNPACK}"),
     (0, b"PK\x05\x06", "an empty zip archive"),

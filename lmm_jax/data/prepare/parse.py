@@ -208,7 +208,7 @@ def parse_row(row, number) -> Row:
     try:
         row = Row(id, *_conversation(item))
         names = [image for image in row.images if isinstance(image, str)]
-        "".join([id, *names, *row.kinds, *(turn.text for turn in row.turns)]).encode()
+        "\n".join([id, *names, *row.kinds, *(turn.text for turn in row.turns)]).encode()
     except Refused as error:
         raise Refused(error.reason, error.detail, id) from error
     except UnicodeEncodeError as error:
@@ -245,7 +245,7 @@ def _not_utf8(error):
     found = ord(error.object[error.start])
     # As `surrogateescape` keeps them; the others were written as \\ud800.
     what = f"byte 0x{found - 0xDC00:02X}" if 0xDC80 <= found <= 0xDCFF else f"half of a pair of UTF-16, \\u{found:x}"
-    before = error.object[max(0, error.start - 30) : error.start]
+    before = error.object[max(0, error.start - 30) : error.start].rpartition("\n")[2]
     return f"{what} after {before!r}; write the file as UTF-8"
 
 
@@ -321,7 +321,8 @@ def _list_of_turns(item):
     if isinstance(found, dict):
         # A list of objects as the `Sequence` of datasets writes it: a list for each key.
         columns = {key: column for key, column in found.items() if column is not None}
-        if all(isinstance(column, list) for column in columns.values()) and len({*map(len, columns.values())}) == 1:
+        lists = all(isinstance(column, list) for column in columns.values())
+        if lists and len({*map(len, columns.values())}) == 1 and not columns.keys().isdisjoint(ROLE):
             found = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     elif (
         found is None and item and all(isinstance(x, dict) and not x.keys().isdisjoint(TURNS) for x in item.values())

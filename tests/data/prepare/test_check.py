@@ -166,3 +166,17 @@ def test_a_worker_that_dies_while_it_writes_stops_nobody_for_ever(pictures, toke
     with pytest.raises(ChildProcessError, match="a worker process died at line 10"):
         list(check.check_rows(items(100), pictures, tokenizer, "qa", 2))
     assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_interrupted_while_it_starts_goes_on(pictures, tokenizer, monkeypatch):
+    """A Ctrl-C reaches all processes of a terminal; the parent alone ends them, without a traceback of each."""
+    spawn, started = check.multiprocessing.get_context("spawn"), []
+
+    def start(process, original=spawn.Process.start):
+        original(process)
+        os.kill(process.pid, signal.SIGINT)
+        started.append(process)
+
+    monkeypatch.setattr(spawn.Process, "start", start)
+    results = list(check.check_rows(items(20), str(pictures), tokenizer, "qa", workers=1))
+    assert len(results) == 20 and started[0].exitcode == 0

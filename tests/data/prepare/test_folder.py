@@ -311,7 +311,7 @@ def test_a_finished_folder_stays_and_one_of_other_data_is_refused(folder, tmp_pa
     with pytest.raises(FileExistsError, match="tokenizer was trained on the first rows, is "):
         prepare.prepare_rows(path, None, out, tokenizer=digits_folder / "tokenizer.model", workers=0)
     write(folder, [good(n) for n in range(6)])
-    with pytest.raises(FileExistsError, match="sha256 was "):
+    with pytest.raises(FileExistsError, match="what rows.jsonl holds has changed"):
         prepare.prepare_rows(path, None, out, workers=0)
     with pytest.raises(FileExistsError, match="dataset was digits"):
         prepare.prepare_rows(path, None, digits_folder, workers=0)
@@ -680,6 +680,25 @@ def test_a_folder_that_cannot_be_written_is_told(arguments, monkeypatch):
     ):
         prepare.prepare_rows(arguments / "rows.jsonl", None, arguments / "out", workers=0)
     assert not (arguments / "out").exists()
+
+
+def test_a_finished_folder_is_found_so_where_nothing_can_be_written(arguments, monkeypatch, capsys):
+    counts = prepare.prepare_rows(arguments / "rows.jsonl", None, arguments / "out", workers=0)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
+    assert prepare.prepare_rows(arguments / "rows.jsonl", None, arguments / "out", workers=0) == counts
+    assert "is finished and left as it is" in capsys.readouterr().err
+    with (arguments / "rows.jsonl").open("a") as f:
+        f.write("\n")
+    with pytest.raises(FileExistsError, match=r"from something else \(what rows.jsonl holds has changed\); choose"):
+        prepare.prepare_rows(arguments / "rows.jsonl", None, arguments / "out", workers=0)
+
+
+def test_an_unfinished_folder_is_told_from_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no prepared data"):
+        Prepared(tmp_path, "train")
+    (tmp_path / "preparing.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="is unfinished: `lmm prepare` still writes there, was stopped"):
+        Prepared(tmp_path, "train")
 
 
 def test_a_disk_without_room_is_told_before(pictures, tmp_path, monkeypatch):

@@ -285,6 +285,7 @@ FOREIGN = {
     "arrow": (b"ARROW1\0\0" + bytes(20), "an Arrow file; .*to_parquet"),
     "arrow stream": (b"\xff\xff\xff\xff" + bytes(20), "an Arrow stream; .*to_parquet"),
     "xlsx": (b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml", "a workbook of Excel .*; write its rows as JSON"),
+    "xlsx by others": (b"PK\x03\x04" + bytes(26) + b"docProps/app.xml", "a workbook of Excel"),
     "ods": (b"PK\x03\x04" + bytes(26) + b"mimetype", "an OpenDocument table"),
     "gz gz": (gzip.compress(gzip.compress(b"[]")), "gzip around gzip once more; unpack it"),
     "zeros": (bytes(5_000), "nothing but zeros where it begins"),

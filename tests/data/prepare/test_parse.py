@@ -392,6 +392,8 @@ def test_turns_may_be_columns_and_a_row_may_bring_the_system_prompt():
         ({}, "keys of the row: none"),
         ({"messages": "[]"}, "the turns are text, not a list of objects; parse them as JSON"),
         ({"messages": 3}, "the turns are a number, not a list"),
+        ({"messages": {"0": turns("hi", "ho"), "1": None}}, "is this a table by columns\\? .*orient='records'"),
+        ({"0": LLAVA, "1": LLAVA}, "an object whose values are rows .keys: 0, 1, ….; write them as a list"),
         ({"messages": {"a": [1], "b": [1, 2]}}, "the turns are an object, not a list"),
         ({"messages": ["hi"]}, "turn 1 is text, not an object with role and content"),
         ({"messages": [{"text": "hi", "who": "me"}]}, "turn 1 has no role .keys: text, who.; known are user, human"),

@@ -64,6 +64,38 @@ def test_a_broken_model_is_named(tmp_path):
         SentencePiece.load(tmp_path / "tokenizer.model")
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "it is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
+            "it is a pointer of Git LFS; .*git lfs pull",
+        ),
+        (b"IQ== 0\nIg== 1\n", "it is a vocabulary of tiktoken"),
+        (b'{"model": 1}', 'it is a text that begins with \'{"model"'),
+        (train_tokenizer(LINES, 60)[:500], "it is damaged or of another kind"),
+    ],
+)
+def test_what_is_no_model_is_named(tmp_path, data, what):
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    with pytest.raises(ValueError, match=f"tokenizer.model: not a SentencePiece model: {what}"):
+        SentencePiece.load(tmp_path)
+
+
+@pytest.mark.parametrize("piece", ["", 5, None, ["a"], {"a": 1}, "<x>"])
+@pytest.mark.parametrize("number", ["-1", "99999999999", "one", "1.5", "400"])
+def test_added_pieces_that_are_none_are_refused(tmp_path, llama_like, piece, number):
+    (tmp_path / "tokenizer.model").write_bytes(llama_like)
+    settings = {"added_tokens_decoder": {number: {"content": piece}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    if (piece, number) == ("<x>", "400"):
+        assert SentencePiece.load(tmp_path).added == {"<x>": (400, False)}
+        return
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not what Hugging Face writes"):
+        SentencePiece.load(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["cat", " cat", "  cat  dog", "\nyes", "\n\n", "", " ", "äß日本", "USER: a"])
 def test_without_prefix_is_what_follows_a_newline(llama_like, text):
     tokenizer = SentencePiece(llama_like)

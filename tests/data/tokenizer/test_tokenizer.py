@@ -143,6 +143,8 @@ def test_what_is_no_tokenizer_is_told_with_what_each_kind_looks_for(characters, 
     with pytest.raises(FileNotFoundError, match=f"holds no tokenizer .*{looked}"):
         load_tokenizer(tmp_path)
     (tmp_path / "vocab.txt").write_text("a")
+    with pytest.raises(FileNotFoundError, match="; its vocab.txt is of another kind, which we do not read"):
+        load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=rf"vocab\.txt is not the file .*{looked}"):
         load_tokenizer(tmp_path / "vocab.txt")
 
