@@ -29,6 +29,8 @@ exit codes: 0 done, 2 wrong usage or refused input, 75 preempted after everythin
 def main(argv=None) -> int:
     """Runs one verb; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):  # what a terminal cannot show is spelled out, as it is on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser(
         datasets=_datasets() if "prepare" in argv else {},
         tasks=_tasks() if "evaluate" in argv else {},

@@ -570,7 +570,8 @@ def _usable(results, file, splits, log, refused, max_refused):
             raise ValueError(
                 f"{file.path}: {reasons.total():,} of {which}{seen:,} rows refused, more than a share of "
                 f"{max_refused} (--max-refused): {_most(reasons)}; the first is {first[0]}. Each is listed in "
-                f"{log.name}. Mend them, or allow as many with --max-refused {math.ceil(100 * reasons.total() / seen) / 100}"
+                f"{log.name}. Mend them, or allow as many with --max-refused "
+                f"{math.ceil(100 * reasons.total() / seen) / 100}"
             )
 
     for line, result in results:
@@ -691,13 +692,18 @@ def summary(out) -> dict:
     }
 
 
+def _printable(text):
+    """A text of any origin for a terminal: what is not printable, such as an escape, is spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def report(out, counts) -> str:
     """A `summary` of folder `out` in words."""
     refused = [f"  {count:,} {reason}" for reason, count in counts["refused"].items()]
     left_out = sum(counts["refused"].values())
     share = f"{left_out:,} of {left_out + counts['rows']:,} rows" if left_out else "none"
     where = [f"  each is listed in {epath.Path(out) / 'refused.jsonl'}"] if refused else []
-    ignored = ", ".join(f"{key[:80]} {count:,}" for key, count in counts["ignored"].items())
+    ignored = ", ".join(f"{_printable(key[:80])} {count:,}" for key, count in counts["ignored"].items())
     tokens = counts["tokens"]
     pictures = ", ".join(f"{n} in {rows:,} rows" for n, rows in counts["pictures"].items())
     return "\n".join(

@@ -366,7 +366,7 @@ def _object_layout(f):
             if stack == "{[{" and event == "map_key":
                 lists = lists or value in TURNS
             if stack == "{[" and event == "start_map":
-                lists = lists or key in SPLITS
+                lists = lists or key.lower() in SPLITS
             if event in ("start_map", "start_array"):
                 stack += "{" if event == "start_map" else "["
             elif event in ("end_map", "end_array"):
@@ -420,8 +420,8 @@ def _lists(f, ignored):
         if values.peek() != "[":
             values.value()  # a title, a version
             ignored[f"file.{key}"] += 1
-        elif key in SPLITS or key in NO_SPLITS or key.isidentifier():
-            yield from _entries(values, None if key in NO_SPLITS else SPLITS.get(key, key))
+        elif key.lower() in SPLITS or key.lower() in NO_SPLITS or key.isidentifier():
+            yield from _entries(values, None if key.lower() in NO_SPLITS else SPLITS.get(key.lower(), key))
         else:
             raise Refused("no split", f"the list {key[:80]!r} at line {line}; known are {', '.join(SPLITS)}")
     values.bracket()

@@ -542,6 +542,14 @@ def test_rows_may_name_their_split_themselves(pictures, tmp_path):
         prepare.prepare_rows(path, None, tmp_path / "other", workers=0)
 
 
+def test_keys_of_any_origin_can_be_printed(pictures, tmp_path):
+    keys = ["", "a\nb", "\x1b[31m", "\u202e", "x" * 5000, "\ud800", "größe", "猫"]
+    path = write(pictures, [item | dict.fromkeys(keys, 1) for item in text_rows(3)])
+    report = prepare.report(tmp_path / "out", prepare.prepare_rows(path, None, tmp_path / "out", workers=0))
+    (line,) = [line for line in report.splitlines() if line.startswith("ignored keys")]
+    assert line.isprintable() and "row.größe 3" in line and r"row.a\nb 3" in line and r"row.\ud800 3" in line
+
+
 def test_one_file_is_not_two_splits(pictures, tmp_path):
     path = write(pictures, text_rows(5))
     copy = write(pictures, text_rows(5), "copy.jsonl")
