@@ -1,7 +1,9 @@
 """The command line: verbs, JSON, refusals, tables and the page of a batch."""
 
+import io
 import json
 import pathlib
+import sys
 import types
 
 import pytest
@@ -30,6 +32,15 @@ def test_prepare_answers_with_counts(capsys, digits_folder):
     assert code == 0
     found = json.loads(out.splitlines()[-1])
     assert (found["rows"], found["images"], found["refused"], found["pictures"]) == (112, 112, {}, {"1": 112})
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_it_spelled_out(monkeypatch):
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["prepare", "--help"])
+    sys.stdout.flush()
+    assert ended.value.code == 0 and rb"3\xd73 mosaics" in out.getvalue()
 
 
 def test_prepare_takes_rows_and_names_what_it_refused(capsys, tmp_path):

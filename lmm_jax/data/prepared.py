@@ -12,6 +12,8 @@ from lmm_jax.data.conversation import Turn
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.tokenizer import load_tokenizer
 
+# Arrays of an index, see `lmm_jax.data.prepare.index`.
+INDEX = ("turn_offsets", "turn_tokens", "turn_supervised", "turn_images", "image_offsets", "image_sizes")
 OWN = "own"  # what the data of a user are called where a built-in data set has a name
 
 
@@ -32,12 +34,26 @@ def read_about(folder) -> dict:
         raise FileNotFoundError(f"{folder} holds no prepared data (no prepared.json); run `lmm prepare`")
     try:
         about = json.loads(path.read_text())
-        missing = [key for key in ("builder", "template", "tokenizer", "fingerprint", "splits") if key not in about]
-    except (ValueError, TypeError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}; prepare the folder again") from error
-    if missing:
-        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; prepare the folder again")
+    if fault := _fault(about):
+        raise ValueError(f"{path} is damaged: {fault}; prepare the folder again")
     return about
+
+
+def _fault(about) -> str:
+    """What is wrong with the contents of a `prepared.json`; "" if nothing is."""
+    if not isinstance(about, dict):
+        return "it is no object"
+    texts = ("builder", "template", "tokenizer", "fingerprint")
+    missing = [key for key in (*texts, "splits") if key not in about]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    wrong = [key for key in texts if not isinstance(about[key], str)]
+    wrong += [] if isinstance(about.get("source", {}), dict) else ["source"]
+    splits = about["splits"].values() if isinstance(about["splits"], dict) else [None]
+    wrong += [] if all(isinstance(n, dict) and isinstance(n.get("rows"), int) for n in splits) else ["splits"]
+    return f"{wrong[0]} is {str(about[wrong[0]])[:80]!r}" if wrong else ""
 
 
 def data_set(folder) -> str:
@@ -91,15 +107,21 @@ class Prepared:
         try:
             with index.open("rb") as f:
                 self.index = dict(np.load(f))
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            lacking = [name for name in INDEX if name not in self.index]
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{index} is missing or damaged; prepare the folder again") from error
+        if lacking:
+            raise ValueError(f"{index} is damaged: it lacks {', '.join(lacking)}; prepare the folder again")
         records = storage.local_copy(self.folder / "records", f"{self.fingerprint}")
         try:
             builder = tfds.builder_from_directory(records / self.about["builder"])
             self._source = builder.as_data_source(split)
-            stored = len(self._source)
+            stored = len(self._source)  # as its description says, whether the files are there or not
+            absent = [path for path in builder.info.splits[split].filepaths if not epath.Path(path).stat().length]
         except Exception as error:  # TFDS and its readers raise many kinds; each means that records are not there
             raise ValueError(f"{self.folder}/records is missing or damaged; prepare the folder again") from error
+        if absent:
+            raise ValueError(f"{absent[0]} is empty; copy or prepare the folder again")
         rows = self.about["splits"][split]["rows"]
         if not stored == rows == len(self.index.get("turn_offsets", ())) - 1:
             raise ValueError(
