@@ -160,9 +160,14 @@ def _brief(name):
 def _hint(folder, name):
     """How a picture seems to be called that is not there by its name; goes on a sentence."""
     name = file_name(name)
+    above = os.path.dirname(folder)
+    with contextlib.suppress(Refused, OSError):
+        if os.path.isfile(safe_path(above, name)):
+            return f", but in {above}; see --images"
     stem, ending = os.path.splitext(name)
+    folders = name.replace("\\", "/").split("/")
     spellings = [
-        *(name.strip(), name.replace("\\", "/"), urllib.parse.unquote(name), os.path.basename(name)),
+        *(name.strip(), urllib.parse.unquote(name), *("/".join(folders[n:]) for n in range(len(folders)))),
         *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")),
         *(name.lower(), stem + ending.lower(), stem + ending.upper(), *(stem + x for x in ENDINGS)),
     ]
@@ -170,7 +175,7 @@ def _hint(folder, name):
         with contextlib.suppress(Refused, OSError):
             if other != name and os.path.isfile(safe_path(folder, other)):
                 same = unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name)
-                what = "the same name in another form of Unicode" if same else _brief(other)
+                what = "the same name in another form of Unicode" if same else _brief(os.path.normpath(other))
                 return f"; there is {what}"
     with contextlib.suppress(Refused, OSError):
         if os.path.islink(os.path.join(folder, name)):

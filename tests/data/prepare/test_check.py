@@ -82,7 +82,7 @@ def test_the_digest_is_of_all_that_is_stored(pictures, tokenizer):
         ({"image": None}, "tags do not match pictures", "1 <image> tags, 1 of them in what a user says, 0 pictures"),
         ({"answer": " "}, "empty answer", "turn 2"),
         ({"image": "folder.png"}, "unreadable picture", "folder.png: a folder, not a file"),
-        ({"image": "sub\\0.png"}, "missing picture", "folders in a name are parted by /"),
+        ({"image": "sub\\9.png"}, "missing picture", "folders in a name are parted by /"),
         ({"image": "link.png"}, "link that leads out of the folder", "--follow-links allows it"),
         ({"image": {"bytes": None, "path": "../0.png"}}, "picture name leads out of the folder", "(..)"),
         ({"weight": 0}, "nothing supervised", "all answers are out of the loss"),
@@ -180,3 +180,48 @@ def test_a_worker_that_is_interrupted_while_it_starts_goes_on(pictures, tokenize
     monkeypatch.setattr(spawn.Process, "start", start)
     results = list(check.check_rows(items(20), str(pictures), tokenizer, "qa", workers=1))
     assert len(results) == 20 and started[0].exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        *(
+            (name, "there is 0.png")
+            for name in (" 0.png", "0.png\n", "0.PNG", "0.jpg", "0", "x/images/0.png", "%30.png")
+        ),
+        *((name, "there is 0.png") for name in (".\\0.png", "C:\\pictures\\0.png", "file:0/../a/0.png")),
+        *(
+            ("n\u0303.png", "there is the same name in another form of Unicode"),
+            ("Folder.png", "is not in .*images$"),
+        ),
+        *(
+            ("images/0.png", "images, but in .*; see --images"),
+            ("dangling.png", "it is a link that leads nowhere"),
+            ("a\\b.png", "folders in a name are parted by /"),
+        ),
+        *(("nothing.png", "nothing.png is not in .*images$"), ("x/" * 90 + "y.png", "x/x/…/?x/x/.*y.png is not in")),
+    ],
+)
+def test_a_missing_picture_is_told_with_what_is_there_instead(tokenizer, tmp_path, name, hint):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for found in ("0.png", "\u00f1.png"):
+        Image.new("RGB", (20, 10)).save(folder / found)
+    (folder / "dangling.png").symlink_to("gone.png")
+    with pytest.raises(Refused, match=f"(?s)^missing picture: .*{hint}"):
+        check.check_row(row(1, name), 1, str(folder), tokenizer, "qa")
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "a pointer of Git LFS; .*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>404", "a web page, not the picture"),
+        (b"<HTML>", "a web page, not the picture"),
+        (b"<svg/>", "no known image format"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_named(tokenizer, tmp_path, data, what):
+    (tmp_path / "0.png").write_bytes(data)
+    with pytest.raises(Refused, match=f"^unreadable picture: 0.png: .*{what}"):
+        check.check_row(row(1, "0.png"), 1, str(tmp_path), tokenizer, "qa")
