@@ -6,8 +6,11 @@ and views, and put together by `PackLayout.assemble`.
 """
 
 import dataclasses
+import itertools
 import json
 import math
+import signal
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
@@ -397,5 +400,21 @@ def batches(packs, local, start, stop, threads, workers):
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's worker processes ask for flags, which absl's own programs parse
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return _read_by_processes(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
     return iter(stream)
+
+
+def _read_by_processes(stream):
+    """The batches of a stream whose reader processes leave Ctrl-C to this process, which still needs them.
+
+    A terminal sends it to all of them. They start with the first batch, and have the mask of what starts them; this
+    process misses nothing meanwhile, what comes in waits.
+    """
+    resource_tracker.ensure_running()  # of Python's own; when it starts it takes the mask away
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        iterator = iter(stream)
+        first = list(itertools.islice(iterator, 1))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+    return itertools.chain(first, iterator)
