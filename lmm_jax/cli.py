@@ -1,16 +1,22 @@
 """The `lmm` command. Heavy imports happen inside the verbs, so that `lmm --help` is instant."""
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 
 from lmm_jax import errors
 
 PREEMPTED = 75  # exit code: everything is saved, the same command continues
+STOPPED = 130  # exit code: ended by Ctrl-C
+GRACE = 1.0  # seconds after a second Ctrl-C in which a command may end in its own way
 
 EPILOG = """\
 a first run, from a clone:
@@ -42,11 +48,13 @@ def main(argv=None) -> int:
             parser.error("--config.FIELD=VALUE needs --config FILE")
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of what we tell in a sentence
     try:
-        result = args.run(args)
+        with _second_interrupt_quits():
+            result = args.run(args)
     except KeyboardInterrupt as error:
-        print("lmm: stopped by Ctrl-C", file=sys.stderr)
-        return _leave(130, error)
+        _leave(STOPPED, error)
+        _quit()
     except BrokenPipeError:  # of a command that takes our output, such as head, and has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -55,6 +63,49 @@ def main(argv=None) -> int:
     if args.json:
         print(json.dumps(result))
     return 0
+
+
+@contextlib.contextmanager
+def _second_interrupt_quits():
+    """While it lasts, a second Ctrl-C ends the process, whatever the main thread is waiting in.
+
+    Python tells the main thread alone, and only when it is back from a library: XLA compiles for minutes, a save goes
+    on. So a thread of its own reads the number of each signal as it comes in.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    except ValueError:  # this is not the main thread, which alone handles signals
+        os.close(read)
+        os.close(write)
+        yield
+        return
+    ended = threading.Event()
+
+    def watch():
+        count = 0
+        with open(read, "rb", buffering=0) as numbers:
+            while number := numbers.read(1):
+                count += number[0] == signal.SIGINT
+                if count > 1 and not ended.wait(GRACE):
+                    _quit()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        os.close(write)
+
+
+def _quit():
+    """Ends the process at once: threads that still compile would end the interpreter by a fault on its way out."""
+    from lmm_jax.pods.wire import end
+
+    print("lmm: stopped by Ctrl-C", file=sys.stderr)
+    end(STOPPED)
 
 
 def _tasks():

@@ -72,6 +72,8 @@ def explain(error) -> tuple[str, int] | None:
             return "gs:// needs gcsfs: pip install 'lmm_jax[gcs]'", 2
         if isinstance(one, FloatingPointError) and _raised_by_us(one):
             return str(one), 1
+        if _of_network(one):
+            return _of_server(one)
         if isinstance(one, OSError) and one.errno is not None:
             return _of_system(one.errno, _path(one), one)
         if isinstance(one, MemoryError):
@@ -86,8 +88,6 @@ def explain(error) -> tuple[str, int] | None:
         for words, number in WORDS.items():
             if words in str(one):
                 return _of_system(number, _first_line(one), one)
-        if type(one).__module__.split(".")[0] in NETWORK:
-            return f"a server could not be used: {type(one).__name__}: {_first_line(one)}", 1
     return None
 
 
@@ -113,6 +113,18 @@ def _chain(error):
         out.append(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return out
+
+
+def _of_network(error):
+    return type(error).__module__.split(".")[0] in NETWORK
+
+
+def _of_server(error):
+    return (
+        f"a server could not be used: {type(error).__name__}: {_first_line(error)}. For gs:// it takes a network and "
+        "the right to use the bucket: gcloud auth application-default login",
+        1,
+    )
 
 
 def _of_system(number, path, error):

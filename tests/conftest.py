@@ -197,7 +197,7 @@ class Setup:
 
 @pytest.fixture(scope="session")
 def lmm_process():
-    """`lmm_process(*args)`: starts `python -m lmm_jax …` on one device."""
+    """`lmm_process(*args)`: starts `python -m lmm_jax …` on one device, in a process group of its own."""
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
@@ -207,7 +207,8 @@ def lmm_process():
 
     def start(*args):
         command = [sys.executable, "-m", "lmm_jax", *map(str, args)]
-        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
 
     return start
 

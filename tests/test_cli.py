@@ -2,8 +2,12 @@
 
 import io
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -246,3 +250,41 @@ def test_errors_that_are_not_ours_keep_their_traceback(capsys, tiny_args, monkey
     monkeypatch.setattr(loop, "train", lambda *_, **__: json.loads("broken"))
     code, _, err = run(capsys, "train", *tiny_args, "--workdir", tmp_path)
     assert code == 1 and "Traceback" in err
+
+
+# What runs in a library that holds the main thread for minutes, and what takes a Ctrl-C and does nothing with it.
+HELD = {
+    "a library": "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
+    "a handler": "signal.signal(signal.SIGINT, lambda *_: None); time.sleep(600)",
+}
+
+
+@pytest.mark.parametrize("by", HELD)
+def test_a_second_ctrl_c_quits_whatever_holds_the_command(by):
+    code = (
+        "import hashlib, signal, sys, time\nfrom lmm_jax import cli\n"
+        f"def _show(args):\n    print('held', flush=True); {HELD[by]}\n"
+        "cli._show = _show\nsys.exit(cli.main(['show', 'config']))"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
+    assert process.stdout.readline() == "held\n"
+    for _ in range(2):
+        time.sleep(0.3)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+    begin = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - begin < cli.GRACE + 3
+    assert err.endswith("lmm: stopped by Ctrl-C\n") and "Traceback" not in err
+
+
+def test_the_first_ctrl_c_ends_a_command_that_saves_nothing(capfd, monkeypatch):
+    ended = []
+    monkeypatch.setattr(cli, "_show", lambda args: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(cli._show, "__name__", "_show", raising=False)
+    monkeypatch.setattr("lmm_jax.pods.wire.end", lambda code: ended.append(code))
+    before = signal.set_wakeup_fd(-1)
+    cli.main(["show", "config"])
+    assert ended == [130] and "stopped by Ctrl-C" in capfd.readouterr().err
+    assert signal.set_wakeup_fd(before) == -1  # as it was

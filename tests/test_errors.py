@@ -57,6 +57,15 @@ def test_libraries_that_say_it_in_words_are_understood(words):
     assert sentence and "Traceback" not in sentence
 
 
+@pytest.mark.parametrize("library", errors.NETWORK)
+def test_a_server_that_cannot_be_used_is_said_so_also_where_its_library_calls_it_an_error_of_files(library):
+    """aiohttp's are OSErrors with a number, "a file" was said to be missing."""
+    kind = type("ConnectorError", (OSError,), {"__module__": f"{library}.client"})
+    error = wrapped(kind(-2, "Name or service not known"), RuntimeError("out of retries"))
+    sentence, code = errors.explain(error)
+    assert "server could not be used" in sentence and "gs://" in sentence and "a file" not in sentence and code == 1
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"), MemoryError()]
 )

@@ -9,7 +9,10 @@ import dataclasses
 import itertools
 import json
 import math
+import multiprocessing
+import os
 import signal
+import threading
 from multiprocessing import resource_tracker
 
 import grain
@@ -385,8 +388,9 @@ def batches(packs, local, start, stop, threads, workers):
       threads: reader threads.
       workers: reader processes, 0 reads in this process.
 
-    Yields:
-      dicts of numpy arrays `[n, …]`, and what `HOST_ONLY` names: see `Packs` and `collate`.
+    Returns:
+      an iterator to `close` if it is not read to its end. It gives dicts of numpy arrays `[n, …]`, and what
+      `HOST_ONLY` names: see `Packs` and `collate`.
     """
 
     def load(i):
@@ -400,21 +404,40 @@ def batches(packs, local, start, stop, threads, workers):
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's worker processes ask for flags, which absl's own programs parse
             flags.FLAGS.mark_as_parsed()
-        return _read_by_processes(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        return _read_by_processes(stream.mp_prefetch(options, worker_init_fn=_end_with_parent))
     return iter(stream)
 
 
-def _read_by_processes(stream):
-    """The batches of a stream whose reader processes leave Ctrl-C to this process, which still needs them.
+OF_THE_RUN = {signal.SIGINT, signal.SIGTERM}  # signals at which a run saves, for which it needs its readers
 
-    A terminal sends it to all of them. They start with the first batch, and have the mask of what starts them; this
-    process misses nothing meanwhile, what comes in waits.
+
+def _read_by_processes(stream):
+    """The batches of a stream whose reader processes leave Ctrl-C and SIGTERM to this process.
+
+    A terminal, or a scheduler, sends them to all processes of a run. Readers start with the first batch, and have the
+    mask of what starts them; this process misses nothing meanwhile, what comes in waits.
     """
     resource_tracker.ensure_running()  # of Python's own; when it starts it takes the mask away
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_RUN)
     try:
         iterator = iter(stream)
         first = list(itertools.islice(iterator, 1))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
-    return itertools.chain(first, iterator)
+    try:
+        yield from first
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _end_with_parent(*_):
+    """Ends this reader process, by a thread of its own, if the process that started it is killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -182,8 +182,8 @@ def _take_steps(run, state, profile):
     if main and not done:
         bad_records.note_left_out(run.packs)
     last, recent = {}, []  # metrics, and the records of each step since they were last looked at
-    with run.program.use(), _stop_signal() as stop, contextlib.ExitStack() as trace:
-        iterator = run.host_batches(run.packs, done, t.steps)
+    reading = contextlib.closing(run.host_batches(run.packs, done, t.steps))
+    with reading as iterator, run.program.use(), _stop_signal() as stop, contextlib.ExitStack() as trace:
         for step in range(done + 1, t.steps + 1):
             if profile and main and step == done + 3:
                 trace.enter_context(jax.profiler.trace(str(run.workdir / "profile")))
