@@ -1,6 +1,7 @@
 """What a user may ask, and the sentence for everything else."""
 
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,11 @@ TALK = [
     {"role": "gpt", "content": "The first."},
     {"role": "user", "content": "<image>And this?"},
 ]
+
+
+def shown(value):
+    """A name for a value that is the same in every process, without its address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:40]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,7 @@ BAD_PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize("prompt", BAD_PROMPTS, ids=lambda prompt: repr(prompt)[:40])
+@pytest.mark.parametrize("prompt", BAD_PROMPTS, ids=shown)
 def test_a_bad_prompt_is_named(prompt):
     with pytest.raises(ValueError, match="^prompt"):
         read(None, prompt)
@@ -103,7 +109,7 @@ BAD_PICTURES = [
 
 
 @pytest.mark.parametrize("nested", [lambda x: x, lambda x: [x], lambda x: [RED, x]])
-@pytest.mark.parametrize("image", BAD_PICTURES, ids=lambda image: repr(image)[:40])
+@pytest.mark.parametrize("image", BAD_PICTURES, ids=shown)
 def test_a_bad_picture_is_named(files, image, nested):
     names = {"EMPTY": files / "empty.png", "TEXT": files / "text.png", "SUB": files / "sub"}
     if isinstance(image, str):
@@ -114,13 +120,13 @@ def test_a_bad_picture_is_named(files, image, nested):
         assert str(image) in str(caught.value)
 
 
-@pytest.mark.parametrize("images", [[[RED]], [[]], [None], [["a.png"]]], ids=repr)
+@pytest.mark.parametrize("images", [[[RED]], [[]], [None], [["a.png"]]], ids=shown)
 def test_pictures_of_one_prompt_are_not_nested(images):
     with pytest.raises(ValueError, match=r"^images\[0\] is a (list|NoneType); a picture is a path"):
         read(images, "What?")
 
 
-@pytest.mark.parametrize("images", ["a.png", RED, b"x", 5, [], [RED], [RED] * 3, [[RED]]], ids=repr)
+@pytest.mark.parametrize("images", ["a.png", RED, b"x", 5, [], [RED], [RED] * 3, [[RED]]], ids=shown)
 def test_pictures_of_two_prompts_are_a_list_of_two(images):
     with pytest.raises(ValueError, match=r"^images (is an? \w+ for a list of 2 prompts|has \d entr.* for 2 prompts)"):
         read(images, ["a", "b"])
@@ -128,7 +134,7 @@ def test_pictures_of_two_prompts_are_a_list_of_two(images):
         read([RED, [[RED]]], ["a", "b"])
 
 
-@pytest.mark.parametrize("value", [0, -1, True, False, 2.5, 4.0, "9", None, b"1", [1], (), {}, np.nan], ids=repr)
+@pytest.mark.parametrize("value", [0, -1, True, False, 2.5, 4.0, "9", None, b"1", [1], (), {}, np.nan], ids=shown)
 def test_numbers_are_whole_and_positive(value):
     with pytest.raises(ValueError, match=r"^batch_size=.*: a whole number of 1 or more is valid"):
         prompts.read_number("batch_size", value)
