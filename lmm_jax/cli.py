@@ -48,7 +48,8 @@ def main(argv=None) -> int:
             parser.error("--config.FIELD=VALUE needs --config FILE")
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of what we tell in a sentence
+    for library in ("gcsfs", "absl"):  # they log tracebacks of what we tell in a sentence; absl is Orbax's, too
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         with _second_interrupt_quits():
             result = args.run(args)
@@ -157,7 +158,9 @@ def _parser(datasets, tasks):
     told = "its file, or its folder (default: a small one is trained)"
     of_data.add_argument("--tokenizer", metavar="PATH", help=told)
     of_data.add_argument("--template", metavar="NAME", help="layout of the prompts (default: vicuna_v1)")
-    of_data.add_argument("--workers", type=int, metavar="N", help="processes that check rows (default: processors)")
+    of_data.add_argument(
+        "--workers", type=_whole, metavar="N", help="processes that check rows (default: processors)"
+    )
     told = "share of the rows of which more refused ones stop the run (default: 0.05)"
     of_data.add_argument("--max-refused", type=float, metavar="S", help=told)
     told = "rows of FILE that are kept to {}: a number of them, such as 500, or a share, such as 0.05"
@@ -170,12 +173,12 @@ def _parser(datasets, tasks):
     told = "what to make it from, for a data set that does not bring its own"
     of_dataset.add_argument("--source", metavar="DIR", help=told)
     told = "training rows (default: as many as the data set says)"
-    of_dataset.add_argument("--rows", type=int, metavar="N", help=told)
+    of_dataset.add_argument("--rows", type=_count, metavar="N", help=told)
 
     sub = verb(_train, "train a model, or continue a run")
     _config_argument(sub, required=True)
     sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
-    sub.add_argument("--profile", type=int, default=0, metavar="N", help="trace N steps to WORKDIR/profile")
+    sub.add_argument("--profile", type=_whole, default=0, metavar="N", help="trace N steps to WORKDIR/profile")
 
     sub = verb(_evaluate, "score a model at each number of visual tokens")
     _model_argument(sub)
@@ -228,7 +231,7 @@ def _parser(datasets, tasks):
     )
     sub.add_argument("--step", choices=["train", "prefill", "decode"], default="train", help="(default: train)")
     sub.add_argument(
-        "--prompts", type=int, metavar="N", help="prompts at a time, over all devices (with prefill and decode)"
+        "--prompts", type=_count, metavar="N", help="prompts at a time, over all devices (with prefill and decode)"
     )
     sub.add_argument("--fit", action="store_true", help="find the largest batch that fits and its remat policy")
 
@@ -242,7 +245,7 @@ def _parser(datasets, tasks):
         help="folder of a released model: `params` lists what becomes of each of its tensors",
     )
     sub.add_argument("--allow-pickle", action="store_true", help=PICKLE)
-    sub.add_argument("--packs", type=int, default=8, metavar="N", help="packs on the page of `batch` (default: 8)")
+    sub.add_argument("--packs", type=_count, default=8, metavar="N", help="packs on the page of `batch` (default: 8)")
     sub.add_argument("--out", metavar="FILE", help="HTML page that `batch` writes (default: batch.html)")
 
     sub = verb(_bench, "measure how fast a part runs here, beside a ceiling or a PyTorch peer")
@@ -251,7 +254,7 @@ def _parser(datasets, tasks):
     model.add_argument("--shape", metavar="NAME|FILE", help="base, small, llava_1b, llava15_7b, or a JSON file")
     model.add_argument("--dtype", default="float32", choices=DTYPES, help="of the computation (default: float32)")
     model.add_argument(
-        "--steps", type=int, default=5, metavar="N", help="timed steps, whose median counts (default: 5)"
+        "--steps", type=_count, default=5, metavar="N", help="timed steps, whose median counts (default: 5)"
     )
     model.add_argument(
         "--peer", action="store_true", help="also run transformers' LLaVA in PyTorch, to compare with: extra 'hf'"
@@ -266,13 +269,13 @@ def _parser(datasets, tasks):
     of_data = sub.add_argument_group("data: what one CPU core reads, and how many cores a host needs")
     _config_argument(of_data)
     of_data.add_argument(
-        "--photographs", type=int, metavar="N", help="read N synthetic photographs instead of the config's data"
+        "--photographs", type=_count, metavar="N", help="read N synthetic photographs instead of the config's data"
     )
-    of_data.add_argument("--records", type=int, default=200, metavar="N", help="records to read (default: 200)")
+    of_data.add_argument("--records", type=_count, default=200, metavar="N", help="records to read (default: 200)")
     told = "time of a training step (default: what a TPU chip takes at its peak rate)"
-    of_data.add_argument("--step-seconds", type=float, metavar="S", help=told)
+    of_data.add_argument("--step-seconds", type=_seconds, metavar="S", help=told)
     told = "packs that a host reads for a step (default: train.batch_size)"
-    of_data.add_argument("--packs", type=int, metavar="N", help=told)
+    of_data.add_argument("--packs", type=_count, metavar="N", help=told)
     return parser
 
 
@@ -482,9 +485,11 @@ def _bench(args):
     from lmm_jax.bench.measure import table
     from lmm_jax.bench.run import run
 
-    needed = "config" if args.what == "data" else "shape"
+    needed, other = ("config", "shape") if args.what == "data" else ("shape", "config")
     if not getattr(args, needed):
         raise ValueError(f"lmm bench {args.what} needs --{needed}")
+    if getattr(args, other):
+        raise ValueError(f"lmm bench {args.what} takes --{needed}, not --{other}")
     if args.growth and (args.what != "train" or args.peer):
         raise ValueError("--growth goes with lmm bench train alone, and without --peer")
     rows = run(args)
@@ -511,6 +516,24 @@ def _count(text):
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"a whole number of 1 or more is valid, not '{text}'")
     return int(text)
+
+
+def _whole(text):
+    """The type of an argument that may be 0, for argparse: a whole number."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"a whole number of 0 or more is valid, not '{text}'")
+    return int(text)
+
+
+def _seconds(text):
+    """The type of an argument that is a time, for argparse: a finite number above 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"a number of seconds above 0 is valid, not '{text}'")
+    return seconds
 
 
 def _integer(flag, text):

@@ -319,13 +319,32 @@ def read_config(path) -> ml_collections.ConfigDict:
         raise ConfigError(f"{path} is no config of a run; is it that of a model, an export or a tokenizer?")
     if stored["schema"] != SCHEMA:
         raise ConfigError(f"{path} has config schema {stored['schema']}, this version reads {SCHEMA}")
-    config, stored = base(), ml_collections.ConfigDict(_tuples(stored))
-    use_encoder(config, stored.model.encoder)
-    unknown = sorted(flatten(stored).keys() - flatten(config).keys())
-    if unknown:
-        raise ConfigError(f"{path} has fields that this version does not know: {', '.join(unknown)}")
-    config.update(stored)
+    config = base()
+    try:
+        stored = ml_collections.ConfigDict(_tuples(stored))
+        use_encoder(config, stored.model.encoder)
+        unknown = sorted(flatten(stored).keys() - flatten(config).keys())
+        if unknown:
+            raise ConfigError(f"it has fields that this version does not know: {', '.join(unknown)}")
+        config.update(stored)
+        _check_stored_model(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ConfigError(f"{path} is damaged, no run wrote it as it is: {told}; restore it from a copy") from error
     return config.lock()
+
+
+def _check_stored_model(config):
+    """Raises ConfigError for a model that cannot be built. The rest is of a run that may be older than its ranges."""
+    from lmm_jax.fields import all_fields
+
+    known = all_fields(config.model.encoder)
+    for name, value in flatten(config).items():
+        if name.startswith("model.") and not known[name].valid.holds(value):
+            raise ConfigError(f"config field {name}={value!r} ({known[name].meaning}): expected {known[name].valid}")
+    _check_model(config.model)
 
 
 def flatten(config, prefix="") -> dict:

@@ -66,7 +66,7 @@ def explain(error) -> tuple[str, int] | None:
     """A sentence about an error and the exit code that goes with it; None if it is a fault of ours."""
     if is_ours(error):
         return str(error), 2
-    chain = _chain(error)
+    chain = chain_of(error)
     for one in chain:
         if isinstance(one, ImportError) and "gcsfs" in str(one):
             return "gs:// needs gcsfs: pip install 'lmm_jax[gcs]'", 2
@@ -106,7 +106,7 @@ def _raised_by_us(error):
     return file.startswith(PACKAGE) and linecache.getline(file, line).strip().startswith("raise ")
 
 
-def _chain(error):
+def chain_of(error) -> list[BaseException]:
     """An error and what caused it, the error first."""
     out = []
     while error is not None and error not in out:

@@ -133,4 +133,4 @@ def like(default) -> Range:
 
 
 COLOUR = each(number(0, 1), 3, 3, what="three numbers from 0 to 1: red, green, blue")
-SPREAD = each(number(0, above=True), 3, 3, what="three numbers above 0: red, green, blue")
+SPREAD = each(number(0.001, 1), 3, 3, what="three numbers from 0.001 to 1: red, green, blue")

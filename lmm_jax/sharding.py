@@ -68,7 +68,7 @@ def make_mesh(shape, devices=None) -> Mesh:
     if math.prod(sizes) != len(devices):
         raise ValueError(
             f"config.mesh: {dict(zip(MESH_AXES, sizes, strict=True))} needs {math.prod(sizes)} devices, "
-            f"there are {len(devices)}"
+            f"there are {len(devices)}; an axis of -1 takes those that the others leave"
         )
     return Mesh(_arrange(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
@@ -180,6 +180,12 @@ def param_shardings(boxed, mesh, rules):
         if math.prod(shape) > SMALL:
             for dim, name, want, got in zip(shape, names, wanted, spec, strict=True):
                 size = math.prod(mesh.shape[a] for a in want)
+                if size > 1 and not got and dim % size == 0:
+                    others = [other for other, axes in zip(names, wanted, strict=True) if set(axes) & set(want)]
+                    raise ValueError(
+                        f"parameter {where} {shape}: its axes {' and '.join(map(repr, others))} all go to mesh axes "
+                        f"{want}, which can share out one of them; change config.rules.{name}"
+                    )
                 if size > 1 and not got:
                     raise ValueError(
                         f"parameter {where} {shape}: axis '{name}' of size {dim} does not divide over "
@@ -195,12 +201,15 @@ def batch_sharding(mesh, rules) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, _mesh_axes("batch", rules) or None))
 
 
-def check_packs(mesh, rules, packs):
-    """Raises ValueError if the packs of a micro-batch do not divide over the batch axes of the mesh."""
+def check_packs(mesh, rules, packs, what="train.batch_size / train.micro_batches"):
+    """Raises ValueError if the packs of a micro-batch, set by `what`, do not divide over the mesh's batch axes."""
     axes = _mesh_axes("batch", rules)
     size = math.prod(mesh.shape[a] for a in axes)
     if packs % size:
-        raise ValueError(f"{packs} packs a micro-batch do not divide over {axes} = {size} devices")
+        raise ValueError(
+            f"{what}: {packs} packs a micro-batch do not divide over the {size} "
+            f"devices of mesh.{'·'.join(axes)}; set a multiple of {size}"
+        )
 
 
 def check_length(mesh, rules, length):

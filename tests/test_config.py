@@ -8,7 +8,7 @@ import pytest
 import lmm_jax as lmm
 from lmm_jax import config as c
 from lmm_jax.models.decoder import Decoder
-from lmm_jax.models.encoders import ENCODERS
+from lmm_jax.models.encoders import ENCODERS, encoder_ranges
 from lmm_jax.models.lmm import LMM
 from lmm_jax.models.visual_tokens import Projector
 
@@ -158,9 +158,10 @@ def test_whatever_a_run_sets_of_its_encoder_is_read_back(name, tmp_path):
     """A mean that was set could not be read back: it was a field of the module, and none of the config."""
     config = c.base()
     c.use_encoder(config, name)
-    other = {int: 7, float: 0.25, bool: False, tuple: (0.25, 0.5, 0.75)}
+    ranges = encoder_ranges(name)
     for field, value in own_fields(ENCODERS[name]).items():
-        config.model.vision[field] = other[type(value)]
+        others = (7, -3, 0.25, 0.001, not value, (0.25, 0.5, 0.75), (1, 2), (1, 2, 3, 4))
+        config.model.vision[field] = next(x for x in others if ranges[field].holds(x) and x != value)
     c.save_config(config, tmp_path / "config.json")
     assert c.flatten(c.read_config(tmp_path / "config.json")) == c.flatten(config)
 

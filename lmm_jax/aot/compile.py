@@ -190,7 +190,7 @@ def _inference(program, prompts):
     prompts = prompts or math.prod(mesh.shape[axis] for axis in jax.tree.leaves([config.rules.get("batch")]))
     layout, scale = PackLayout.from_config(config, visual_layout(config)), max(config.model.scales)
     pack = dataclasses.replace(layout, scales=(scale,), rows=1, targets=0).assemble([], [])
-    sharding.check_packs(mesh, config.rules, prompts)
+    sharding.check_packs(mesh, config.rules, prompts, "prompts")
     placed = jax.NamedSharding(mesh, jax.P(*sharding.batch_sharding(mesh, config.rules).spec[1:]))
     batch = {name: jax.ShapeDtypeStruct((prompts, *x.shape), x.dtype, sharding=placed) for name, x in pack.items()}
     return abstract_params(program, jnp.bfloat16), batch, layout.length + NEW_TOKENS, scale

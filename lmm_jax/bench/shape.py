@@ -15,10 +15,13 @@ import numpy as np
 from lmm_jax.data.conversation import IMAGE
 from lmm_jax.data.pack_layout import bank_slots
 from lmm_jax.data.segments import lay_out, pack
+from lmm_jax.ranges import each, whole
 
 FOLDER = pathlib.Path(__file__).parent / "shapes"
 BEFORE_PICTURE = 8  # text ids
 SIZES = {"width", "mlp", "layers", "heads"}
+COUNT = whole(1)
+SCALES = each(COUNT, least=1, distinct=True)
 FIELDS = {
     "": {"name", "batch", "text_len", "scales", "vision", "text"},
     "vision": {"image", "patch"} | SIZES,
@@ -37,11 +40,24 @@ def load_shape(name) -> dict:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json")))
         raise ValueError(f"--shape {name} is neither a file nor one of {known}")
-    shape = json.loads(path.read_text())
+    try:
+        shape = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"--shape {path} is no JSON: {error}") from error
     for part, fields in FIELDS.items():
-        missing = fields - (shape[part] if part else shape).keys()
+        found = shape[part] if part else shape
+        what = f"--shape {path}: {part or 'the shape'}"
+        if not isinstance(found, dict):
+            raise ValueError(f"{what} is {found!r}, an object with {', '.join(sorted(fields))} is expected")
+        missing = fields - found.keys()
         if missing:
-            raise ValueError(f"{path}: {part or 'the shape'} lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"{what} lacks {', '.join(sorted(missing))}")
+        counts = found if part else {"batch": shape["batch"], "text_len": shape["text_len"]}
+        for name, value in counts.items():
+            if not COUNT.holds(value):
+                raise ValueError(f"{what} has {name}={value!r}, {COUNT} is expected")
+    if not SCALES.holds(tuple(shape["scales"]) if isinstance(shape["scales"], list) else shape["scales"]):
+        raise ValueError(f"--shape {path}: scales={shape['scales']!r}, expected {SCALES}")
     return shape
 
 

@@ -4,6 +4,7 @@ Orbax notices missing and truncated files, but loads flipped bits silently; a di
 save, stored with the step and compared after restore. It is a sum of integers, so it does not depend on the mesh.
 """
 
+import contextlib
 import math
 import os
 from concurrent import futures
@@ -15,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from lmm_jax import storage
+from lmm_jax.errors import chain_of
 from lmm_jax.pods import hosts
 
 PIECE, BLOCK = 2**25, 2**18  # numbers of an array on the host that are digested by a thread, and in one go
@@ -72,22 +74,27 @@ class Checkpoints:
 
         Raises:
           RuntimeError: Orbax refused the step.
+        OSError: this save, or the one before, cannot be written.
         """
         step = int(state.step)
         parts = _parts(state)
         about = {"data": data, "digests": {name: digest(part) for name, part in parts.items()}}
         # Forced, as a later step may be there that is damaged, and Orbax by itself saves none before the last.
         options = {"force": True, "overwrite": True}
-        if self._orbax.save_checkpointables_async(step, parts, custom_metadata=about, **options) is None:
+        with _written_to(self.directory):
+            saving = self._orbax.save_checkpointables_async(step, parts, custom_metadata=about, **options)
+        if saving is None:
             raise RuntimeError(f"Orbax refused to save step {step} in {self.directory}")
 
     def wait(self):
         """Waits until the last save is on disk; raises what went wrong."""
-        self._orbax.wait()
+        with _written_to(self.directory):
+            self._orbax.wait()
 
     def close(self):
         """Waits and releases Orbax's threads."""
-        self._orbax.close()
+        with _written_to(self.directory):
+            self._orbax.close()
 
     def __enter__(self):
         return self
@@ -149,8 +156,12 @@ class Checkpoints:
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         folder = self.directory / str(step)
-        about = self._orbax.checkpointables_metadata(step)
-        digests, stored = about.custom_metadata["digests"]["params"], flatten_dict(about.metadata["params"], sep="/")
+        try:
+            about = self._orbax.checkpointables_metadata(step)
+            digests = about.custom_metadata["digests"]["params"]
+            stored = flatten_dict(about.metadata["params"], sep="/")
+        except Exception as error:  # as below
+            raise ValueError(f"checkpoint {folder} is damaged: what it holds cannot be read") from error
         for path, x in flatten_dict(abstract, sep="/").items():
             if path not in stored or tuple(stored[path].shape) != x.shape:
                 raise ValueError(f"checkpoint {folder}: {path} {x.shape} is not there, or has another shape")
@@ -206,6 +217,18 @@ class Checkpoints:
                 "move the folder away to start again, or restore it from a copy"
             )
         return None
+
+
+@contextlib.contextmanager
+def _written_to(directory):
+    """Names the folder in errors of its disk, which come without one from behind Orbax's threads."""
+    try:
+        yield
+    except Exception as error:
+        for one in chain_of(error):
+            if isinstance(one, OSError) and one.errno is not None and one.filename is None:
+                raise OSError(one.errno, os.strerror(one.errno), str(directory)) from error
+        raise
 
 
 def digest(tree) -> dict[str, int]:

@@ -59,7 +59,7 @@ def train(config, workdir, profile=0):
             raise ConfigError(
                 f"{plan.workdir} was trained by another process meanwhile; start the same command again"
             )
-        if main:
+        if main and not plan.step:
             _claim(plan)
         hosts.everywhere(True)  # none looks for what is claimed before it is
         if not (plan.workdir / "config.json").exists():
@@ -88,10 +88,14 @@ def _run_plan(plan, main, held, profile):
     run = _Run(plan, checkpoints, writer, held, main)
     with contextlib.closing(writer), checkpoints:
         if int(state.step) < config.train.steps:
+            if main and plan.step:  # now that it could be restored
+                _claim(plan)
             return _take_steps(run, state, profile)
     if main:
         print(f"{plan.workdir}: all {config.train.steps} steps are done")
-    return functools.reduce(dict.__or__, metrics_lib.read_metrics(plan.workdir), {})
+    written = (plan.workdir / metrics_lib.NAME).exists()
+    rows = metrics_lib.read_metrics(plan.workdir) if written else []
+    return functools.reduce(dict.__or__, rows, {"step": int(state.step)})
 
 
 @dataclasses.dataclass(frozen=True)

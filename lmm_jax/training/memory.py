@@ -15,6 +15,7 @@ from lmm_jax.training import optimizer
 from lmm_jax.training.state import abstract_params, abstract_state
 
 GIB = 2**30
+READER = 2**28  # bytes that a reader process takes for Python and its libraries alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +105,15 @@ def check_batches(program, packs):
     data, hosts = program.config.data, jax.process_count()
     ahead = 2 + 2 * data.threads * max(data.workers, 1)  # what the readers hold, one on its way, one in use
     size = packs.layout.bytes * -(-packs.per_step // hosts)
+    readers = data.workers * READER
     free, state = _free_of_host(), of_training(program)
     left = None if free is None else free - (0 if state.device else state.needed)
-    if left is not None and ahead * size > left:
+    if left is not None and readers > left:
+        raise ConfigError(
+            f"data.workers={data.workers}: as many reader processes need {readers / GIB:,.1f} GiB of the "
+            f"{left / GIB:,.1f} GiB that this host has left; set at most {os.cpu_count()}, one for each processor"
+        )
+    if left is not None and ahead * size + readers > left:
         raise ConfigError(
             f"train.batch_size={packs.per_step} packs of {packs.layout.bytes / 2**20:,.1f} MiB: the {ahead} batches "
             f"that are read ahead need {ahead * size / GIB:,.1f} GiB of the {left / GIB:,.1f} GiB that this host has "
@@ -129,9 +136,14 @@ def check_disk(program, workdir):
     held = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())
     if count * size > free + held:
         raise ConfigError(
-            f"{workdir}: {count} checkpoints of {size / GIB:,.2f} GiB do not fit the {(free + held) / GIB:,.2f} GiB "
-            "that are free on its disk; choose another workdir, or a smaller train.keep"
+            f"{workdir}: {count} checkpoints of {_shown(size)} do not fit the {_shown(free + held)} that are free on "
+            "its disk; make room, choose another workdir, or a smaller train.keep"
         )
+
+
+def _shown(size):
+    """Bytes as text."""
+    return f"{size / GIB:,.2f} GiB" if size >= GIB else f"{size / 2**20:,.2f} MiB"
 
 
 def _existing(path):

@@ -63,14 +63,18 @@ def check_extras(log):
 
 
 def read_metrics(workdir) -> list[dict]:
-    """Rows of `metrics.jsonl`, a later row replacing an earlier one of the same step and kind (after a resume)."""
+    """Rows of `metrics.jsonl`, a later row replacing an earlier one of the same step and kind (after a resume).
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
     rows = {}
-    for line in (epath.Path(workdir) / NAME).read_text().splitlines():
+    for line in (epath.Path(workdir) / NAME).read_bytes().decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a run that was killed while writing it
-        rows[row["step"], "validation_loss" in row] = row
+            rows[int(row["step"]), "validation_loss" in row] = row
+        except (ValueError, TypeError, KeyError):
+            continue  # the last line of a run that was killed while writing it, or what is no row at all
     return [rows[key] for key in sorted(rows)]
 
 

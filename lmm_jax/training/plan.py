@@ -4,14 +4,16 @@ What `make_plan` returns can be acted on; where it raises, every file is as it w
 """
 
 import dataclasses
+import math
 import os
 
 from etils import epath
 
-from lmm_jax import sharding, storage
-from lmm_jax.config import ConfigError, check, flatten, read_config, visual_layout
+from lmm_jax import lock, sharding, storage
+from lmm_jax.config import ConfigError, base, check, flatten, read_config, visual_layout
 from lmm_jax.data.conversation import check_template
 from lmm_jax.data.pipeline import Packs
+from lmm_jax.data.prepared import folders_of, read_about
 from lmm_jax.hf.read_config import is_model
 from lmm_jax.training import memory, metrics, start
 from lmm_jax.training.checkpoint import saved_steps, saved_stream
@@ -21,6 +23,7 @@ from lmm_jax.training.state import Program, make_program
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_", "train.save_every", "train.keep", "train.max_skipped")
 MAY_CHANGE += ("train.micro_batches", "data.path", "data.mixture", "data.threads", "data.workers", "data.max_bad_")
 MAY_CHANGE += ("data.max_left_out", "mesh.", "rules.", "log.")
+FILES = ("config.json", metrics.NAME, "bad_records.jsonl", lock.NAME)  # that a run writes beside its checkpoints
 
 MOST_EPOCHS = 100  # in one step
 
@@ -62,7 +65,7 @@ def make_plan(config, workdir) -> Plan:
     workdir = epath.Path(workdir)
     _check_writable(workdir)
     metrics.check_extras(config.log)
-    packs = _open_packs(config, config.data.train, shuffle=True)
+    packs = _open_packs(config, "train", shuffle=True)
     _check_vocabulary(config, packs)
     check_template(packs.tokenizer, config.data.template)
     validation = _open_validation(config, packs)
@@ -97,10 +100,16 @@ def check_data_is_named(config):
         raise ConfigError("config field 'data.path' is not set; name the folder that `lmm prepare` wrote")
 
 
-def _open_packs(config, split, shuffle):
-    field = "data.mixture" if config.data.mixture else "data.path"
+def _open_packs(config, which, shuffle):
+    """The packs of the split that `config.data.train` or `config.data.validation` names."""
+    field, split = "data.mixture" if config.data.mixture else "data.path", config.data[which]
     try:
+        for folder in folders_of(config.data):
+            if split not in (there := read_about(folder)["splits"]):
+                raise ConfigError(f"data.{which}={split}: {folder} has no split '{split}'; it has {sorted(there)}")
         return Packs(config, visual_layout(config), split, config.train.batch_size, shuffle)
+    except ConfigError:
+        raise
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{field}: {error}") from error
     except ValueError as error:
@@ -108,10 +117,26 @@ def _open_packs(config, split, shuffle):
 
 
 def _open_validation(config, packs):
+    """The packs to validate with; None where it is not asked for, or the data has no split of the default's name."""
     split = config.data.validation
-    if not config.train.eval_every or not all(split in d.about["splits"] for d in packs.data):
+    if not config.train.eval_every:
         return None
-    return _open_packs(config, split, shuffle=False)
+    if split == config.data.train:
+        raise ConfigError(
+            f"data.validation={split} is data.train: the loss would be of what is trained on; name another split, or "
+            "set train.eval_every=0"
+        )
+    if split == base().data.validation and not all(split in d.about["splits"] for d in packs.data):
+        return None
+    packs = _open_packs(config, "validation", shuffle=False)
+    batches, records = config.train.eval_batches, sum(map(len, packs.data)) - len(packs.left_out)
+    times = batches * packs.records_per_step / records
+    if times > MOST_EPOCHS and batches > base().train.eval_batches:
+        raise ConfigError(
+            f"train.eval_batches={batches}: a validation would read each of the {records:,} records {times:,.0f} "
+            f"times; set {math.ceil(batches / times)} to read each once"
+        )
+    return packs
 
 
 def _check_writable(workdir):
@@ -125,7 +150,11 @@ def _check_writable(workdir):
         raise NotADirectoryError(f"--workdir {workdir}: {place} is a file, not a folder; choose another workdir")
     if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
         raise PermissionError(f"--workdir {workdir}: {place} cannot be written to; choose another workdir")
-    if is_model(workdir):
+    for name in FILES:
+        file = os.path.join(workdir, name)
+        if os.path.isdir(file) or (os.path.lexists(file) and not os.access(file, os.W_OK)):
+            raise PermissionError(f"--workdir {workdir}: {file} is no file that can be written to; move it away")
+    if not saved_steps(workdir) and is_model(workdir):
         raise ConfigError(f"--workdir {workdir} is the folder of a model; choose another workdir")
 
 
@@ -161,7 +190,14 @@ def _check_batch(config, packs):
 
 def _check_config(workdir, config):
     """Raises ConfigError naming what differs from the config of the run that a workdir holds."""
-    old, new = flatten(read_config(workdir / "config.json")), flatten(config)
+    try:
+        old = flatten(read_config(workdir / "config.json"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{workdir} holds checkpoints, but the config that they were made with cannot be read: {error}; restore "
+            "it from a copy, or choose another workdir"
+        ) from error
+    new = flatten(config)
     changed = [
         f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())

@@ -4,16 +4,24 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import pytest
+from PIL import Image
 
 import lmm_jax as lmm
-from lmm_jax import lock
-from lmm_jax.config import read_config, save_config
+from lmm_jax import errors, families, lock
+from lmm_jax.config import flatten, read_config, save_config
+from lmm_jax.data.prepare.folder import prepare_rows
+from lmm_jax.data.views import ASPECTS
+from lmm_jax.data.visual_layout import SAMPLINGS, SEQUENCES, STACKS
+from lmm_jax.fields import all_fields
+from lmm_jax.sharding import MESH_AXES
 from lmm_jax.training import loop, memory, plan
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.metrics import read_metrics
+from tests.test_fields import TRIED
 
 
 def tree(folder):
@@ -194,3 +202,216 @@ def test_a_plan_holds_what_the_run_needs(tiny, world):
     config = read_config(world / "run/config.json")
     save_config(config, world / "file")  # a stored config is a plan's too
     assert read_config(world / "file") == config
+
+
+def planned(config, workdir="new"):
+    """What a plan of a config says, "" if it can begin; whatever else happens is a fault of ours, and is raised."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"not decided in {LIMIT} s"))
+    signal.alarm(LIMIT)
+    try:
+        plan.make_plan(config, workdir)
+    except (ValueError, OSError, ImportError) as error:
+        if not errors.is_ours(error):
+            raise
+        return str(error)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    return ""
+
+
+LARGE = ("model.decoder.width=512", "model.decoder.mlp_dim=1024")  # parameters that must be shared out
+LIMIT = 20  # seconds until a config is accepted or refused
+# Values that are in range, alone or together, and what is told of them; "" is what may begin.
+IN_RANGE = [
+    (("data.validation=validtion",), "data.validation=validtion: "),
+    (("data.validation=train",), "data.validation=train is data.train"),
+    (("data.validation=train", "train.eval_every=0"), ""),
+    (("data.validation=test",), ""),
+    (("data.train=tset",), "data.train=tset: "),
+    (
+        ("train.eval_batches=100000000",),
+        "train.eval_batches=100000000: a validation would read each of the 32 records",
+    ),
+    (("data.workers=1024",), "data.workers=1024: as many reader processes need"),
+    (
+        ("train.batch_size=12",),
+        "train.batch_size / train.micro_batches: 12 packs a micro-batch do not divide over the 8",
+    ),
+    (("train.micro_batches=2",), "4 packs a micro-batch do not divide over the 8 devices of mesh.data·fsdp; set a"),
+    (("mesh.data=2",), "needs 2 devices, there are 8; an axis of -1"),
+    (("mesh.data=1", "mesh.fsdp=8", "rules.heads=fsdp"), ""),  # small, so that it is replicated
+    (("mesh.data=1", "mesh.fsdp=8", "rules.mlp=fsdp", *LARGE), "'mlp' and 'embed' all go to mesh axes ('fsdp',)"),
+    (("mesh.data=1", "mesh.tensor=8", "rules.embed=('tensor',)", *LARGE), "which can share out one of them"),
+    (("mesh.data=1", "mesh.context=8", "data.length=81"), "data.length=81 does not divide"),
+    (("mesh.data=1", "mesh.context=8", "data.length=96", "rules.batch=('data','context')"), "also share out packs"),
+    (("rules.batch=()",), ""),
+    (("train.scales_per_step=2",), "train.scales_per_step=2: model.scales has (36,)"),
+    (("data.rows=65536", "data.length=1000000"), "train.batch_size=8 packs of"),
+    (("data.views=1000000",), "train.batch_size=8 packs of"),
+    (("data.length=16777216", "train.batch_size=1024"), "train.batch_size=8 packs of"),
+    (("data.threads=1024", "train.batch_size=1024"), ""),
+    (("train.steps=1",), ""),
+    (("train.steps=2147483647", "train.save_every=2147483647"), ""),
+    (("train.steps=2147483647", "train.keep=2147483647"), "checkpoints of"),
+    (("model.decoder.vocab_size=16000000",), "this run cannot fit"),
+    (("model.projector.depth=64",), ""),
+    (("model.decoder.depth=1",), ""),
+    (("model.decoder.qk_norm=True", "model.decoder.qkv_bias=True", "model.decoder.tied=True"), ""),
+    (("model.vision.std=(58.4, 57.1, 57.4)",), "model.vision.std"),  # of pictures from 0 to 255
+    (
+        ("optimizer.groups=(('decoder/layers',0.0),('decoder',0.0),('vision',0.0),('projector',0.0))",),
+        "nothing would",
+    ),
+    (("optimizer.groups=(('decoder/layers',1e-4),('decoder',0.0))",), ""),
+]
+
+
+def test_values_in_range_are_planned_or_told_with_the_field_that_is_wrong(tiny, world):
+    before, found = tree(world), []
+    for overrides, words in IN_RANGE:
+        try:
+            told = planned(tiny("data.path=data", "train.eval_every=500", *overrides, recipe="full"))
+        except lmm.config.ConfigError as error:  # of the config alone
+            told = str(error)
+        found.append((overrides, told, words))
+    assert not [case for case in found if case[2] not in case[1] or bool(case[1]) != bool(case[2])]
+    assert tree(world) == before
+
+
+@pytest.mark.parametrize("name", plan.FILES)
+def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_written(tiny, world, name):
+    (world / "run" / name).unlink(missing_ok=True)
+    (world / "run" / name).mkdir()
+    told = refused(tiny, ("train.steps=4",), "run", world)
+    assert name in told and ("no file that can be written to" in told)
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "model": {"encoder": 3}}']
+)
+def test_a_run_whose_config_is_lost_or_damaged_is_left_alone(tiny, world, content):
+    file = world / "run/config.json"
+    file.unlink() if content is None else file.write_text(content)
+    told = refused(tiny, ("train.steps=4",), "run", world)
+    assert "holds checkpoints" in told and "restore it from a copy, or choose another workdir" in told
+
+
+def test_a_run_without_a_sound_step_is_left_alone(tiny, world, capsys):
+    for file in (world / "run/checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"x")
+    assert "no sound checkpoint among steps [2]" in refused(tiny, ("train.steps=4",), "run", world)
+
+
+@pytest.mark.parametrize("content", [None, "", "nonsense\n", '[1]\n{}\n3\n{"step": "x"}\n\xff\n'])
+def test_a_finished_run_is_finished_whatever_became_of_its_metrics(tiny, world, content):
+    file = world / "run/metrics.jsonl"
+    file.unlink() if content is None else file.write_text(content, encoding="latin-1")
+    before = tree(world)
+    assert lmm.train(tiny("data.path=data", "train.steps=2", "train.log_every=1", recipe="full"), "run")["step"] == 2
+    assert tree(world) == before
+
+
+VALUES = (*TRIED, 1, 3, 8, 1024, 10**6, 2**31 - 1, 1e-30, 0.9999999, 1e12, -3)
+VALUES += (
+    ((2, 2),),
+    ((64, 64),),
+    ((8, 8), (1, 64)),
+    ((1, 2), (2, 1)),
+    (1,),
+    (1, 2),
+    (12, 2),
+    (64, 64),
+    (65536, 65536),
+)
+VALUES += ((1, 1, 1), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (1, 2, 1, 1), (0, 1, 2, 3), ("linear", 2.0))
+VALUES += ((("vision", 0.0),), (("decoder", 0.0),), (("/", 0.1),), ("vision",), ("decoder/",), ((".", 1.0),))
+VALUES += (("data",), ("fsdp",), ("tensor",), ("context",), MESH_AXES, ("fsdp", "tensor"), *MESH_AXES)
+VALUES += (
+    "/",
+    ".",
+    "~",
+    "a b",
+    "train",
+    "test",
+    "validation",
+    "x" * 300,
+    "bfloat16",
+    "float32",
+    "cut",
+    "offload",
+    "none",
+)
+VALUES += (*families.DECODERS, *families.ENCODERS, *families.prompts(), *SEQUENCES, *STACKS, *SAMPLINGS, *ASPECTS)
+
+
+@pytest.fixture(scope="module")
+def files(digits_folder, pages_folder, tmp_path_factory):
+    """Every file of `configs/` with most of its arguments, data that is there, and nothing to start from."""
+    data = {"digits": digits_folder, "pages": pages_folder}
+    folder = tmp_path_factory.mktemp("rows")
+    turns = [
+        {"role": "user", "content": "<image>\nWhat is it?"},
+        {"role": "assistant", "content": "A picture of it."},
+    ]
+    for n in range(24):
+        Image.new("RGB", ((640, 480), (480, 640), (300, 300))[n % 3], (n, 0, 0)).save(folder / f"{n}.png")
+    rows = [{"id": str(n), "image": f"{n}.png", "messages": turns} for n in range(24)]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    for template in ("vicuna_v1", "plain"):
+        prepare_rows(folder / "rows.json", folder, folder / template, template=template, workers=0)
+    fresh = ("init.from=None", "init.vision=None", "init.language=None", "init.projector=None", "init.new=()")
+    fresh += ("data.mixture=()", "data.max_left_out=1", "optimizer.groups=()")
+    recipes = {f"digits.py:recipe={recipe}": "digits" for recipe in ("m3", "full", "low", "deepstack", "deepstack_v")}
+    recipes |= {"digits.py:recipe=high": "digits", "hybrid.py": "digits", "qwen3vl_style.py": "digits"}
+    recipes |= {"pages.py": "pages", "pages.py:stages=4": "pages", f"own.py:data={folder}/vicuna_v1": "vicuna_v1"}
+    large = ("llava.py", "llava.py:view=next", "m3.py", "m3.py:view=next", "deepstack.py", "deepstack.py:recipe=hd")
+    large += ("deepstack.py:recipe=v", "convllava.py:stage=1", "convllava.py", "convllava.py:pixels=768")
+    recipes |= dict.fromkeys(large, "vicuna_v1") | {"llava.py:stage=align": "plain"}
+    configs = pathlib.Path(__file__).parents[2] / "configs"
+    assert {file.name for file in configs.glob("*.py")} == {name.partition(":")[0] for name in recipes}
+
+    def load(name):
+        return lmm.load_config(
+            configs / name,
+            f"data.path={data.get(recipes[name], folder / recipes[name])}",
+            "train.batch_size=8",
+            *fresh,
+        )
+
+    return load, tuple(recipes)
+
+
+@pytest.mark.long
+def test_any_value_that_any_field_of_any_config_takes_is_planned_or_refused_in_a_sentence(files, world, monkeypatch):
+    """All config files × all fields × all values; what does not fit this machine is planned all the same."""
+    monkeypatch.setattr(memory, "_free_of_host", lambda: None)
+    monkeypatch.setattr(memory, "check_disk", lambda *_: None)
+    load, names = files
+    before, tried, begun, wrong = tree(world), 0, 0, []
+    for name in names:
+        config = load(name)
+        assert planned(config) == "", name
+        for field in all_fields(config.model.encoder).values():
+            for value in VALUES:
+                tried += 1
+                if not field.valid.holds(value) or flatten(config).get(field.name) == value:
+                    continue  # which test_fields.py tries
+                changed = config.copy_and_resolve_references().unlock()
+                *parents, leaf = field.name.split(".")
+                node = changed
+                for parent in parents:
+                    node = node[parent]
+                try:
+                    node[leaf] = value
+                    told = planned(changed)
+                except Exception as error:
+                    wrong.append((name, field.name, value, repr(error)))
+                    continue
+                begun += not told
+                if len(told) > 8_000 or "Traceback" in told:
+                    wrong.append((name, field.name, value, told))
+    print(f"{len(names)} configs × fields × {len(VALUES)} values: {tried:,} tried, {begun:,} may begin")
+    assert not wrong and begun > 1_000
+    assert tree(world) == before
