@@ -74,7 +74,7 @@ class Checkpoints:
 
         Raises:
           RuntimeError: Orbax refused the step.
-        OSError: this save, or the one before, cannot be written.
+          OSError: this save, or the one before, cannot be written.
         """
         step = int(state.step)
         parts = _parts(state)
