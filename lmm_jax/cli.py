@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from lmm_jax import errors
 
 PREEMPTED = 75  # exit code: everything is saved, the same command continues
 STOPPED = 130  # exit code: ended by Ctrl-C
+SCHEMES = ("gs", "s3")  # of buckets, as etils.epath opens them
 GRACE = 1.0  # seconds after a second Ctrl-C in which a command may end in its own way
 
 EPILOG = """\
@@ -34,7 +36,7 @@ exit codes: 0 done, 2 wrong usage or refused input, 75 preempted after everythin
 
 def main(argv=None) -> int:
     """Runs one verb; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = _with_home(sys.argv[1:] if argv is None else argv)
     if hasattr(sys.stdout, "reconfigure"):  # what a terminal cannot show is spelled out, as it is on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser(
@@ -46,6 +48,7 @@ def main(argv=None) -> int:
         args.overrides, rest = _take_overrides(rest)
         if args.overrides and not args.config:
             parser.error("--config.FIELD=VALUE needs --config FILE")
+    _check_names(parser, args)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     for library in ("gcsfs", "absl"):  # they log tracebacks of what we tell in a sentence; absl is Orbax's, too
@@ -64,6 +67,27 @@ def main(argv=None) -> int:
     if args.json:
         print(json.dumps(result))
     return 0
+
+
+def _check_names(parser, args):
+    """Refuses names that are empty, or of a kind of place that nothing here can read."""
+    given = {name: value for name, value in vars(args).items() if isinstance(value, str) and name != "prompt"}
+    for name, value in given.items():
+        if not value:
+            parser.error(f"--{name.replace('_', '-')} is empty; is a variable of the shell not set?")
+    for value in (*given.values(), *getattr(args, "overrides", ())):
+        scheme = re.search(r"(?:^|=)(\w+)://", value)
+        if scheme and scheme[1] not in SCHEMES:
+            parser.error(f"{value}: nothing here reads {scheme[1]}://; name a folder of this machine, or gs://…")
+
+
+def _with_home(argv) -> list[str]:
+    """Arguments with the home folder for a `~` behind an =, as in `--workdir=~/runs/a`, which shells leave to us."""
+    home = os.path.expanduser("~")
+    return [
+        item if "--prompt" in (before, item.partition("=")[0]) else item.replace("=~/", f"={home}/")
+        for before, item in itertools.pairwise(["", *argv])
+    ]
 
 
 @contextlib.contextmanager
@@ -158,9 +182,7 @@ def _parser(datasets, tasks):
     told = "its file, or its folder (default: a small one is trained)"
     of_data.add_argument("--tokenizer", metavar="PATH", help=told)
     of_data.add_argument("--template", metavar="NAME", help="layout of the prompts (default: vicuna_v1)")
-    of_data.add_argument(
-        "--workers", type=_whole, metavar="N", help="processes that check rows (default: processors)"
-    )
+    of_data.add_argument("--workers", type=int, metavar="N", help="processes that check rows (default: processors)")
     told = "share of the rows of which more refused ones stop the run (default: 0.05)"
     of_data.add_argument("--max-refused", type=float, metavar="S", help=told)
     told = "rows of FILE that are kept to {}: a number of them, such as 500, or a share, such as 0.05"
@@ -173,7 +195,7 @@ def _parser(datasets, tasks):
     told = "what to make it from, for a data set that does not bring its own"
     of_dataset.add_argument("--source", metavar="DIR", help=told)
     told = "training rows (default: as many as the data set says)"
-    of_dataset.add_argument("--rows", type=_count, metavar="N", help=told)
+    of_dataset.add_argument("--rows", type=int, metavar="N", help=told)
 
     sub = verb(_train, "train a model, or continue a run")
     _config_argument(sub, required=True)

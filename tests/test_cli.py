@@ -288,3 +288,79 @@ def test_the_first_ctrl_c_ends_a_command_that_saves_nothing(capfd, monkeypatch):
     cli.main(["show", "config"])
     assert ended == [130] and "stopped by Ctrl-C" in capfd.readouterr().err
     assert signal.set_wakeup_fd(before) == -1  # as it was
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "--config", DIGITS, "--workdir", ""],
+        ["train", "--config", "", "--workdir", "w"],
+        ["prepare", "--data", "", "--out", "x"],
+        ["prepare", "--data", "x", "--out", ""],
+        ["prepare", "--data", "x", "--out", "y", "--images", ""],
+        ["export", "--workdir", "", "--out", "x"],
+        ["export", "--workdir", "w", "--out", ""],
+        ["generate", "--workdir", "", "--prompt", "x"],
+        ["evaluate", "--workdir", "w", "--data", ""],
+        ["show", "params", "--workdir", ""],
+        ["show", "batch", "--config", DIGITS, "--out", ""],
+        ["compile", "--config", DIGITS, "--topology", ""],
+        ["bench", "train", "--shape", ""],
+    ],
+)
+def test_an_empty_name_is_refused(capsys, args):
+    """As `--workdir "$RUN"` gives it where RUN is not set: the current folder became a run."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(args)
+    name = args[args.index("") - 1]
+    assert (
+        ended.value.code == 2 and f"{name} is empty; is a variable of the shell not set?" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "--config", DIGITS, "--workdir", "hdfs://a/b"],
+        ["train", "--config", DIGITS, "--workdir", "w", "--config.data.path=https://a/b"],
+        ["train", "--config", f"{DIGITS}:data=file://a/b", "--workdir", "w"],
+        ["export", "--workdir", "w", "--out", "hf://a/b"],
+    ],
+)
+def test_a_place_that_nothing_reads_is_refused(capsys, args):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(args)
+    assert ended.value.code == 2 and "nothing here reads" in capsys.readouterr().err
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    args = ["train", "--workdir=~/a", "--config", "own.py:data=~/b,model=~/c", "--config.init.from=~/d", "--x", "~/e"]
+    assert cli._with_home(args)[1:5] == [
+        "--workdir=/home/me/a",
+        *args[2:3],
+        "own.py:data=/home/me/b,model=/home/me/c",
+        "--config.init.from=/home/me/d",
+    ]
+    for prompt in (["--prompt", "what is a=~/b?"], ["--prompt=~/b"]):
+        assert cli._with_home(prompt) == prompt
+
+
+NUMBERS = (["show", "batch", "--packs"], ["bench", "train", "--steps"], ["bench", "data", "--records"])
+NUMBERS += (["bench", "data", "--photographs"], ["bench", "data", "--packs"])
+NUMBERS += (["compile", "--config", DIGITS, "--topology", "v5e-4", "--step", "decode", "--prompts"],)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *([*args, bad] for args in NUMBERS for bad in ("0", "-1", "x")),
+        *(["bench", "data", "--step-seconds", bad] for bad in ("0", "-1", "nan", "inf", "x")),
+        *([*TRAIN, DIGITS, "--profile", bad] for bad in ("-1", "x", "0.5")),
+    ],
+)
+def test_numbers_out_of_range_are_refused_with_what_is_valid(capsys, args):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(args)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and f"argument {args[-2]}: a " in err and f"is valid, not '{args[-1]}'" in err

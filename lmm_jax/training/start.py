@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from lmm_jax.config import ConfigError, read_config
 from lmm_jax.hf.load import PARTS, check_part, load_part, match_part, of_another_part, report
 from lmm_jax.hf.read_config import is_model
-from lmm_jax.training.checkpoint import Checkpoints, saved_steps
+from lmm_jax.training.checkpoint import Checkpoints, saved_steps, saved_stream
 from lmm_jax.training.state import abstract_params, make_program
 
 RUN = re.compile(r"(.+)/blocks_(\d+)/(.+)")
@@ -115,8 +115,11 @@ def _plan_from(workdir, program):
             f"init.from={workdir} is the folder of a model, not a workdir of `lmm train`; name it in init.vision, "
             f"init.language and init.projector, or make a workdir of it: lmm.load({str(workdir)!r}).save(DIR)"
         )
-    if not saved_steps(workdir):
+    steps = saved_steps(workdir)
+    if not steps:
         raise ConfigError(f"init.from={workdir} holds no checkpoint; did its run save a step?")
+    if all(saved_stream(workdir, step) is None for step in steps):
+        raise ConfigError(f"init.from={workdir} holds no sound checkpoint: steps {steps} cannot be read")
     before = make_program(read_config(path), program.mesh)
     fresh = tuple(prefix.rstrip("/") for prefix in program.config.init.new)
     new = flatten_dict(abstract_params(program), sep="/")

@@ -45,6 +45,10 @@ def world(run, digits_folder, tmp_path, monkeypatch):
     """A folder with data, a run, folders of no use, and files: what a stranger's command may name."""
     shutil.copytree(digits_folder, tmp_path / "data")
     shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run, tmp_path / "torn")
+    for file in (tmp_path / "torn/checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     (tmp_path / "model").mkdir()
@@ -69,6 +73,7 @@ REFUSED = [
     (("init.from=empty",), "new", "init.from=empty is no workdir"),
     (("init.from=model",), "new", "init.from=model is the folder of a model"),
     (("init.from=broken",), "new", "broken/config.json is no JSON"),
+    (("init.from=torn",), "new", "init.from=torn holds no sound checkpoint: steps [2] cannot be read"),
     (("init.from=run", "model.decoder.width=64"), "new", "does not give"),
     (("init.from=run", "model.decoder.vocab_size=200"), "new", "model.decoder.vocab_size is 128 there, 200 here"),
     (("init.from=run", "init.new=('nope',)"), "new", "no parameter lies under 'nope'"),
@@ -249,7 +254,7 @@ IN_RANGE = [
     (("train.scales_per_step=2",), "train.scales_per_step=2: model.scales has (36,)"),
     (("data.rows=65536", "data.length=1000000"), "train.batch_size=8 packs of"),
     (("data.views=1000000",), "train.batch_size=8 packs of"),
-    (("data.length=16777216", "train.batch_size=1024"), "train.batch_size=8 packs of"),
+    (("data.length=16777216", "train.batch_size=1024"), "train.batch_size=1024 packs of"),
     (("data.threads=1024", "train.batch_size=1024"), ""),
     (("train.steps=1",), ""),
     (("train.steps=2147483647", "train.save_every=2147483647"), ""),
