@@ -327,7 +327,7 @@ def read_config(path) -> ml_collections.ConfigDict:
         if unknown:
             raise ConfigError(f"it has fields that this version does not know: {', '.join(unknown)}")
         config.update(stored)
-        _check_stored_model(config)
+        check_model(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -336,8 +336,8 @@ def read_config(path) -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def _check_stored_model(config):
-    """Raises ConfigError for a model that cannot be built. The rest is of a run that may be older than its ranges."""
+def check_model(config):
+    """Raises ConfigError for a model that cannot be built, whoever wrote it; no other field is asked."""
     from lmm_jax.fields import all_fields
 
     known = all_fields(config.model.encoder)

@@ -141,10 +141,14 @@ def check_part(folder, part, model):
     wrong = [
         f"{name} is {keys[family.keys[name]]} there, {ours[name]} here"
         for name in told_apart
-        if family.keys[name] in keys.content and not math.isclose(keys[family.keys[name]], ours[name], rel_tol=1e-6)
+        if family.keys[name] in keys.content and not _agree(keys[family.keys[name]], ours[name])
     ]
     if wrong:
         raise LoadError(f"{path}: not the {part} part of this run: {'; '.join(wrong)}")
+
+
+def _agree(theirs, ours):
+    return isinstance(theirs, int | float) and math.isclose(theirs, ours, rel_tol=1e-6)
 
 
 def stored_dtype(folder, allow_pickle=False):
@@ -192,7 +196,8 @@ def _match(folder, found, model, flat, wanted, shared, part=None) -> _Matched:
         if theirs is None:
             faults.append(f"missing {source} {shape}")
         elif theirs[1:] != shape[1:] or theirs[0] < shape[0] or (theirs != shape and tensor.path not in VOCABULARY):
-            faults.append(f"{found.stored(source)} is {theirs}, expected {shape}")
+            field = f" (model.decoder.vocab_size={vocabulary})" if tensor.path in VOCABULARY else ""
+            faults.append(f"{found.stored(source)} is {theirs}, expected {shape}{field}")
         elif found.dtype(source) not in DTYPES.values():
             faults.append(
                 f"{found.stored(source)} is {found.dtype(source)}, expected one of {', '.join(DTYPES.values())}"

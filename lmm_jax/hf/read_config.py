@@ -55,6 +55,20 @@ def read_model_config(folder, vision=None):
         message names it.
     """
     folder = epath.Path(folder)
+    try:
+        config = _read_model_config(folder, vision)
+        c.check_model(config)
+    except LoadError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of values that nobody expects
+        raise LoadError(
+            f"{folder / 'config.json'} is not that of a sound model: {' '.join(str(error).split())}"
+        ) from error
+    return config.lock()
+
+
+def _read_model_config(folder, vision):
+    """See `read_model_config`; raises all kinds of errors where values are of another type."""
     keys = Keys(folder / "config.json")
     whole = next((w for w in families.WHOLES.values() if w.model_type == keys.get("model_type")), None)
     if ORIGINAL.told_by in keys.content:
@@ -85,7 +99,7 @@ def read_model_config(folder, vision=None):
         _layout_of(whole, config, keys, processor)
     config.data.template = _template(keys)
     config.data.length = keys.get(ORIGINAL.keys["length"]) or keys.get("max_position_embeddings", 2048)
-    return config.lock()
+    return config
 
 
 def _template(keys):
@@ -106,6 +120,8 @@ class Keys:
         if content is None and not path.exists():
             raise FileNotFoundError(f"{path.parent} is no model: it has no {path.name}")
         self.path, self.content = path, read_json(path) if content is None else content
+        if not isinstance(self.content, dict):
+            raise LoadError(f"{path}: a part of it is {self.content!r}, where keys are expected")
 
     def __getitem__(self, key):
         if key not in self.content:

@@ -28,6 +28,7 @@ def check(program):
         field.
     """
     init = program.config.init
+    _fresh(program)
     if init["from"]:
         _plan_from(init["from"], program)
     for part, folder in _parts(init).items():
@@ -121,15 +122,10 @@ def _plan_from(workdir, program):
     if all(saved_stream(workdir, step) is None for step in steps):
         raise ConfigError(f"init.from={workdir} holds no sound checkpoint: steps {steps} cannot be read")
     before = make_program(read_config(path), program.mesh)
-    fresh = tuple(prefix.rstrip("/") for prefix in program.config.init.new)
     new = flatten_dict(abstract_params(program), sep="/")
     abstract = flatten_dict(abstract_params(before), sep="/")
     old = {path: x.shape for path, x in jax.eval_shape(lambda x: recut(x, new), abstract).items()}
-    under = {prefix: {path for path in new if path == prefix or path.startswith(prefix + "/")} for prefix in fresh}
-    begins = set().union(*under.values())
-    nothing = [prefix for prefix, paths in under.items() if not paths]
-    if nothing:
-        raise ConfigError(f"init.new: no parameter lies under {', '.join(map(repr, nothing))}")
+    begins = _fresh(program)
     faults = [
         f"{path} {x.shape}: " + (f"has shape {old[path]} there" if path in old else "is not there")
         for path, x in new.items()
@@ -141,6 +137,17 @@ def _plan_from(workdir, program):
             "that shall start fresh in init.new\n  " + "\n  ".join(faults[:40])
         )
     return abstract, begins
+
+
+def _fresh(program) -> set[str]:
+    """The paths of the parameters that start fresh, as `config.init.new` says; ConfigError for a prefix of none."""
+    paths = flatten_dict(abstract_params(program), sep="/")
+    fresh = [prefix.rstrip("/") for prefix in program.config.init.new]
+    under = {prefix: {path for path in paths if path == prefix or path.startswith(prefix + "/")} for prefix in fresh}
+    nothing = [prefix for prefix, found in under.items() if not found]
+    if nothing:
+        raise ConfigError(f"init.new: no parameter lies under {', '.join(map(repr, nothing))}")
+    return set().union(*under.values())
 
 
 def _vocabularies(before, program):

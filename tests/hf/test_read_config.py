@@ -50,3 +50,21 @@ def test_released_deepstack_hd_keys(m3):
     config = read_model_config(m3)
     assert (config.data.sequence, config.data.stacks, config.data.zoom) == ("grid", "zoom", 2)
     assert config.model.newline and config.model.decoder.inject_layers == (1, 2, 3, 4)
+
+
+WRONG = ("four", "", -3, 0, 10**30, 0.5, True, [], ["a"], {}, {"a": 1})
+
+
+def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(m3):
+    """Every key of a released config × values of other kinds: no other error than ours, with the file."""
+    file = m3 / "config.json"
+    content, refused = json.loads(file.read_text()), 0
+    for key in content:
+        for value in WRONG:
+            file.write_text(json.dumps(content | {key: value}))
+            try:
+                read_model_config(m3)
+            except (LoadError, FileNotFoundError) as error:
+                refused += 1
+                assert str(m3) in str(error) or repr(value) in str(error), (key, value, str(error))
+    assert refused > 3 * len(WRONG)

@@ -78,6 +78,7 @@ REFUSED = [
     (("init.from=run", "model.decoder.vocab_size=200"), "new", "model.decoder.vocab_size is 128 there, 200 here"),
     (("init.from=run", "init.new=('nope',)"), "new", "no parameter lies under 'nope'"),
     (("init.vision=nope",), "new", "init.vision=nope: there is no such folder"),
+    (("init.vision=model", "init.new=('nope',)"), "new", "no parameter lies under 'nope'"),
     (("init.vision=empty",), "new", "init.vision=empty: "),
     (("init.language=file",), "new", "init.language=file: there is no such folder"),
     (("init.language=model",), "new", "init.language=model: "),
