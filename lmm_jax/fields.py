@@ -114,7 +114,7 @@ def shared_fields() -> list[Field]:
         Field("model.decoder.depth", 32, DEPTH, "layers"),
         Field("model.decoder.heads", 32, SIZE, "heads of attention"),
         Field("model.decoder.kv_heads", 32, SIZE, "fewer than heads: grouped-query attention; divides them"),
-        Field("model.decoder.mlp_dim", 11008, SIZE, "hidden width of a feed-forward layer"),
+        Field("model.decoder.mlp_dim", 11008, whole(1, 16_777_216), "hidden width of a feed-forward layer"),
         Field("model.decoder.head_dim", 0, whole(0, 1_000_000, "0 = width / heads"), "width of a head of attention"),
         Field("model.decoder.tied", False, flag(), "the token table is the head too, which then has no parameters"),
         Field("model.decoder.qk_norm", False, flag(), "queries and keys are normed before they are rotated (Qwen3)"),

@@ -267,7 +267,9 @@ def test_a_second_ctrl_c_quits_whatever_holds_the_command(by):
         "cli._show = _show\nsys.exit(cli.main(['show', 'config']))"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
+    # A process cannot handle what it was started to ignore, as these tests are where they run in the background.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", code]
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
     assert process.stdout.readline() == "held\n"
     for _ in range(2):
         time.sleep(0.3)
@@ -284,8 +286,9 @@ def test_the_first_ctrl_c_ends_a_command_that_saves_nothing(capfd, monkeypatch):
     monkeypatch.setattr(cli, "_show", lambda args: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(cli._show, "__name__", "_show", raising=False)
     monkeypatch.setattr("lmm_jax.pods.wire.end", lambda code: ended.append(code))
-    before = signal.set_wakeup_fd(-1)
+    before, handler = signal.set_wakeup_fd(-1), signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main(["show", "config"])
+    signal.signal(signal.SIGINT, handler)
     assert ended == [130] and "stopped by Ctrl-C" in capfd.readouterr().err
     assert signal.set_wakeup_fd(before) == -1  # as it was
 

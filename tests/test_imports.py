@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lmm_jax"
 # The rooms, lowest first: each imports from those before it, from itself, and where it says so from no others.
 # DESIGN: cli, tools, bench -> release, evaluation -> aot, generation -> training -> hf -> config -> models, data
 # -> families, sharding, storage, reduction.
-LOWEST = {"families", "sharding", "storage", "lock", "pods"}
+LOWEST = {"families", "sharding", "storage", "lock", "errors", "ranges", "pods"}
 ALLOWED = {
     "sharding": set(),
     "storage": set(),

@@ -40,6 +40,7 @@ def case(setup):
     return steps, jax.jit(loss_and_grads, static_argnums=0)(one.program.model, *parts, batch)
 
 
+@pytest.mark.long
 def test_two_steps_are_finite_and_differ(case):
     (_, first), (state, second) = case[0]
     assert first["finite"] and second["finite"] and int(state.step) == 2 and int(state.skipped) == 0

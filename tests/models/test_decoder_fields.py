@@ -209,6 +209,7 @@ def test_all_fields_together_give_on_eight_devices_what_one_gives(mesh, remat):
     assert min(float(jnp.abs(x).max()) for x in jax.tree.leaves(want)) > 1e-4
 
 
+@pytest.mark.long
 def test_a_model_with_all_fields_learns(setup):
     fields = [f"model.decoder.{name}={value!r}" for name, value in EVERYTHING.items()]
     case = setup(8, *fields, "mesh.tensor=2", "mesh.context=2")

@@ -97,6 +97,7 @@ def test_shards_have_an_index_and_load_as_one(trained, tmp_path, monkeypatch):
     same(lmm.load(workdir).params, lmm.load(tmp_path / "out").params)
 
 
+@pytest.mark.long
 def test_bfloat16_stays_so(trained, tmp_path):
     workdir = trained("llava", "model.dtype=bfloat16")
     lmm.export(workdir, tmp_path / "out")

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from lmm_jax import lock
 from lmm_jax.training.metrics import read_metrics
 from tests.conftest import COMPILED, ROOT
 from tests.ports import free_port
@@ -159,7 +160,9 @@ def test_bad_data_on_one_host_stops_all_with_its_reason(tiny_args, tmp_path):
 
 
 def test_what_host_0_refuses_ends_all(runs, tiny_args, tmp_path):
-    command = train(tiny_args, runs[0].folder.parent / "run_2", *FEW, "--config.model.decoder.depth=2")
-    pod = Pod(tmp_path / "two", 2, *command)
-    assert pod.codes() == {0: 2, 1: 2}
-    assert "host 1 of 2: host 0: ConfigError" in pod.said(1) and "model.decoder.depth: was 3, now 2" in pod.said(1)
+    """What all can know each of them says; that another process trains there, host 0 alone."""
+    workdir = runs[0].folder.parent / "run_2"
+    with lock.hold(workdir, "lmm train"):
+        pod = Pod(tmp_path / "two", 2, *train(tiny_args, workdir, *FEW))
+        assert pod.codes() == {0: 2, 1: 2}
+    assert "host 1 of 2: host 0: Held" in pod.said(1) and "is being written to by `lmm train`" in pod.said(1)

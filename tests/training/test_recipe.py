@@ -64,6 +64,7 @@ def test_a_model_s_folder_gives_every_size_and_where_the_run_starts(model, digit
     assert load(digits_folder, "freeze=vision+decoder").optimizer.groups == (("vision", 0.0), ("decoder", 0.0))
 
 
+@pytest.mark.long
 def test_a_tuned_export_begins_with_its_parameters(model, digits_folder, tmp_path, capsys):
     config = load(digits_folder, f"model={model / 'export'}", overrides=("train.steps=1",))
     assert lmm.train(config, tmp_path / "run")["step"] == 1
