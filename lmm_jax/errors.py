@@ -92,8 +92,9 @@ def explain(error) -> tuple[str, int] | None:
 
 
 def is_ours(error) -> bool:
-    """Whether a `raise` of this package made the error, as a sentence for the user."""
-    return isinstance(error, ValueError | OSError | ImportError) and _raised_by_us(error)
+    """Whether a `raise` of this package made the error, as a sentence for the user; an error's number is none."""
+    numbered = isinstance(error, OSError) and error.errno is not None
+    return isinstance(error, ValueError | OSError | ImportError) and not numbered and _raised_by_us(error)
 
 
 def _raised_by_us(error):

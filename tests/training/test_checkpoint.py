@@ -1,10 +1,13 @@
 """Checkpoints: restored on any mesh, damaged ones noticed."""
 
+import errno
+import os
+
 import jax
 import numpy as np
 import pytest
 
-from lmm_jax import sharding
+from lmm_jax import errors, sharding
 from lmm_jax.training.checkpoint import Checkpoints, digest
 from lmm_jax.training.state import abstract_state, make_program
 
@@ -125,3 +128,32 @@ def test_a_digest_is_the_same_without_jit():
     compiled = digest(tree)
     with jax.disable_jit():
         assert digest(tree) == compiled
+
+
+def test_an_error_of_the_disk_names_the_folder(saved, monkeypatch):
+    """Behind Orbax's threads it comes without a name: "a file" was full."""
+    _, workdir, _ = saved
+    checkpoints = Checkpoints(workdir)
+
+    def fails():
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise RuntimeError("save failed") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._orbax, "wait", fails)
+        with pytest.raises(OSError, match="No space left") as raised:
+            checkpoints.wait()
+    checkpoints.close()
+    sentence, code = errors.explain(raised.value)
+    assert f"the disk is full, at {workdir}/checkpoints; make room" in sentence and code == 1
+
+
+def test_a_step_whose_description_is_torn_is_named_when_it_is_streamed(saved):
+    s, workdir, _ = saved
+    for file in (workdir / "checkpoints/2").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"x")
+    with pytest.raises(ValueError, match="checkpoints/2 is damaged: what it holds cannot be read"):
+        next(Checkpoints(workdir).stream_params(2, abstract_state(s.program).params))
