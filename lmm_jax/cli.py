@@ -36,6 +36,8 @@ exit codes: 0 done, 2 wrong usage or refused input, 75 preempted after everythin
 
 def main(argv=None) -> int:
     """Runs one verb; returns the exit code."""
+    if argv is None:  # the process is this command's alone
+        sys.unraisablehook = _print_unraisable
     argv = _with_home(sys.argv[1:] if argv is None else argv)
     if hasattr(sys.stdout, "reconfigure"):  # what a terminal cannot show is spelled out, as it is on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -88,6 +90,12 @@ def _with_home(argv) -> list[str]:
         item if "--prompt" in (before, item.partition("=")[0]) else item.replace("=~/", f"={home}/")
         for before, item in itertools.pairwise(["", *argv])
     ]
+
+
+def _print_unraisable(fault):
+    """Python's own printing, but of the writers of a save that failed: each says that nobody waits for it."""
+    if str(fault.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(fault)
 
 
 @contextlib.contextmanager

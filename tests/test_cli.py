@@ -349,6 +349,14 @@ def test_a_tilde_behind_an_equals_sign_is_the_home_folder(monkeypatch):
         assert cli._with_home(prompt) == prompt
 
 
+@pytest.mark.parametrize(("words", "printed"), [("Event loop is closed", False), ("another", True)])
+def test_writers_of_a_save_that_failed_print_nothing_more(monkeypatch, words, printed):
+    told = []
+    monkeypatch.setattr(sys, "__unraisablehook__", told.append)
+    cli._print_unraisable(types.SimpleNamespace(exc_value=RuntimeError(words)))
+    assert bool(told) == printed
+
+
 NUMBERS = (["show", "batch", "--packs"], ["bench", "train", "--steps"], ["bench", "data", "--records"])
 NUMBERS += (["bench", "data", "--photographs"], ["bench", "data", "--packs"])
 NUMBERS += (["compile", "--config", DIGITS, "--topology", "v5e-4", "--step", "decode", "--prompts"],)
