@@ -102,7 +102,7 @@ OTHER_TAGS = {"<bbox>": ("objects", "bbox"), "<ref-object>": ("objects",)}
 FILE_WORDS = {"path", "paths", "file", "files", "filename", "filenames", "name", "names", "url", "urls", "uri", "src"}
 FILE_WORDS |= {"list", "input", "bytes", "data", "base64", "b64", "content"}
 MEDIA_WORDS = {
-    **dict.fromkeys(("video", "videos"), VIDEO),
+    **dict.fromkeys(("video", "videos", "clips"), VIDEO),
     **dict.fromkeys(("audio", "audios"), AUDIO),
 }
 PICTURE_WORDS = {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"}
