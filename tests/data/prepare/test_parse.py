@@ -179,7 +179,7 @@ def test_a_weight_takes_a_turn_out_of_the_loss_or_refuses_the_row(key):
         *(("row", key, [0, 1, 0]) for key in ("weights", "assistant_masks", "completion_mask", "LossMask")),
         *(("row", key, 0.5) for key in ("sample_weight", "lossWeight", "Weight", "loss_weight")),
         *(("row", key, False) for key in ("label", "kto_tag", "kto-label")),
-        *(("row", key, "x.mp4") for key in ("Video", "video_path", "videoPaths", "video_file", "clips", "audio_path")),
+        *(("row", key, "x.mp4") for key in ("Video", "video_path", "videoPaths", "video_file", "clips")),
         *(("row", key, "x") for key in ("Image", "Conversations", "System", "Mask", "Chosen", "toolCalls")),
         ("row", "history", [["q", "a"]]),
     ],
