@@ -161,7 +161,7 @@ def _run_file(file, arg):
         config = module.get_config(arg)
     except ConfigError:
         raise
-    except Exception as error:
+    except Exception as error:  # a config file is a program of the user's, which may raise anything
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
         told = " ".join(str(error).split())

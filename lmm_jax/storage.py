@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import pathlib
+import shutil
 import time
 
 import fsspec  # which etils opens buckets with, and so do all that depend on it
@@ -22,6 +24,33 @@ def is_remote(path) -> bool:
 def absolute(path):
     """`path` as an absolute `epath.Path`; its own `resolve` takes a bucket for a folder of the current one."""
     return epath.Path(path) if is_remote(path) else epath.Path(path).resolve()
+
+
+def nearest(path):
+    """`path`, or the nearest of the folders above it that is there; a link counts even if it leads nowhere."""
+    path = absolute(path)
+    return next(p for p in (path, *path.parents) if os.path.lexists(p))
+
+
+def check_place(path, flag):
+    """Raises an OSError if a folder of this machine cannot be made or written to; `flag` is what named it."""
+    there = nearest(path)
+    if not there.is_dir():
+        what = "a file, not a folder" if there.exists() else "a link that leads nowhere"
+        raise NotADirectoryError(f"{flag} {path}: {there} is {what}; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK) or os.statvfs(there).f_flag & os.ST_RDONLY:
+        raise PermissionError(f"{flag} {path}: {there} cannot be written to; choose another folder")
+
+
+def free_bytes(path, of) -> int:
+    """Bytes that the disk of a folder has left, where the files of its part `of` make room for others."""
+    held = (file.lstat().st_size for file in pathlib.Path(of).rglob("*") if file.is_file())
+    return shutil.disk_usage(nearest(path)).free + sum(held)
+
+
+def amount(size) -> str:
+    """A number of bytes in words."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.2f} MiB"
 
 
 class Lines:

@@ -85,8 +85,7 @@ def image_size(image) -> tuple[int, int]:
 def _refusals(image):
     try:
         yield
-    # Damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, DecompressionBombError and more.
-    except Exception as error:
+    except Exception as error:  # Pillow raises many kinds for a damaged file: OSError, SyntaxError, struct.error, …
         if isinstance(image, bytes):
             what = f"{len(image)} bytes"
         elif isinstance(image, Image.Image):

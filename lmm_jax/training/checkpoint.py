@@ -160,7 +160,7 @@ class Checkpoints:
             about = self._orbax.checkpointables_metadata(step)
             digests = about.custom_metadata["digests"]["params"]
             stored = flatten_dict(about.metadata["params"], sep="/")
-        except Exception as error:  # as below
+        except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
             raise ValueError(f"checkpoint {folder} is damaged: what it holds cannot be read") from error
         for path, x in flatten_dict(abstract, sep="/").items():
             if path not in stored or tuple(stored[path].shape) != x.shape:
@@ -224,7 +224,7 @@ def _written_to(directory):
     """Names the folder in errors of its disk, which come without one from behind Orbax's threads."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of whatever kind Orbax wraps an error of the disk in
         for one in chain_of(error):
             if isinstance(one, OSError) and one.errno is not None and one.filename is None:
                 raise OSError(one.errno, os.strerror(one.errno), str(directory)) from error

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 import pathlib
-import shutil
 
 import jax
 
@@ -95,18 +94,19 @@ def check_params(program, dtype=None):
     return memory
 
 
-def check_batches(program, packs):
+def check_batches(program, packs, state):
     """Raises ConfigError if this host cannot hold the batches that it reads ahead.
 
     Args:
       program: of the run.
       packs: its `data.pipeline.Packs`.
+      state: the `Memory` of its state.
     """
     data, hosts = program.config.data, jax.process_count()
     ahead = 2 + 2 * data.threads * max(data.workers, 1)  # what the readers hold, one on its way, one in use
     size = packs.layout.bytes * -(-packs.per_step // hosts)
     readers = data.workers * READER
-    free, state = _free_of_host(), of_training(program)
+    free = _free_of_host()
     left = None if free is None else free - (0 if state.device else state.needed)
     if left is not None and readers > left:
         raise ConfigError(
@@ -121,36 +121,26 @@ def check_batches(program, packs):
         )
 
 
-def check_disk(program, workdir):
+def check_disk(program, workdir, memory):
     """Raises ConfigError if the disk that a workdir lies on cannot hold the checkpoints of a run.
 
     A new one is written before the oldest is deleted, so that it takes one more than `train.keep`.
+
+    Args:
+      program: of the run.
+      workdir: of the run.
+      memory: the `Memory` of its state.
     """
     if storage.is_remote(workdir):
         return
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract_state(program)))
-    train = program.config.train
+    train, size = program.config.train, memory.state
     count = min(train.keep + 1, -(-train.steps // train.save_every))
-    free = shutil.disk_usage(_existing(workdir)).free
-    checkpoints = pathlib.Path(workdir) / "checkpoints"
-    held = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())
-    if count * size > free + held:
+    free = storage.free_bytes(workdir, of=pathlib.Path(workdir) / "checkpoints")
+    if count * size > free:
         raise ConfigError(
-            f"{workdir}: {count} checkpoints of {_shown(size)} do not fit the {_shown(free + held)} that are free on "
-            "its disk; make room, choose another workdir, or a smaller train.keep"
+            f"{workdir}: {count} checkpoints of {storage.amount(size)} do not fit the {storage.amount(free)} that "
+            "are free on its disk; make room, choose another workdir, or a smaller train.keep"
         )
-
-
-def _shown(size):
-    """Bytes as text."""
-    return f"{size / GIB:,.2f} GiB" if size >= GIB else f"{size / 2**20:,.2f} MiB"
-
-
-def _existing(path):
-    path = os.path.abspath(path)
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return path
 
 
 def _memory(program, stays, comes):

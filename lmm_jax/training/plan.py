@@ -82,16 +82,17 @@ def make_plan(config, workdir) -> Plan:
             "optimizer.learning_rate and optimizer.groups freeze every parameter: nothing would train; give some a "
             "rate above 0"
         )
+    stream = packs.state()
     if step:
         saved = saved_stream(workdir, step)
         if saved is not None:
-            check_stream(workdir, saved, packs.state())
+            check_stream(workdir, saved, stream)
     else:
         start.check(program)
     taken = memory.check_training(program)
-    memory.check_batches(program, packs)
-    memory.check_disk(program, workdir)
-    return Plan(workdir, program, packs, validation, packs.state(), step, taken)
+    memory.check_batches(program, packs, taken)
+    memory.check_disk(program, workdir, taken)
+    return Plan(workdir, program, packs, validation, stream, step, taken)
 
 
 def check_data_is_named(config):
@@ -143,13 +144,7 @@ def _check_writable(workdir):
     """Raises an OSError if a folder of this machine cannot be made or written to."""
     if storage.is_remote(workdir):
         return
-    place = os.path.abspath(workdir)
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-    if not os.path.isdir(place):
-        raise NotADirectoryError(f"--workdir {workdir}: {place} is a file, not a folder; choose another workdir")
-    if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
-        raise PermissionError(f"--workdir {workdir}: {place} cannot be written to; choose another workdir")
+    storage.check_place(workdir, "--workdir")
     for name in FILES:
         file = os.path.join(workdir, name)
         if os.path.isdir(file) or (os.path.lexists(file) and not os.access(file, os.W_OK)):
