@@ -18,7 +18,9 @@ import urllib.parse
 
 from lmm_jax.data.conversation import IMAGE_TAG, Encoded, Turn, encode
 from lmm_jax.data.images import image_size, open_picture
-from lmm_jax.data.prepare.parse import Refused, file_name, parse_row, safe_path
+from lmm_jax.data.prepare.parse import parse_row
+from lmm_jax.data.prepare.picture_names import file_name, safe_path
+from lmm_jax.data.prepare.refused import Refused
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 ROWS = 16  # that a worker checks at a time; their pictures are in memory

@@ -8,146 +8,34 @@ that changes what is trained is honoured, or refuses the row by its name. All ot
 `Row`. A row that cannot be used raises `Refused` with a reason that can be counted; nothing is repaired silently.
 """
 
-import base64
-import binascii
 import dataclasses
 import json
-import os
-import re
-import urllib.parse
 
 from lmm_jax.data.conversation import IMAGE_TAG, ROLES, Turn
-
-TURNS = ("conversations", "messages", "conversation")  # keys of a row that hold its turns
-
-# Keys that say the same; of those that a row has, one may hold something, or all the same.
-IMAGES = ("image", "images")
-SYSTEM = ("system", "system_prompt", "system_message")
-ROLE = ("from", "role")
-TEXT = ("value", "content")
-NAME = ("image", "path", "url", "image_url")  # of a picture, in a part
-WEIGHT = ("weight", "loss", "train", "training", "loss_mask", "loss_scale")  # of a turn: whether it is trained on
-
-KNOWN = {
-    "row": {"id", *IMAGES, *TURNS, *SYSTEM, *WEIGHT, "mask", "kind", "split"},
-    "turn": {*ROLE, *TEXT, *IMAGES, *WEIGHT, "kind"},
-    "part": {"type", "text", *NAME},
-}
-
-# What a list of rows, or the key `split` of a row, is called; under other names a list is a split of that name.
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "eval": "validation",
-    "test": "test",
-    "testing": "test",
-}
-
-# Keys that change what a row means and that we don't take: the reason of the refusal, and what to do.
-VIDEO = ("video", "write its frames as pictures, or leave the row out")
-AUDIO = ("audio", "leave the row out")
-TOOLS = ("tool call", "leave the row out; tools are not trained")
-PAIR = ("preference pair", "keep the turns that are to be learned")
-SPANS = ("part of a turn to be trained on", "turns are trained on as a whole, or not at all")
-MASK = ("unclear mask", 'write "train": false in a turn that is not to be trained on')
-REASONING = ("reasoning apart from the answer", "write it into the answer's text, or take the key away")
-EARLIER = ("turns under another key", "put them before the other turns")
-SOURCE = ("images are not file names", 'name the file: {"type": "image", "image": "a.jpg"}')
-MEDIA = {
-    **dict.fromkeys(("video", "videos", "video_url", "input_video"), VIDEO),
-    **dict.fromkeys(("audio", "audios", "audio_url", "input_audio"), AUDIO),
-}
-CALLS = dict.fromkeys(("tool_calls", "tool_call", "function_call", "tool_call_id"), TOOLS)
-REFUSED_KEYS = {
-    "row": {
-        **MEDIA,
-        **CALLS,
-        **dict.fromkeys(("tools", "functions"), TOOLS),
-        **dict.fromkeys(("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images"), PAIR),
-        **dict.fromkeys(("preferred_output", "non_preferred_output"), PAIR),
-        "history": EARLIER,
-    },
-    "turn": {
-        **MEDIA,
-        **CALLS,
-        **dict.fromkeys(("train_detail", "training_detail"), SPANS),
-        **dict.fromkeys(("mask", "masked"), MASK),
-        **dict.fromkeys(("reasoning", "reasoning_content", "thinking", "thought"), REASONING),
-    },
-    "part": {**MEDIA, **CALLS, "source": SOURCE},
-}
-# Other types of a part, and roles, that stand for what we don't take.
-REFUSED_PARTS = {**MEDIA, **dict.fromkeys(("tool_use", "tool_result", "tool_call", "tool_response"), TOOLS)}
-REFUSED_ROLES = dict.fromkeys(
-    (
-        "tool",
-        "function",
-        "observation",
-        "ipython",
-        "function_call",
-        "tool_call",
-        "tool_response",
-        "function_response",
-    ),
-    TOOLS,
+from lmm_jax.data.prepare.keys import (
+    AUDIO,
+    IMAGES,
+    MEDIA_MARK,
+    NAME,
+    OTHER_TAGS,
+    PICTURE_MARK,
+    REFUSED_PARTS,
+    REFUSED_ROLES,
+    ROLE,
+    SPLITS,
+    SYSTEM,
+    TEXT,
+    TURNS,
+    VIDEO,
+    check_row_weight,
+    is_in_loss,
+    pick,
+    unknown_keys,
 )
-# Marks in the text of a user that stand for what one of the keys holds.
-OTHER_TAGS = {"<bbox>": ("objects", "bbox"), "<ref-object>": ("objects",)}
+from lmm_jax.data.prepare.picture_names import read_pictures
+from lmm_jax.data.prepare.refused import Refused, is_absent, kind_of, short
 
-# Words of keys that say the same as one of the above in another way: `video_path`, `lossWeight`, `train_on_turn`.
-FILE_WORDS = {"path", "paths", "file", "files", "filename", "filenames", "name", "names", "url", "urls", "uri", "src"}
-FILE_WORDS |= {"list", "input", "bytes", "data", "base64", "b64", "content"}
-MEDIA_WORDS = {
-    **dict.fromkeys(("video", "videos", "clips"), VIDEO),
-    **dict.fromkeys(("audio", "audios"), AUDIO),
-}
-PICTURE_WORDS = {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"}
-MASK_WORDS = {"mask", "masks", "masked", "ignore", "ignored", "no", "skip", "exclude"}  # 1 takes out of the loss
-WEIGHT_WORDS = {
-    "row": {"weight", "weights", "loss", "losses", "mask", "masks", "masked"},
-    "turn": {"train", "training", "trainable", "trained", "supervise", "supervised", "learn", "ignore", "ignored"},
-    "part": {"weight", "weights", "loss", "losses", "mask", "masks", "masked"},
-}
-WEIGHT_WORDS["turn"] |= WEIGHT_WORDS["row"]
-# Keys that stay without effect in any spelling.
-HARMLESS = {"id", "kind", "split", "type", "text"}
-PICTURE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|jp2|avif)$", re.IGNORECASE)
-
-# Marks in the text of a user, where it has no `<image>`, that stand for a picture elsewhere.
-PICTURE_MARK = re.compile(
-    r"<\|?image[ _-]?\d+\|?>|<\|(image|image_pad|vision_start|begin_of_image)\|>|<IMG_CONTEXT>|<start_of_image>"
-    r"|<image_placeholder>|<img>[^<>]+</img>|\[IMG\]|<IMAGE>|<Image>"
-)
-# Marks that stand for other media: those of tokenizers anywhere, those that HTML has too where a text begins or ends.
-MEDIA_MARK = re.compile(r"\A\s*<(video|audio)>|<(video|audio)>\s*\Z|<\|(video|audio)(_pad|_start|_bos)?\|>")
-
-ENCODED = re.compile(
-    r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]{50,}={0,2}\s*"
-)  # base64 of PNG, JPEG, GIF, WebP
 MAX_DIGITS = "a number of more than 4,300 digits"  # which Python refuses to read
-DATA_URL = "data:"
-FILE_URL = "file://"
-
-
-class Refused(ValueError):
-    """A row that is left out.
-
-    Attributes:
-      reason: what is wrong, one of few sentences that are counted.
-      detail: what exactly.
-      id: of the row, empty where it could not be read.
-    """
-
-    def __init__(self, reason, detail="", id=""):
-        super().__init__(reason, detail, id)  # all three, so that it pickles
-        self.reason, self.detail, self.id = reason, detail, id
-
-    def __str__(self):
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,17 +60,6 @@ class Row:
     split: str | None = None
 
 
-def is_absent(value) -> bool:
-    """Whether a value says nothing: null, NaN, or an empty text, list or object, also one of nothing but such."""
-    if isinstance(value, (str, bytes)):
-        return not value
-    if isinstance(value, dict):
-        return all(map(is_absent, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(is_absent, value))
-    return value is None or value != value  # NaN, which pandas writes, is not itself
-
-
 def parse_row(row, number) -> Row:
     """One row of either layout.
 
@@ -202,7 +79,7 @@ def parse_row(row, number) -> Row:
     except (ValueError, RecursionError) as error:
         raise Refused("broken JSON", _said(error)) from error
     if not isinstance(item, dict):
-        raise Refused("not an object", f"it is {_kind(item)}; a row is an object with turns")
+        raise Refused("not an object", f"it is {kind_of(item)}; a row is an object with turns")
     given = item.get("id")
     id = str(given if isinstance(given, (str, int, float)) else number)
     try:
@@ -258,18 +135,18 @@ def _conversation(item):
     """`(images, turns, kinds, ignored, split)` of a row, as `_held` gives it."""
     given = _list_of_turns(item)
     unnamed = []  # unknown keys that seem to hold pictures
-    ignored = _unknown(item, "row", "the row", unnamed) + _check_row_weight(item)
+    ignored = unknown_keys(item, "row", "the row", unnamed) + check_row_weight(item)
     split = item.get("split")
     if isinstance(split, str) and split.lower() in SPLITS:
         split = SPLITS[split.lower()]
     elif split is not None:
         split = ignored.append("row.split")
-    images = _pictures(_pick(item, IMAGES, "the row"), "picture")
+    images = read_pictures(pick(item, IMAGES, "the row"), "picture")
     named, turns, kinds = [], [], []
-    system = _pick(item, SYSTEM, "the row")
+    system = pick(item, SYSTEM, "the row")
     if system is not None:
         if not isinstance(system, str):
-            raise Refused("turn without text", f"the row's system is {_kind(system)}, not text")
+            raise Refused("turn without text", f"the row's system is {kind_of(system)}, not text")
         turns.append(Turn("system", system))
         kinds.append(_kind_of_question(item, {}))
     for n, turn in enumerate(given, start=1):
@@ -311,13 +188,13 @@ def _kind_of_question(item, turn):
     """Kind of question of a turn, or of its row."""
     kind = item.get("kind", "") if is_absent(turn.get("kind")) else turn["kind"]
     if not isinstance(kind, (str, int)):
-        raise Refused("kind is no name", _short(kind))
+        raise Refused("kind is no name", short(kind))
     return str(kind)
 
 
 def _list_of_turns(item):
     """The turns of a row, as they are given."""
-    found = _pick(item, TURNS, "the row")
+    found = pick(item, TURNS, "the row")
     if isinstance(found, dict):
         # A list of objects as the `Sequence` of datasets writes it: a list for each key.
         columns = {key: column for key, column in found.items() if column is not None}
@@ -338,7 +215,7 @@ def _list_of_turns(item):
         hint = ""
         if isinstance(found, dict) and all(map(str.isdigit, found)):
             hint = "; is this a table by columns? pandas writes its rows with orient='records'"
-        raise Refused("no conversation", f"the turns are {_kind(found)}, not a list{hint}")
+        raise Refused("no conversation", f"the turns are {kind_of(found)}, not a list{hint}")
     return found
 
 
@@ -349,141 +226,27 @@ def _turn(given, images, ignored, unnamed, where) -> Turn:
     `ignored` and `unnamed`.
     """
     if not isinstance(given, dict):
-        raise Refused("no conversation", f"{where} is {_kind(given)}, not an object with role and content")
+        raise Refused("no conversation", f"{where} is {kind_of(given)}, not an object with role and content")
     turn = _held(given)
-    ignored += _unknown(turn, "turn", where, unnamed)
-    role = _pick(turn, ROLE, where)
+    ignored += unknown_keys(turn, "turn", where, unnamed)
+    role = pick(turn, ROLE, where)
     if isinstance(role, str) and role in REFUSED_ROLES:
         reason, todo = REFUSED_ROLES[role]
         raise Refused(reason, f"{where} has role {role!r}; {todo}")
     if not isinstance(role, str) or role not in ROLES:
-        has = f"role {_short(role)}" if role is not None else f"no role (keys: {', '.join(given)[:80]})"
+        has = f"role {short(role)}" if role is not None else f"no role (keys: {', '.join(given)[:80]})"
         raise Refused("unknown role", f"{where} has {has}; known are {', '.join(ROLES)}")
     role = ROLES[role]
-    images += _pictures(_pick(turn, IMAGES, where), f"{where}, picture")
-    content = _pick(turn, TEXT, where)
+    images += read_pictures(pick(turn, IMAGES, where), f"{where}, picture")
+    content = pick(turn, TEXT, where)
     if content is None and any(given.get(key) == "" for key in TEXT):
         content = ""
     if isinstance(content, (list, dict)):
         content = _parts([content] if isinstance(content, dict) else content, images, ignored, unnamed, where)
     if not isinstance(content, str):
-        found = f"is {_kind(content)}" if content is not None else f"is missing (keys: {', '.join(given)[:80]})"
+        found = f"is {kind_of(content)}" if content is not None else f"is missing (keys: {', '.join(given)[:80]})"
         raise Refused("turn without text", f"{where}: value or content {found}; it is text, or a list of parts")
-    return Turn(role, content, _is_in_loss(turn, role, where))
-
-
-def _is_picture_name(text):
-    return bool(PICTURE_FILE.search(text)) and "\n" not in text and "://" not in text
-
-
-def _pick(item, keys, where):
-    """What the one of `keys` holds that an object has, None if it has none.
-
-    Raises:
-      Refused: it has two of them, and they do not say the same.
-    """
-    found = None
-    for key in keys:
-        if key not in item:
-            continue
-        if found is not None and item[found] != item[key]:
-            both = f"{where} has both {found} and {key}, of different contents"
-            raise Refused("keys contradict each other", f"{both}; leave one out")
-        found = found or key
-    return None if found is None else item[found]
-
-
-def _unknown(item, level, where, unnamed):
-    """Keys of a row, turn or part that are ignored, as `Row` names them.
-
-    Those that seem to hold pictures are also appended to `unnamed`, in words.
-
-    Raises:
-      Refused: one that changes the meaning, and that we don't take.
-    """
-    if item.keys() <= KNOWN[level]:
-        return []
-    unknown = [key for key in item if key not in KNOWN[level]]
-    for key in unknown:
-        words = _words(key)
-        refusal = _refusal(item, level, key, words)
-        if refusal:
-            reason, todo = refusal
-            raise Refused(reason, f"{where} has the key {key[:80]!r}; {todo}")
-        if _holds_picture(item[key], words):
-            unnamed.append(f"{where} has the key {key[:80]!r}")
-    return [f"{level}.{key}" for key in unknown]
-
-
-def _words(key):
-    """The words of a key, in lower case: of `lossWeight`, `Loss-Weight` and `loss_weight` the same."""
-    return re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
-
-
-def _refusal(item, level, key, words):
-    """`(reason, what to do)` if an unknown key, with what it holds, changes the meaning of a row; else None."""
-    value, plain, found = item[key], "_".join(words), set(words)
-    for name in (key, plain):
-        if name in REFUSED_KEYS[level]:
-            return REFUSED_KEYS[level][name]
-    if plain in KNOWN[level] - HARMLESS and item.get(plain) != value:
-        return "key in another spelling", f"write {plain!r}"
-    media = [MEDIA_WORDS[word] for word in words if word in MEDIA_WORDS]
-    if media and found <= MEDIA_WORDS.keys() | FILE_WORDS:
-        return media[0]
-    if value is False and found & {"label", "kto"}:
-        return "answer that is marked as bad", "leave the row out, or take the key away if it says something else"
-    numbers = value if isinstance(value, list) else [value]
-    weighs = found & WEIGHT_WORDS[level] and all(isinstance(x, (bool, int, float)) for x in numbers)
-    if weighs and (found & MASK_WORDS or any(x != 1 for x in numbers)):
-        todo = 'a turn that is not to be trained on has "train": false, and there are no other weights'
-        return "weight that is not taken", f"{todo}; take the key away if it says something else"
-    return None
-
-
-def _holds_picture(value, words):
-    """Whether an unknown key holds pictures: names with a known ending, bytes, or any names if it is called so."""
-    values = value if isinstance(value, list) else [value]
-    called = not PICTURE_WORDS.isdisjoint(words) and {*words} <= PICTURE_WORDS | FILE_WORDS
-    return all(
-        (isinstance(x, str) and (called or _is_picture_name(x)))
-        or (isinstance(x, dict) and x.keys() <= {"bytes", "path"})
-        or (isinstance(x, bytes) and called)
-        for x in values
-    )
-
-
-def _check_row_weight(item):
-    """Keys of a row that are named like a weight and are none; refuses a row whose weight is not 1."""
-    ignored = []
-    for key in WEIGHT:
-        if key not in item:
-            continue
-        value = item[key]
-        if key in ("loss", "train", "training") and not isinstance(value, (bool, int, float)):
-            ignored.append(f"row.{key}")  # of a text it says nothing
-        elif not (isinstance(value, (bool, int, float)) and value == 1):
-            todo = "leave the row out" if value == 0 else "a row has no weight of its own; see data.mixture"
-            raise Refused("weight that is not taken", f"the row has {key} {_short(value)}; {todo}")
-    if "mask" in item and ROLES.get(str(item["mask"]).lower()) != "user":  # NeMo's: whose turns are not trained on
-        raise Refused(MASK[0], f"the row has mask {_short(item['mask'])}; {MASK[1]}")
-    return ignored
-
-
-def _is_in_loss(turn, role, where):
-    """See `Turn.in_loss`: an answer is trained on unless a key says otherwise."""
-    if turn.keys().isdisjoint(WEIGHT):
-        return True
-    said = {key: turn[key] for key in WEIGHT if key in turn}
-    for key, value in said.items():
-        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
-            valid = "0 and false take a turn out of the loss, 1 and true leave it there; nothing else is taken"
-            raise Refused("weight that is not taken", f"{where} has {key} {_short(value)}; {valid}")
-        if value and role != "assistant":
-            raise Refused("weight that is not taken", f"{where} has {key} {value}, but only answers are trained on")
-    if len(set(map(bool, said.values()))) > 1:
-        raise Refused("keys contradict each other", f"{where} has {_short(said)}")
-    return role != "assistant" or all(said.values())
+    return Turn(role, content, is_in_loss(turn, role, where))
 
 
 def _parts(parts, images, ignored, unnamed, where):
@@ -495,18 +258,18 @@ def _parts(parts, images, ignored, unnamed, where):
 
 def _part(part, images, ignored, unnamed, where):
     if not isinstance(part, dict):
-        raise Refused("turn without text", f"{where} is {_kind(part)}, not an object of type text or image")
+        raise Refused("turn without text", f"{where} is {kind_of(part)}, not an object of type text or image")
     part = _held(part)
-    text, picture = part.get("text"), _pick(part, NAME, where)
+    text, picture = part.get("text"), pick(part, NAME, where)
     # Qwen's parts are {"text": …} and {"image": …}.
     kind = part.get("type", "image" if picture is not None and text is None else "text")
     if isinstance(kind, str) and kind in REFUSED_PARTS:
         reason, todo = REFUSED_PARTS[kind]
         raise Refused(reason, f"{where} is of type {kind!r}; {todo}")
-    ignored += _unknown(part, "part", where, unnamed)
+    ignored += unknown_keys(part, "part", where, unnamed)
     if kind not in ("text", "image", "image_url"):
         raise Refused(
-            "unknown type of part", f"{where} is of type {_short(kind)}; known are text, image and image_url"
+            "unknown type of part", f"{where} is of type {short(kind)}; known are text, image and image_url"
         )
     if text is not None and (picture is not None or kind != "text"):
         raise Refused(
@@ -514,95 +277,11 @@ def _part(part, images, ignored, unnamed, where):
         )
     if kind == "text":
         if picture is not None or not isinstance(text, (str, type(None))):
-            found = "a picture" if picture is not None else _kind(text)
+            found = "a picture" if picture is not None else kind_of(text)
             raise Refused("turn without text", f"{where} is of type 'text' and holds {found}")
         return text or ""
     if isinstance(picture, dict) and "url" in picture:  # OpenAI's
         ignored += [f"part.image_url.{key}" for key in _held(picture) if key != "url"]
         picture = picture["url"]
-    images += _pictures(picture, where)
+    images += read_pictures(picture, where)
     return f"{IMAGE_TAG}\n"
-
-
-def _pictures(value, where) -> list[str | bytes]:
-    """The pictures that a value names or holds: one, or a list of them."""
-    if isinstance(value, list):
-        return [_picture(x, f"{where} {n}") for n, x in enumerate(value, start=1) if not is_absent(x)]
-    return [] if value is None else [_picture(value, where)]
-
-
-def _picture(value, where):
-    """Name or bytes of a picture: of a name, a data URL, bytes, or the `{"bytes": …, "path": …}` of datasets."""
-    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
-        data = value.get("bytes")
-        if isinstance(data, str) and data:
-            raise Refused("images are not file names", f"{where} holds its bytes as text; write it into a file")
-        value = value.get("path") if is_absent(data) else data
-    if isinstance(value, str) and value[: len(DATA_URL)].lower() == DATA_URL:
-        return _data_url(value, where)
-    if isinstance(value, str) and ENCODED.fullmatch(value):
-        return _data_url(f"{DATA_URL};base64,{value}", where)
-    if not isinstance(value, (str, bytes)):
-        raise Refused("images are not file names", f"{where} is {_short(value)}; expected the name of a file")
-    return value
-
-
-def _data_url(url, where):
-    head, _, data = url.partition(",")
-    if not head.lower().endswith(";base64"):
-        raise Refused("images are not file names", f"{where} is a data URL that is not base64: {_short(url)}")
-    try:
-        return base64.b64decode("".join(data.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Refused("images are not file names", f"{where} is a data URL of broken base64: {error}") from error
-
-
-def _kind(value):
-    """What a JSON value is, in words."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", bytes: "bytes"}
-    return "null" if value is None else names.get(type(value), "a number")
-
-
-def _short(value):
-    return repr(value)[:80]
-
-
-def safe_path(folder, name, follow_links=False) -> str:
-    """The path of picture `name`, links resolved: inside of `folder`.
-
-    Args:
-      folder: that names are relative to.
-      name: relative, or absolute and inside of the folder.
-      follow_links: whether a link inside the folder may lead out of it.
-
-    Raises:
-      Refused: a URL, or a name or a link that leads out of the folder.
-    """
-    name = file_name(name)
-    if "://" in name:
-        raise Refused("picture name is a URL", f"{name[:200]}; download it and name the file")
-    if not name or "\0" in name:
-        raise Refused("images are not file names", repr(name)[:200])
-    root = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(root, name))
-    if _is_inside(path, root):
-        return path
-    if ".." in name.split("/"):
-        raise Refused("picture name leads out of the folder", f"{name} leads out of {folder} (..); see --images")
-    if os.path.isabs(name) and not any(_is_inside(name, top) for top in (root, os.path.abspath(folder))):
-        raise Refused("absolute picture name outside the folder", f"{name} is not in {folder}; see --images")
-    if not follow_links:
-        raise Refused("link that leads out of the folder", f"{name} is a link to {path}; --follow-links allows it")
-    return path
-
-
-def file_name(name) -> str:
-    """The name of a picture's file: that of a `file://` URL, or the name itself."""
-    if name[: len(FILE_URL)].lower() != FILE_URL:
-        return name
-    path = name[len(FILE_URL) :]
-    return urllib.parse.unquote(path.removeprefix("localhost") if path.startswith("localhost/") else path)
-
-
-def _is_inside(path, folder):
-    return os.path.commonpath([folder, path]) == folder

@@ -18,7 +18,7 @@ import re
 
 import numpy as np
 
-from lmm_jax.data.prepare.parse import file_name
+from lmm_jax.data.prepare.picture_names import file_name
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 UNUSABLE = len(SPLITS)  # stands for the split of a row that cannot be read

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lmm_jax.data.conversation import IMAGE
 from lmm_jax.data.prepare import check
-from lmm_jax.data.prepare.parse import Refused
+from lmm_jax.data.prepare.refused import Refused
 from lmm_jax.data.prepared import Prepared
 
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from lmm_jax import lock
 from lmm_jax.data.conversation import encode
 from lmm_jax.data.prepare import folder as prepare
-from lmm_jax.data.prepare import records
+from lmm_jax.data.prepare import records, summary, survey
 from lmm_jax.data.prepare.datasets import digits
 from lmm_jax.data.prepare.index import Index
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
@@ -177,7 +177,7 @@ def test_bad_rows_are_refused_by_file_line_id_and_reason(folder, tmp_path):
     reasons = [reason for _, reason in REFUSED]
     assert counts["refused"] == {reason: reasons.count(reason) for reason in reasons} and counts["rows"] == 2
     assert Prepared(tmp_path / "out", "train")[1]["id"] == b"row-1"
-    assert "1 empty answer" in prepare.report(tmp_path / "out", counts)
+    assert "1 empty answer" in summary.report(tmp_path / "out", counts)
 
 
 def test_kinds_of_questions_are_kept(folder, tmp_path):
@@ -240,7 +240,7 @@ def test_a_table_with_pictures_gives_what_a_file_of_names_gives(folder, tmp_path
     parquet.write_table(pyarrow.Table.from_pylist(table), folder / "rows.parquet")
     counts = prepare.prepare_rows(folder / "rows.parquet", None, tmp_path / "table", workers=2)
     assert counts["ignored"] == {"row.source": 30}
-    assert "ignored keys: row.source 30" in prepare.report(tmp_path / "table", counts)
+    assert "ignored keys: row.source 30" in summary.report(tmp_path / "table", counts)
     (a, found), (b, expected) = contents(tmp_path / "table"), contents(tmp_path / "names")
     assert found == expected
     assert json.loads(a["prepared.json"])["fingerprint"] == json.loads(b["prepared.json"])["fingerprint"]
@@ -333,8 +333,8 @@ KILLED = """
 import multiprocessing, os, signal, sys
 from lmm_jax.data.prepare import folder as prepare
 
-def read_items(f, original=prepare.read_items):
-    for n, item in enumerate(original(f)):
+def items_of(f, path, original=prepare.items_of):
+    for n, item in enumerate(original(f, path)):
         if n == 300 and multiprocessing.active_children():  # the first time, rows are only looked at
             print(*[child.pid for child in multiprocessing.active_children()], flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -342,7 +342,7 @@ def read_items(f, original=prepare.read_items):
 
 if __name__ == "__main__":
     data, out, tokenizer = sys.argv[1:]
-    prepare.read_items = read_items
+    prepare.items_of = items_of
     prepare.prepare_rows(data, None, out, tokenizer, workers=2)
 """
 
@@ -365,14 +365,14 @@ def test_after_a_kill_the_same_command_gives_the_same(folder, tmp_path, monkeypa
     assert len(workers) == 2 and not any(_runs(pid) for pid in workers)
     assert (out / "preparing.json").exists() and list((out / "records").rglob("*array_record*"))
 
-    def read_items(f, original=prepare.read_items):
-        for n, item in enumerate(original(f)):
+    def dying(f, path, original=prepare.items_of):
+        for n, item in enumerate(original(f, path)):
             if n == 300 and multiprocessing.active_children():
                 os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
             yield item
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "read_items", read_items)
+        patch.setattr(prepare, "items_of", dying)
         with pytest.raises(ChildProcessError, match="a worker process died"):
             prepare.prepare_rows(path, None, out, tokenizer, workers=2)
     assert not (out / "prepared.json").exists() and not multiprocessing.active_children()
@@ -417,7 +417,7 @@ def test_numbers_and_shares_of_rows_are_kept_from_training(pictures, tmp_path):
         assert list(counts["splits"]) == ["train", "validation", "test"]
         assert sum(split["rows"] for split in counts["splits"].values()) == counts["rows"] == 120
         assert counts["splits"]["validation"]["rows"] == 12 and 8 < counts["splits"]["test"]["rows"] < 45
-        report = prepare.report(out, counts)
+        report = summary.report(out, counts)
         assert "validation: 12 rows" in report and f"test: {counts['splits']['test']['rows']} rows" in report
         sides = {}
         for split in counts["splits"]:
@@ -500,10 +500,11 @@ def test_lists_of_rows_in_a_file_are_its_splits(pictures, tmp_path):
 def test_a_file_may_name_splits_itself(pictures, tmp_path, monkeypatch):
     path, named = write(pictures, text_rows(30)), ["train", "train", "test"]
 
-    def items(f, path, original=prepare._items):
+    def items(f, path, original=prepare.items_of):
         return ((named[n % 3], line, text) for n, (_, line, text) in enumerate(original(f, path)))
 
-    monkeypatch.setattr(prepare, "_items", items)
+    for module in (prepare, survey):  # rows are looked at first, and written then
+        monkeypatch.setattr(module, "items_of", items)
     counts = prepare.prepare_rows(path, None, tmp_path / "out", workers=0)
     assert {split: n["rows"] for split, n in counts["splits"].items()} == {"train": 20, "test": 10}
     assert Prepared(tmp_path / "out", "test")[1]["id"] == b"r5"
@@ -545,7 +546,7 @@ def test_rows_may_name_their_split_themselves(pictures, tmp_path):
 def test_keys_of_any_origin_can_be_printed(pictures, tmp_path):
     keys = ["", "a\nb", "\x1b[31m", "\u202e", "x" * 5000, "\ud800", "größe", "猫"]
     path = write(pictures, [item | dict.fromkeys(keys, 1) for item in text_rows(3)])
-    report = prepare.report(tmp_path / "out", prepare.prepare_rows(path, None, tmp_path / "out", workers=0))
+    report = summary.report(tmp_path / "out", prepare.prepare_rows(path, None, tmp_path / "out", workers=0))
     (line,) = [line for line in report.splitlines() if line.startswith("ignored keys")]
     assert line.isprintable() and "row.größe 3" in line and r"row.a\nb 3" in line and r"row.\ud800 3" in line
 
@@ -683,9 +684,7 @@ def test_a_refused_argument_leaves_every_byte_as_it_was(arguments, digits_folder
 
 def test_a_folder_that_cannot_be_written_is_told(arguments, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)  # whoever runs the tests may write all
-    with pytest.raises(
-        PermissionError, match="--out .*/out: nothing can be written to .*, it is read-only for this user"
-    ):
+    with pytest.raises(PermissionError, match="--out .*/out: .* cannot be written to"):
         prepare.prepare_rows(arguments / "rows.jsonl", None, arguments / "out", workers=0)
     assert not (arguments / "out").exists()
 
@@ -715,7 +714,7 @@ def test_a_disk_without_room_is_told_before(pictures, tmp_path, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
     with pytest.raises(
-        OSError, match=r"--out .*: rows and pictures take 0\.00 MB, and 0\.00 MB are free there; make"
+        OSError, match=r"--out .*: rows and pictures take 0\.00 MiB, and 0\.00 MiB are free there; make"
     ):
         prepare.prepare_rows(path, None, tmp_path / "out", workers=0)
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,8 @@ import pytest
 
 from lmm_jax.data.prepare import layouts
 from lmm_jax.data.prepare.layouts import open_rows, read_items
-from lmm_jax.data.prepare.parse import Refused, parse_row
+from lmm_jax.data.prepare.parse import parse_row
+from lmm_jax.data.prepare.refused import Refused
 
 VALUES = [
     {"id": "a", "text": 'quotes " and \\ and ] } , [ {', "nested": [{"x": [1, 2]}, []]},

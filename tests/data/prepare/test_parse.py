@@ -9,8 +9,11 @@ import pickle
 import pytest
 
 from lmm_jax.data.conversation import Turn
+from lmm_jax.data.prepare import keys
 from lmm_jax.data.prepare import parse as rows
-from lmm_jax.data.prepare.parse import Refused, parse_row, safe_path
+from lmm_jax.data.prepare.parse import parse_row
+from lmm_jax.data.prepare.picture_names import safe_path
+from lmm_jax.data.prepare.refused import Refused
 
 LLAVA = {
     "id": 7,
@@ -110,7 +113,7 @@ NOTHING = [None, float("nan"), "", [], [None], {}, {"bytes": None, "path": None}
 def test_what_holds_nothing_counts_as_absent_at_each_level(number, nothing):
     """As tables write rows: every key in each, whether it is used or not."""
     item = GOOD[number]
-    every = {level: rows.KNOWN[level] | rows.REFUSED_KEYS[level].keys() | {"source", "time"} for level in rows.KNOWN}
+    every = {level: keys.KNOWN[level] | keys.REFUSED_KEYS[level].keys() | {"source", "time"} for level in keys.KNOWN}
     for level in ("row", "turn", "part"):
         found = json.loads(json.dumps(item))
         (key,) = [key for key in rows.TURNS if key in found]
@@ -292,7 +295,7 @@ HELD = {"video": "a.mp4", "audio": {"bytes": b"x".decode(), "path": "a.wav"}, "t
 
 @pytest.mark.parametrize(
     ("key", "reason"),
-    [(key, reason) for level in rows.REFUSED_KEYS for key, (reason, _) in rows.REFUSED_KEYS[level].items()],
+    [(key, reason) for level in keys.REFUSED_KEYS for key, (reason, _) in keys.REFUSED_KEYS[level].items()],
 )
 def test_a_key_that_changes_the_meaning_refuses_the_row_by_its_name(key, reason):
     held = HELD.get(key, ["x"])
@@ -302,7 +305,7 @@ def test_a_key_that_changes_the_meaning_refuses_the_row_by_its_name(key, reason)
         "part": {"id": 7, "messages": turns([{"type": "text", "text": "hi", key: held}])},
     }
     for level, item in tried.items():
-        if key in rows.REFUSED_KEYS[level]:
+        if key in keys.REFUSED_KEYS[level]:
             with pytest.raises(Refused, match=f"^{reason}: .* has the key '{key}'; .") as refused:
                 parse(item)
             assert refused.value.id == "7"
