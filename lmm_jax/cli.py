@@ -1,24 +1,18 @@
 """The `lmm` command. Heavy imports happen inside the verbs, so that `lmm --help` is instant."""
 
 import argparse
-import contextlib
 import itertools
 import json
 import logging
 import os
 import re
-import signal
 import sys
-import threading
-import time
 import traceback
 
-from lmm_jax import errors
+from lmm_jax import errors, interrupts, verbs
 
 PREEMPTED = 75  # exit code: everything is saved, the same command continues
-STOPPED = 130  # exit code: ended by Ctrl-C
 SCHEMES = ("gs", "s3")  # of buckets, as etils.epath opens them
-GRACE = 1.0  # seconds after a second Ctrl-C in which a command may end in its own way
 
 EPILOG = """\
 a first run, from a clone:
@@ -56,11 +50,11 @@ def main(argv=None) -> int:
     for library in ("gcsfs", "absl"):  # they log tracebacks of what we tell in a sentence; absl is Orbax's, too
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
-        with _second_interrupt_quits():
+        with interrupts.second_interrupt_quits():
             result = args.run(args)
     except KeyboardInterrupt as error:
-        _leave(STOPPED, error)
-        _quit()
+        _leave(interrupts.STOPPED, error)
+        interrupts.quit()
     except BrokenPipeError:  # of a command that takes our output, such as head, and has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -98,49 +92,6 @@ def _print_unraisable(fault):
         sys.__unraisablehook__(fault)
 
 
-@contextlib.contextmanager
-def _second_interrupt_quits():
-    """While it lasts, a second Ctrl-C ends the process, whatever the main thread is waiting in.
-
-    Python tells the main thread alone, and only when it is back from a library: XLA compiles for minutes, a save goes
-    on. So a thread of its own reads the number of each signal as it comes in.
-    """
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    try:
-        before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    except ValueError:  # this is not the main thread, which alone handles signals
-        os.close(read)
-        os.close(write)
-        yield
-        return
-    ended = threading.Event()
-
-    def watch():
-        count = 0
-        with open(read, "rb", buffering=0) as numbers:
-            while number := numbers.read(1):
-                count += number[0] == signal.SIGINT
-                if count > 1 and not ended.wait(GRACE):
-                    _quit()
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-        signal.set_wakeup_fd(before)
-        os.close(write)
-
-
-def _quit():
-    """Ends the process at once: threads that still compile would end the interpreter by a fault on its way out."""
-    from lmm_jax.pods.wire import end
-
-    print("lmm: stopped by Ctrl-C", file=sys.stderr)
-    end(STOPPED)
-
-
 def _tasks():
     """What each task of `lmm evaluate` reads; the other verbs do without what the tasks import."""
     from lmm_jax.evaluation.tasks import TASKS
@@ -165,16 +116,16 @@ def _parser(datasets, tasks):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    subparsers = parser.add_subparsers(metavar="VERB", required=True)
 
     def verb(run, help):
-        name = run.__name__.lstrip("_")
-        sub = verbs.add_parser(name, help=help, description=run.__doc__, allow_abbrev=False)
+        name = run.__name__
+        sub = subparsers.add_parser(name, help=help, description=run.__doc__, allow_abbrev=False)
         sub.add_argument("--json", action="store_true", help="print one JSON object last")
         sub.set_defaults(run=run)
         return sub
 
-    sub = verb(_prepare, "check pictures and conversations once and write the folder that training reads")
+    sub = verb(verbs.prepare, "check pictures and conversations once and write the folder that training reads")
     which = sub.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--data", metavar="FILE", help="conversations, JSON, JSONL or Parquet: LLaVA's or role/content rows"
@@ -205,12 +156,12 @@ def _parser(datasets, tasks):
     told = "training rows (default: as many as the data set says)"
     of_dataset.add_argument("--rows", type=int, metavar="N", help=told)
 
-    sub = verb(_train, "train a model, or continue a run")
+    sub = verb(verbs.train, "train a model, or continue a run")
     _config_argument(sub, required=True)
     sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
     sub.add_argument("--profile", type=_whole, default=0, metavar="N", help="trace N steps to WORKDIR/profile")
 
-    sub = verb(_evaluate, "score a model at each number of visual tokens")
+    sub = verb(verbs.evaluate, "score a model at each number of visual tokens")
     _model_argument(sub)
     told = "; ".join(
         ["tasks (default: that of the data trained on)", *(f"{name} reads {files}" for name, files in tasks.items())]
@@ -229,7 +180,7 @@ def _parser(datasets, tasks):
     told = "folder of the results as JSON and as plots (default: that of the model)"
     sub.add_argument("--out", metavar="DIR", help=told)
 
-    sub = verb(_generate, "answer a question about pictures")
+    sub = verb(verbs.generate, "answer a question about pictures")
     _model_argument(sub)
     sub.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures")
     sub.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
@@ -239,7 +190,7 @@ def _parser(datasets, tasks):
     told = "most tokens of an answer (default: 64, or what the length that was trained leaves)"
     sub.add_argument("--max-new-tokens", type=_count, metavar="N", help=told)
 
-    sub = verb(_export, "write a trained model as a folder that transformers or LLaVA's own code loads")
+    sub = verb(verbs.export, "write a trained model as a folder that transformers or LLaVA's own code loads")
     sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
     sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     sub.add_argument(
@@ -251,7 +202,7 @@ def _parser(datasets, tasks):
         help="run the folder in transformers beside our model and compare: extra 'hf'",
     )
 
-    sub = verb(_compile, "ask the TPU compiler, without a TPU: does a step fit a slice, and what does it cost?")
+    sub = verb(verbs.compile, "ask the TPU compiler, without a TPU: does a step fit a slice, and what does it cost?")
     _config_argument(sub, required=True)
     sub.add_argument(
         "--topology",
@@ -265,7 +216,7 @@ def _parser(datasets, tasks):
     )
     sub.add_argument("--fit", action="store_true", help="find the largest batch that fits and its remat policy")
 
-    sub = verb(_show, "look at parameters, their sharding, a batch as the model sees it, or all fields of a config")
+    sub = verb(verbs.show, "look at parameters, their sharding, a batch as the model sees it, or a config's fields")
     sub.add_argument("what", choices=["params", "sharding", "batch", "config"])
     _config_argument(sub)
     sub.add_argument("--workdir", metavar="DIR", help="folder of a run, instead of --config")
@@ -278,7 +229,7 @@ def _parser(datasets, tasks):
     sub.add_argument("--packs", type=_count, default=8, metavar="N", help="packs on the page of `batch` (default: 8)")
     sub.add_argument("--out", metavar="FILE", help="HTML page that `batch` writes (default: batch.html)")
 
-    sub = verb(_bench, "measure how fast a part runs here, beside a ceiling or a PyTorch peer")
+    sub = verb(verbs.bench, "measure how fast a part runs here, beside a ceiling or a PyTorch peer")
     sub.add_argument("what", choices=["train", "decode", "attention", "data"])
     model = sub.add_argument_group("train, decode, attention: one device, beside ceilings measured in the same run")
     model.add_argument("--shape", metavar="NAME|FILE", help="base, small, llava_1b, llava15_7b, or a JSON file")
@@ -329,218 +280,6 @@ def _config_argument(sub, required=False):
     )
 
 
-def _prepare(args):
-    """Opens every picture, tokenises every conversation, and writes the folder that training reads.
-
-    What cannot be used is left out and listed with its reason. The same command starts an interrupted run again and
-    leaves a finished folder as it is.
-    """
-    from lmm_jax.config import ConfigError
-    from lmm_jax.data.prepare import folder as prepare
-
-    options = {
-        "--data": (
-            *("images", "follow_links", "tokenizer", "template", "workers", "max_refused"),
-            *("validation", "test", "validation_data", "test_data"),
-        ),
-        "--dataset": ("rows", "source"),
-    }
-    mine, other = ("--data", "--dataset") if args.data else ("--dataset", "--data")
-    for name in options[other]:
-        if getattr(args, name) is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} goes with {other}, not with {mine}")
-    given = {name: getattr(args, name) for name in options[mine] if getattr(args, name) is not None}
-    if args.data:
-        result = prepare.prepare_rows(args.data, given.pop("images", None), args.out, **given)
-    else:
-        result = prepare.prepare_dataset(args.dataset, args.out, **given)
-    print(prepare.report(args.out, result))
-    return result
-
-
-def _train(args):
-    """Trains a model. The same command continues from the newest sound checkpoint, on any number of devices."""
-    from lmm_jax.config import load_config
-    from lmm_jax.pods import hosts
-
-    config = load_config(args.config, *args.overrides)
-    hosts.start()  # before all that takes a while to import
-    import jax
-
-    from lmm_jax.tools import plots
-    from lmm_jax.training.loop import train
-
-    result = train(config, args.workdir, profile=args.profile)
-    if jax.process_index() == 0:
-        _draw(lambda: plots.draw_loss(args.workdir))
-    return result
-
-
-def _evaluate(args):
-    """Asks every question of the tasks at each number of visual tokens, and draws accuracy against tokens."""
-    from lmm_jax.pods import hosts
-
-    hosts.refuse("lmm evaluate")
-    from lmm_jax import evaluation
-    from lmm_jax.generation.model import load
-    from lmm_jax.tools import plots
-
-    folder, data = args.workdir or args.model, _folders(args.data)
-    scales = None if args.scales == "all" else [_integer("--scales", s) for s in args.scales.split(",")]
-    model, out = load(folder, allow_pickle=args.allow_pickle), args.out or folder
-    tasks = args.tasks.split(",") if args.tasks else evaluation.find_tasks(model, data)
-    results = evaluation.evaluate(model, tasks, scales, data, args.limit, args.split)
-    print(evaluation.table(results))
-    try:
-        evaluation.save_results(results, os.path.join(out, "evaluation.json"))
-    except OSError as error:  # what took hours to find out has been said by now
-        if args.json:
-            print(json.dumps(results))
-        raise OSError(f"the results above are not saved: {error}; name a folder for them by --out DIR") from error
-    _draw(lambda: plots.draw_accuracy(results, out))
-    shown = {"split": args.split, "scales": scales, "limit": args.limit}
-    _draw(lambda: plots.draw_answers(model, data, out, tasks[0], **shown))
-    return results
-
-
-def _folders(text):
-    """What `--data` of `lmm evaluate` says: a folder, or a dict {task: folder} of `task=DIR,task2=DIR`."""
-    items = (text or "").split(",")
-    if all(re.fullmatch(r"\w+=.+", item) for item in items):  # a path with a = in it has a / before, if need be ./
-        return dict(item.split("=", 1) for item in items)
-    return text
-
-
-def _generate(args):
-    """Answers one question about pictures, greedily.
-
-    --scale is any number of visual tokens that tiles the encoder's grid, whether it was trained or not.
-    """
-    from lmm_jax.pods import hosts
-
-    hosts.refuse("lmm generate")
-    from lmm_jax.generation.model import load
-    from lmm_jax.generation.prompts import read_pictures, read_sizes
-
-    read_sizes("--image", read_pictures("--image", args.image))  # before minutes are spent on loading
-    model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
-    begin = time.monotonic()
-    text = model.generate(args.image, args.prompt, args.scale, args.max_new_tokens)
-    seconds = time.monotonic() - begin
-    print(text)
-    return {"text": text, "visual_tokens": model.visual_tokens(args.image, args.scale), "seconds": seconds}
-
-
-def _export(args):
-    """Writes the newest sound checkpoint of a run as a folder that others load; interrupted, it leaves no folder."""
-    from lmm_jax.pods import hosts
-
-    hosts.refuse("lmm export")
-    from lmm_jax.release.export import export
-
-    result = export(args.workdir, args.out, args.layout, args.verify)
-    print(f"{args.out}: {', '.join(result['files'])}")
-    return result
-
-
-def _compile(args):
-    """Compiles the real step for a TPU slice on this machine, without a TPU.
-
-    Says whether it fits, what it moves between chips, and the least time that it takes. Needs the extra 'compile'.
-    """
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, JAX would look for a TPU first
-    from lmm_jax.aot import compile as tool
-    from lmm_jax.aot.fit import fit_config
-    from lmm_jax.aot.report import report
-    from lmm_jax.config import ConfigError, load_config
-
-    config = load_config(args.config, *args.overrides)
-    if args.step == "train" and args.prompts:
-        raise ConfigError("--prompts goes with --step prefill and decode; a training step has train.batch_size")
-    if not args.fit:
-        result = tool.compile(config, args.topology, args.step, args.prompts)
-        print(report(result))
-        return result
-    if args.step != "train":
-        raise ConfigError("--fit goes with --step train")
-    result = fit_config(config, args.topology)
-    print(report(result))
-    if result["packs"]:
-        print(
-            f"largest batch: {result['packs']} packs a device: --config.train.batch_size={result['batch_size']} "
-            f"--config.model.decoder.remat={result['remat']}"
-        )
-    return result
-
-
-def _show(args):
-    """Prints parameters with their learning rates, or how they lie on the devices of the mesh.
-
-    `batch` writes an HTML page of packs as the model sees them. `config` prints every field with its value, what it
-    may be and what it means; without --config and --workdir, those that config files start from.
-    """
-    from lmm_jax.config import ConfigError, base, load_config, read_config
-    from lmm_jax.tools import batch_page, show
-
-    if args.what == "config" and not (args.config or args.workdir or args.model):
-        text = show.config_table(base())
-        print(text)
-        return {"table": text}
-    if bool(args.config) + bool(args.workdir) + bool(args.model) != 1:
-        raise ConfigError("lmm show needs one of --config, --workdir and --model")
-    if args.model:
-        if args.what != "params":
-            raise ConfigError(f"lmm show {args.what} needs --config or --workdir; --model goes with params")
-        text = show.tensor_table(args.model, args.allow_pickle)
-        print(text)
-        return {"table": text}
-    if args.config:
-        config = load_config(args.config, *args.overrides)
-    else:
-        config = read_config(os.path.join(args.workdir, "config.json"))
-    if args.what == "batch":
-        path = batch_page.write_page(config, args.packs, args.out or "batch.html")
-        print(path)
-        return {"path": path}
-    tables = {"params": show.param_table, "sharding": show.sharding_table, "config": show.config_table}
-    text = tables[args.what](config)
-    print(text)
-    return {"table": text}
-
-
-def _bench(args):
-    """Measures one part and prints a table: each value beside a ceiling, or a PyTorch peer, of the same run."""
-    import dataclasses
-
-    from lmm_jax.bench.measure import table
-    from lmm_jax.bench.run import run
-
-    needed, other = ("config", "shape") if args.what == "data" else ("shape", "config")
-    if not getattr(args, needed):
-        raise ValueError(f"lmm bench {args.what} needs --{needed}")
-    if getattr(args, other):
-        raise ValueError(f"lmm bench {args.what} takes --{needed}, not --{other}")
-    if args.growth and (args.what != "train" or args.peer):
-        raise ValueError("--growth goes with lmm bench train alone, and without --peer")
-    rows = run(args)
-    print(table(rows))
-    if args.growth:
-        from lmm_jax.tools.plots import draw_growth
-
-        _draw(lambda: draw_growth(args.growth))
-    return {"rows": [dataclasses.asdict(row) for row in rows]}
-
-
-def _draw(draw):
-    """Draws, or says why not: what is drawn was printed or saved before."""
-    try:
-        print(draw())
-    except ImportError as error:
-        print(f"not drawn: {error}; pip install 'lmm_jax[plots]'")
-    except OSError as error:
-        print(f"not drawn: {error}")
-
-
 def _count(text):
     """The type of an argument that counts something, for argparse: a whole number of 1 or more."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
@@ -564,14 +303,6 @@ def _seconds(text):
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"a number of seconds above 0 is valid, not '{text}'")
     return seconds
-
-
-def _integer(flag, text):
-    from lmm_jax.config import ConfigError
-
-    if not text.isdigit():
-        raise ConfigError(f"{flag}: expected whole numbers separated by commas, or all; got '{text}'")
-    return int(text)
 
 
 def _take_overrides(rest):

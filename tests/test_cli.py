@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from lmm_jax import cli, evaluation
+from lmm_jax import cli, evaluation, interrupts, verbs
 from lmm_jax.data.prepared import Prepared
 from lmm_jax.generation import model
 from lmm_jax.tools import plots
@@ -233,9 +233,9 @@ def test_results_are_printed_although_they_cannot_be_saved(capsys, monkeypatch, 
 
 
 def test_data_of_evaluate_is_a_folder_or_one_for_each_task():
-    assert cli._folders(None) is None and cli._folders("runs/digits_data") == "runs/digits_data"
-    assert cli._folders("digits=a/b,pages=gs://c/d=e") == {"digits": "a/b", "pages": "gs://c/d=e"}
-    assert cli._folders("./seed=1") == "./seed=1" and cli._folders("runs/seed=1,x") == "runs/seed=1,x"
+    assert verbs._folders(None) is None and verbs._folders("runs/digits_data") == "runs/digits_data"
+    assert verbs._folders("digits=a/b,pages=gs://c/d=e") == {"digits": "a/b", "pages": "gs://c/d=e"}
+    assert verbs._folders("./seed=1") == "./seed=1" and verbs._folders("runs/seed=1,x") == "runs/seed=1,x"
 
 
 def test_help_of_evaluate_says_what_each_task_reads(capsys):
@@ -262,9 +262,9 @@ HELD = {
 @pytest.mark.parametrize("by", HELD)
 def test_a_second_ctrl_c_quits_whatever_holds_the_command(by):
     code = (
-        "import hashlib, signal, sys, time\nfrom lmm_jax import cli\n"
-        f"def _show(args):\n    print('held', flush=True); {HELD[by]}\n"
-        "cli._show = _show\nsys.exit(cli.main(['show', 'config']))"
+        "import hashlib, signal, sys, time\nfrom lmm_jax import cli, verbs\n"
+        f"def show(args):\n    print('held', flush=True); {HELD[by]}\n"
+        "verbs.show = show\nsys.exit(cli.main(['show', 'config']))"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A process cannot handle what it was started to ignore, as these tests are where they run in the background.
@@ -277,14 +277,14 @@ def test_a_second_ctrl_c_quits_whatever_holds_the_command(by):
         os.killpg(process.pid, signal.SIGINT)
     begin = time.monotonic()
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and time.monotonic() - begin < cli.GRACE + 3
+    assert process.returncode == 130 and time.monotonic() - begin < interrupts.GRACE + 3
     assert err.endswith("lmm: stopped by Ctrl-C\n") and "Traceback" not in err
 
 
 def test_the_first_ctrl_c_ends_a_command_that_saves_nothing(capfd, monkeypatch):
     ended = []
-    monkeypatch.setattr(cli, "_show", lambda args: signal.raise_signal(signal.SIGINT))
-    monkeypatch.setattr(cli._show, "__name__", "_show", raising=False)
+    monkeypatch.setattr(verbs, "show", lambda args: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(verbs.show, "__name__", "show")
     monkeypatch.setattr("lmm_jax.pods.wire.end", lambda code: ended.append(code))
     before, handler = signal.set_wakeup_fd(-1), signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main(["show", "config"])

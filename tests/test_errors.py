@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from lmm_jax import cli, errors
+from lmm_jax import cli, errors, verbs
 from lmm_jax.config import ConfigError, load_config
 from lmm_jax.data.tokenizer import load_tokenizer
 from lmm_jax.data.views import select_tiling
@@ -86,16 +86,16 @@ def test_our_sentences_are_told_from_faults_in_the_same_files(tmp_path):
 
 
 def test_a_fault_of_ours_asks_for_a_report(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_show", lambda args: {}["missing"])
-    monkeypatch.setattr(cli._show, "__name__", "_show", raising=False)
+    monkeypatch.setattr(verbs, "show", lambda args: {}["missing"])
+    monkeypatch.setattr(verbs.show, "__name__", "show")
     assert cli.main(["show", "params"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and "KeyError" in err and err.rstrip().endswith(errors.REPORT)
 
 
 def test_an_error_of_a_file_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "_show", lambda args: tmp_path.read_text())
-    monkeypatch.setattr(cli._show, "__name__", "_show", raising=False)
+    monkeypatch.setattr(verbs, "show", lambda args: tmp_path.read_text())
+    monkeypatch.setattr(verbs.show, "__name__", "show")
     assert cli.main(["show", "params"]) == 2
     assert capsys.readouterr().err == f"lmm: error: {tmp_path} is a folder, where a file is expected\n"
 

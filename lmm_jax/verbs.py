@@ -1,0 +1,229 @@
+"""What each verb of `lmm` does: a function of its arguments that prints, and returns what `--json` prints.
+
+A verb's help text is the docstring of its function. Heavy imports happen inside, so that `lmm --help` is instant.
+"""
+
+import json
+import os
+import re
+import time
+
+
+def prepare(args):
+    """Opens every picture, tokenises every conversation, and writes the folder that training reads.
+
+    What cannot be used is left out and listed with its reason. The same command starts an interrupted run again and
+    leaves a finished folder as it is.
+    """
+    from lmm_jax.config import ConfigError
+    from lmm_jax.data.prepare import folder, summary
+
+    options = {
+        "--data": (
+            *("images", "follow_links", "tokenizer", "template", "workers", "max_refused"),
+            *("validation", "test", "validation_data", "test_data"),
+        ),
+        "--dataset": ("rows", "source"),
+    }
+    mine, other = ("--data", "--dataset") if args.data else ("--dataset", "--data")
+    for name in options[other]:
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} goes with {other}, not with {mine}")
+    given = {name: getattr(args, name) for name in options[mine] if getattr(args, name) is not None}
+    if args.data:
+        result = folder.prepare_rows(args.data, given.pop("images", None), args.out, **given)
+    else:
+        result = folder.prepare_dataset(args.dataset, args.out, **given)
+    print(summary.report(args.out, result))
+    return result
+
+
+def train(args):
+    """Trains a model. The same command continues from the newest sound checkpoint, on any number of devices."""
+    from lmm_jax.config import load_config
+    from lmm_jax.pods import hosts
+
+    config = load_config(args.config, *args.overrides)
+    hosts.start()  # before all that takes a while to import
+    import jax
+
+    from lmm_jax.tools import plots
+    from lmm_jax.training.loop import train
+
+    result = train(config, args.workdir, profile=args.profile)
+    if jax.process_index() == 0:
+        _draw(lambda: plots.draw_loss(args.workdir))
+    return result
+
+
+def evaluate(args):
+    """Asks every question of the tasks at each number of visual tokens, and draws accuracy against tokens."""
+    from lmm_jax.pods import hosts
+
+    hosts.refuse("lmm evaluate")
+    from lmm_jax import evaluation
+    from lmm_jax.generation.model import load
+    from lmm_jax.tools import plots
+
+    folder, data = args.workdir or args.model, _folders(args.data)
+    scales = None if args.scales == "all" else [_integer("--scales", s) for s in args.scales.split(",")]
+    model, out = load(folder, allow_pickle=args.allow_pickle), args.out or folder
+    tasks = args.tasks.split(",") if args.tasks else evaluation.find_tasks(model, data)
+    results = evaluation.evaluate(model, tasks, scales, data, args.limit, args.split)
+    print(evaluation.table(results))
+    try:
+        evaluation.save_results(results, os.path.join(out, "evaluation.json"))
+    except OSError as error:  # what took hours to find out has been said by now
+        if args.json:
+            print(json.dumps(results))
+        raise OSError(f"the results above are not saved: {error}; name a folder for them by --out DIR") from error
+    _draw(lambda: plots.draw_accuracy(results, out))
+    shown = {"split": args.split, "scales": scales, "limit": args.limit}
+    _draw(lambda: plots.draw_answers(model, data, out, tasks[0], **shown))
+    return results
+
+
+def _folders(text):
+    """What `--data` of `lmm evaluate` says: a folder, or a dict {task: folder} of `task=DIR,task2=DIR`."""
+    items = (text or "").split(",")
+    if all(re.fullmatch(r"\w+=.+", item) for item in items):  # a path with a = in it has a / before, if need be ./
+        return dict(item.split("=", 1) for item in items)
+    return text
+
+
+def generate(args):
+    """Answers one question about pictures, greedily.
+
+    --scale is any number of visual tokens that tiles the encoder's grid, whether it was trained or not.
+    """
+    from lmm_jax.pods import hosts
+
+    hosts.refuse("lmm generate")
+    from lmm_jax.generation.model import load
+    from lmm_jax.generation.prompts import read_pictures, read_sizes
+
+    read_sizes("--image", read_pictures("--image", args.image))  # before minutes are spent on loading
+    model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
+    begin = time.monotonic()
+    text = model.generate(args.image, args.prompt, args.scale, args.max_new_tokens)
+    seconds = time.monotonic() - begin
+    print(text)
+    return {"text": text, "visual_tokens": model.visual_tokens(args.image, args.scale), "seconds": seconds}
+
+
+def export(args):
+    """Writes the newest sound checkpoint of a run as a folder that others load; interrupted, it leaves no folder."""
+    from lmm_jax.pods import hosts
+
+    hosts.refuse("lmm export")
+    from lmm_jax.release.export import export
+
+    result = export(args.workdir, args.out, args.layout, args.verify)
+    print(f"{args.out}: {', '.join(result['files'])}")
+    return result
+
+
+def compile(args):
+    """Compiles the real step for a TPU slice on this machine, without a TPU.
+
+    Says whether it fits, what it moves between chips, and the least time that it takes. Needs the extra 'compile'.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, JAX would look for a TPU first
+    from lmm_jax.aot import compile as tool
+    from lmm_jax.aot.fit import fit_config
+    from lmm_jax.aot.report import report
+    from lmm_jax.config import ConfigError, load_config
+
+    config = load_config(args.config, *args.overrides)
+    if args.step == "train" and args.prompts:
+        raise ConfigError("--prompts goes with --step prefill and decode; a training step has train.batch_size")
+    if not args.fit:
+        result = tool.compile(config, args.topology, args.step, args.prompts)
+        print(report(result))
+        return result
+    if args.step != "train":
+        raise ConfigError("--fit goes with --step train")
+    result = fit_config(config, args.topology)
+    print(report(result))
+    if result["packs"]:
+        print(
+            f"largest batch: {result['packs']} packs a device: --config.train.batch_size={result['batch_size']} "
+            f"--config.model.decoder.remat={result['remat']}"
+        )
+    return result
+
+
+def show(args):
+    """Prints parameters with their learning rates, or how they lie on the devices of the mesh.
+
+    `batch` writes an HTML page of packs as the model sees them. `config` prints every field with its value, what it
+    may be and what it means; without --config and --workdir, those that config files start from.
+    """
+    from lmm_jax.config import ConfigError, base, load_config, read_config
+    from lmm_jax.tools import batch_page, show
+
+    if args.what == "config" and not (args.config or args.workdir or args.model):
+        text = show.config_table(base())
+        print(text)
+        return {"table": text}
+    if bool(args.config) + bool(args.workdir) + bool(args.model) != 1:
+        raise ConfigError("lmm show needs one of --config, --workdir and --model")
+    if args.model:
+        if args.what != "params":
+            raise ConfigError(f"lmm show {args.what} needs --config or --workdir; --model goes with params")
+        text = show.tensor_table(args.model, args.allow_pickle)
+        print(text)
+        return {"table": text}
+    if args.config:
+        config = load_config(args.config, *args.overrides)
+    else:
+        config = read_config(os.path.join(args.workdir, "config.json"))
+    if args.what == "batch":
+        path = batch_page.write_page(config, args.packs, args.out or "batch.html")
+        print(path)
+        return {"path": path}
+    tables = {"params": show.param_table, "sharding": show.sharding_table, "config": show.config_table}
+    text = tables[args.what](config)
+    print(text)
+    return {"table": text}
+
+
+def bench(args):
+    """Measures one part and prints a table: each value beside a ceiling, or a PyTorch peer, of the same run."""
+    import dataclasses
+
+    from lmm_jax.bench.measure import table
+    from lmm_jax.bench.run import run
+
+    needed, other = ("config", "shape") if args.what == "data" else ("shape", "config")
+    if not getattr(args, needed):
+        raise ValueError(f"lmm bench {args.what} needs --{needed}")
+    if getattr(args, other):
+        raise ValueError(f"lmm bench {args.what} takes --{needed}, not --{other}")
+    if args.growth and (args.what != "train" or args.peer):
+        raise ValueError("--growth goes with lmm bench train alone, and without --peer")
+    rows = run(args)
+    print(table(rows))
+    if args.growth:
+        from lmm_jax.tools.plots import draw_growth
+
+        _draw(lambda: draw_growth(args.growth))
+    return {"rows": [dataclasses.asdict(row) for row in rows]}
+
+
+def _draw(draw):
+    """Draws, or says why not: what is drawn was printed or saved before."""
+    try:
+        print(draw())
+    except ImportError as error:
+        print(f"not drawn: {error}; pip install 'lmm_jax[plots]'")
+    except OSError as error:
+        print(f"not drawn: {error}")
+
+
+def _integer(flag, text):
+    from lmm_jax.config import ConfigError
+
+    if not text.isdigit():
+        raise ConfigError(f"{flag}: expected whole numbers separated by commas, or all; got '{text}'")
+    return int(text)
