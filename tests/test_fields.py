@@ -17,22 +17,19 @@ TRIED = (0, -1, NAN, INFINITY, -INFINITY, BILLION, 10**30, "fulll", "", True, No
 
 # Extremes that a field takes, and has a meaning for; whatever else is tried is refused.
 FREE = {"init.from", "init.vision", "init.language", "init.projector", "data.path", "data.train", "data.validation"}
+SHARES = {
+    "data.max_left_out",
+    "data.max_bad_share",
+    "optimizer.learning_rate",
+    "optimizer.warmup",
+    "optimizer.final",
+    "optimizer.b1",
+    "optimizer.b2",
+    "optimizer.weight_decay",
+    "optimizer.clip",
+}
 TAKEN = {
-    0: {
-        "seed",
-        "model.decoder.head_dim",
-        "data.max_left_out",
-        "data.max_bad_share",
-        "data.workers",
-        "train.eval_every",
-        "optimizer.learning_rate",
-        "optimizer.warmup",
-        "optimizer.final",
-        "optimizer.b1",
-        "optimizer.b2",
-        "optimizer.weight_decay",
-        "optimizer.clip",
-    },
+    0: {*SHARES, "seed", "model.decoder.head_dim", "data.workers", "train.eval_every"},
     -1: {"mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "model.vision.level"},
     BILLION: {
         "seed",
@@ -48,17 +45,7 @@ TAKEN = {
         "train.max_skipped",
         "optimizer.clip",
     },
-    0.5: {
-        "data.max_left_out",
-        "data.max_bad_share",
-        "optimizer.learning_rate",
-        "optimizer.warmup",
-        "optimizer.final",
-        "optimizer.b1",
-        "optimizer.b2",
-        "optimizer.weight_decay",
-        "optimizer.clip",
-    },
+    0.5: SHARES,
     "fulll": FREE,
     "": {"data.stacks", "model.families.vision"},
     (): {

@@ -14,7 +14,7 @@ import pytest
 import lmm_jax as lmm
 from lmm_jax import config as c
 from lmm_jax.data.prepared import Prepared
-from lmm_jax.training import loop
+from lmm_jax.training import loop, optimizer
 from lmm_jax.training.bad_records import BadData
 from lmm_jax.training.metrics import read_metrics
 from lmm_jax.training.plan import check_stream
@@ -82,6 +82,12 @@ def test_metrics_and_config_are_in_the_workdir(uninterrupted, digits_folder):
         -1
     ].keys()
     assert result["step"] == 24 and result["tokens_per_second"] > 0
+    config = c.read_config(workdir / "config.json")
+    share = optimizer.schedule(config.optimizer, 24)
+    for row in rows:  # the rate of the step's own update, and how often all 64 records were read by then
+        assert row["learning_rate"] == pytest.approx(3e-3 * float(share(row["step"] - 1)), rel=1e-6)
+        assert 0 < row["positions_used"] <= 1
+    assert [rows[0]["epoch"], rows[7]["epoch"], rows[15]["epoch"]] == [1 / 8, 1, 2]  # 8 packs a step, a record each
     assert c.read_config(workdir / "config.json").train.steps == 24
     assert (workdir / "tokenizer.model").read_bytes() == (digits_folder / "tokenizer.model").read_bytes()
     assert (workdir / "loss.png").read_bytes()[1:4] == b"PNG"
