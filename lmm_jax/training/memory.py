@@ -1,6 +1,5 @@
 """What a run or a model takes in memory and on disk, and what is there: asked before anything is allocated."""
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -8,7 +7,7 @@ import pathlib
 
 import jax
 
-from lmm_jax import storage
+from lmm_jax import free_memory, storage
 from lmm_jax.config import ConfigError
 from lmm_jax.training import optimizer
 from lmm_jax.training.state import abstract_params, abstract_state
@@ -106,7 +105,7 @@ def check_batches(program, packs, state):
     ahead = 2 + 2 * data.threads * max(data.workers, 1)  # what the readers hold, one on its way, one in use
     size = packs.layout.bytes * -(-packs.per_step // hosts)
     readers = data.workers * READER
-    free = _free_of_host()
+    free = free_memory.of_host()
     left = None if free is None else free - (0 if state.device else state.needed)
     if left is not None and readers > left:
         raise ConfigError(
@@ -153,51 +152,7 @@ def _memory(program, stays, comes):
         parameters=sum(x.size for x in jax.tree.leaves(program.boxed)),
         state=sum(math.prod(x.shape) * x.dtype.itemsize for x in stays),
         needed=held * len(devices) if on_host else held,
-        there=_free_of_host() if on_host else _free_of_device(first),
+        there=free_memory.of_host() if on_host else free_memory.of_device(first),
         device=not on_host,
         kind=first.device_kind,
     )
-
-
-def _free_of_device(device):
-    """Bytes that are left of what the platform gives a program; None where it does not say."""
-    stats = device.memory_stats() or {}
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
-
-
-def _free_of_host():
-    """Bytes of memory that this process may still take: what the machine has, and what its container is allowed."""
-    free = [_free_of_machine(), _free_of_container()]
-    known = [x for x in free if x is not None]
-    return min(known) if known else None
-
-
-def _free_of_machine():
-    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo") as f:
-        lines = dict(line.split(":") for line in f)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # where there is no /proc, what is built in
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-# Files in which Linux says what a container may take, what it takes, and what of that it would give back: of control
-# groups of version 2, and of version 1.
-CONTAINERS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-    ),
-)
-
-
-def _free_of_container():
-    for limit, used, stat in CONTAINERS:
-        with contextlib.suppress(OSError, ValueError):  # also of a limit that is "max"
-            with open(stat) as f:
-                cached = int(dict(line.split() for line in f)["inactive_file"])
-            with open(limit) as of_limit, open(used) as of_used:
-                return int(of_limit.read()) - int(of_used.read()) + cached
-    return None

@@ -6,7 +6,7 @@ import math
 import jax
 import pytest
 
-from lmm_jax import sharding
+from lmm_jax import free_memory, sharding
 from lmm_jax.config import ConfigError
 from lmm_jax.training import memory
 from lmm_jax.training.state import abstract_state, init_state, make_program
@@ -47,19 +47,19 @@ def test_more_devices_hold_less_each(tiny, monkeypatch):
 def test_what_cannot_fit_is_refused_with_the_fields_that_change_it(tiny, monkeypatch):
     program = make_program(tiny())
     needed = memory.of_training(program).needed
-    monkeypatch.setattr(memory, "_free_of_host", lambda: needed)
+    monkeypatch.setattr(free_memory, "of_host", lambda: needed)
     assert memory.check_training(program).fits
-    monkeypatch.setattr(memory, "_free_of_host", lambda: needed - 1)
+    monkeypatch.setattr(free_memory, "of_host", lambda: needed - 1)
     with pytest.raises(
         ConfigError, match=r"parameters, .* GiB of state; this host \(cpu\) needs .*lmm compile"
     ) as error:
         memory.check_training(program)
     for field in ("model.decoder.width", "model.decoder.depth", "optimizer.groups", "mesh.fsdp"):
         assert field in str(error.value)
-    monkeypatch.setattr(memory, "_free_of_host", lambda: 1000)
+    monkeypatch.setattr(free_memory, "of_host", lambda: 1000)
     with pytest.raises(ValueError, match=r"this model cannot fit: .*lmm compile --step decode"):
         memory.check_params(program)
-    monkeypatch.setattr(memory, "_free_of_host", lambda: None)  # a system that does not say
+    monkeypatch.setattr(free_memory, "of_host", lambda: None)  # a system that does not say
     assert memory.check_training(program).fits and "of the unknown that" in str(memory.of_training(program))
 
 
@@ -68,8 +68,8 @@ def test_an_accelerator_s_memory_is_asked_of_the_device(tiny):
         def memory_stats(self):
             return {"bytes_limit": 100, "bytes_in_use": 30}
 
-    assert memory._free_of_device(Device()) == 70
-    assert memory._free_of_device(type("Silent", (), {"memory_stats": lambda self: None})()) is None
+    assert free_memory.of_device(Device()) == 70
+    assert free_memory.of_device(type("Silent", (), {"memory_stats": lambda self: None})()) is None
     found = dataclasses.replace(memory.of_training(make_program(tiny())), device=True, there=0, kind="TPU v5e")
     assert not found.fits and "a device (TPU v5e) needs at least" in str(found)
 
@@ -77,10 +77,10 @@ def test_an_accelerator_s_memory_is_asked_of_the_device(tiny):
 def test_a_container_s_limit_counts(tmp_path, monkeypatch):
     for name, text in (("max", "1000"), ("current", "900"), ("stat", "anon 5\ninactive_file 300\n")):
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(memory, "CONTAINERS", [tuple(tmp_path / name for name in ("max", "current", "stat"))])
-    assert memory._free_of_host() == memory._free_of_container() == 400
+    monkeypatch.setattr(free_memory, "CONTAINERS", [tuple(tmp_path / name for name in ("max", "current", "stat"))])
+    assert free_memory.of_host() == free_memory._of_container() == 400
     (tmp_path / "max").write_text("max")
-    assert memory._free_of_container() is None and memory._free_of_host() > 1000
+    assert free_memory._of_container() is None and free_memory.of_host() > 1000
 
 
 def test_abstract_state_costs_nothing(tiny):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import lmm_jax as lmm
-from lmm_jax import errors, families, lock
+from lmm_jax import errors, families, free_memory, lock
 from lmm_jax.config import flatten, read_config, save_config
 from lmm_jax.data.prepare.folder import prepare_rows
 from lmm_jax.data.views import ASPECTS
@@ -114,7 +114,7 @@ def refused(tiny, overrides, workdir, world):
 
 
 def test_a_refused_run_leaves_every_byte_as_it_was(tiny, world, monkeypatch):
-    monkeypatch.setattr(memory, "_free_of_host", lambda: 4 * 2**30)  # on any machine
+    monkeypatch.setattr(free_memory, "of_host", lambda: 4 * 2**30)  # on any machine
     told = {(overrides, workdir): refused(tiny, overrides, workdir, world) for overrides, workdir, _ in REFUSED}
     wrong = [(case, told[case[:2]]) for case in REFUSED if case[2] not in told[case[:2]]]
     assert not wrong
@@ -282,7 +282,7 @@ IN_RANGE = [
 
 
 def test_values_in_range_are_planned_or_told_with_the_field_that_is_wrong(tiny, world, monkeypatch):
-    monkeypatch.setattr(memory, "_free_of_host", lambda: 16 * 2**30)  # on any machine
+    monkeypatch.setattr(free_memory, "of_host", lambda: 16 * 2**30)  # on any machine
     before, found = tree(world), []
     for overrides, words in IN_RANGE:
         try:
@@ -408,7 +408,7 @@ def test_every_config_file_is_tried():
 @pytest.mark.parametrize("name", FILES)
 def test_any_value_that_a_field_takes_is_planned_or_refused_in_a_sentence(load_file, world, monkeypatch, name, part):
     """All config files × all fields × all values; what does not fit this machine is planned all the same."""
-    monkeypatch.setattr(memory, "_free_of_host", lambda: None)
+    monkeypatch.setattr(free_memory, "of_host", lambda: None)
     monkeypatch.setattr(memory, "check_disk", lambda *_: None)
     config, before, wrong, tried, begun = load_file(name), tree(world), [], 0, 0
     assert planned(config) == ""
