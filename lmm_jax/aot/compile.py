@@ -158,7 +158,8 @@ def _prefill(program, prompts):
     _, placed = _cache(program, len(batch["id"]), size)
 
     def prefill(params, batch):
-        return program.model.apply({"params": params}, batch, size, (scale,), method="prefill")
+        hidden, cache = program.model.apply({"params": params}, batch, size, (scale,), method="prefill")
+        return program.model.apply({"params": params}, hidden, method="logits"), cache
 
     def lowered():
         with program.use():
@@ -174,7 +175,8 @@ def _decode(program, prompts):
     tokens = jax.ShapeDtypeStruct(batch["id"].shape[:1], jnp.int32, sharding=cache.length.sharding)
 
     def decode(params, tokens, cache):
-        return program.model.apply({"params": params}, tokens, cache, method="decode")
+        hidden, cache = program.model.apply({"params": params}, tokens, cache, method="decode")
+        return program.model.apply({"params": params}, hidden, method="logits"), cache
 
     def lowered():
         with program.use():
@@ -203,9 +205,11 @@ def _cache(program, prompts, size):
     with program.use():
         spec = sharding.partition(shape, None, "batch", "kv_heads", None, None)
     placed, rows = jax.NamedSharding(program.mesh, spec), jax.NamedSharding(program.mesh, jax.P(spec[1]))
+    one = sharding.replicated(program.mesh)
     filled = jax.ShapeDtypeStruct(shape, decoder.dtype, sharding=placed)
-    cache = KVCache(filled, filled, jax.ShapeDtypeStruct((prompts,), jnp.int32, sharding=rows))
-    return cache, KVCache(placed, placed, rows)
+    end = jax.ShapeDtypeStruct((), jnp.int32, sharding=one)
+    cache = KVCache(filled, filled, end, jax.ShapeDtypeStruct((prompts,), jnp.int32, sharding=rows))
+    return cache, KVCache(placed, placed, one, rows)
 
 
 def abstract_batch(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -4,7 +4,6 @@ What LLaMA's successors do otherwise is a field of `Decoder` that is off for LLa
 """
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import flax.struct
@@ -39,29 +38,99 @@ REMAT_POLICIES = {
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of every layer: an explicit value, in and out.
+    """Keys and values of every layer, an explicit value, in and out: a ring that all rows write at one place.
+
+    Rows of different lengths end at the same place and begin at different ones, so that a step writes its positions
+    by one copy, whichever rows it serves, and a row that is done can be given to another prompt at any time. With
+    room for eight positions, `end` at 3 and rows of 2, 5 and 1 positions, of which the oldest is 0:
+
+        place     0  1  2 [3] 4  5  6  7
+        row 0     .  0  1  .  .  .  .  .
+        row 1     2  3  4  .  .  .  0  1
+        row 2     .  .  0  .  .  .  .  .
+
+    Where a position lies does not matter to attention, as its rotation is in its key.
 
     Attributes:
-      k: `[L, B, N, size, d]`, the key of position t at index t; heads first, as attention reads it.
+      k: `[L, B, N, size, d]`; heads first, as attention reads it. Or a tuple of `[1, B, N, size, d]`, one for each
+        layer, where layers run one after the other instead of in a scan, see `Decoder.one_by_one`.
       v: like `k`.
-      length: `[B]` int, filled positions of each row.
+      end: int scalar, the place that every row's next position is written to.
+      length: `[B]` int, filled positions of each row, which lie before `end`, around the ring.
     """
 
-    k: jax.Array
-    v: jax.Array
+    k: jax.Array | tuple[jax.Array, ...]
+    v: jax.Array | tuple[jax.Array, ...]
+    end: jax.Array
     length: jax.Array
+
+    @property
+    def size(self) -> int:
+        """Positions that a row has room for."""
+        return jax.tree.leaves(self.k)[0].shape[3]
+
+    @classmethod
+    def empty(cls, decoder, rows, size, one_by_one=False):
+        """A cache of a `Decoder` without any position: free rows. With `one_by_one` of arrays for each layer."""
+        shape = (rows, decoder.kv_heads, size, decoder.head_width)
+        if one_by_one:
+            room = tuple(jnp.zeros((1, *shape), decoder.dtype) for _ in range(decoder.depth))
+        else:
+            room = jnp.zeros((decoder.depth, *shape), decoder.dtype)
+        return cls(room, room, jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
 
     @classmethod
     def fill(cls, k, v, size, length):
-        """A cache of `size` positions, of which `[L, B, T, N, d]` of the layers are the first."""
-        room = ((0, 0), (0, 0), (0, 0), (0, size - k.shape[2]), (0, 0))
-        return cls(*(jnp.pad(x.swapaxes(2, 3), room) for x in (k, v)), length)
+        """A cache of `size` positions whose rows begin with `[L, B, T, N, d]` of the layers, `length` `[B]` of T."""
+        room = ((0, 0), (0, 0), (0, size - k.shape[2]), (0, 0))
+        to_end = jax.vmap(lambda x, n: jnp.roll(jnp.pad(x, room), -n, axis=2), (1, 0), 1)
+        k, v = (to_end(x.swapaxes(2, 3), length) for x in (k, v))
+        return cls(k, v, jnp.zeros((), jnp.int32), length)
 
-    def append(self, k, v):
-        """The cache with one more position a row, `[L, B, 1, N, d]` of all layers: written at once, in place."""
-        write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2), (1, 1, 0), 1)
-        k, v = (write(old, new.swapaxes(2, 3), self.length) for old, new in ((self.k, k), (self.v, v)))
-        return KVCache(k, v, self.length + 1)
+    def filled(self):
+        """`[B, size]` bool: the places that hold a position of their row."""
+        age = (self.end - 1 - jnp.arange(self.size)) % self.size
+        return age < self.length[:, None]
+
+    def append(self, k, v, after=None):
+        """The cache with one more position a row, `[L, B, 1, N, d]` of all layers or a tuple of them: in place.
+
+        Args:
+          k, v: as those of the cache, but positions before heads.
+          after: an array that is computed from all of the cache. What is written could be known before the last layer
+            has read, and XLA would copy the cache to be safe; so the place is made to depend on this, by adding 0.
+        """
+        place = self.end
+        if after is not None:
+            place += jnp.minimum(jnp.isnan(after.reshape(-1)[0]).astype(jnp.int32), 0)
+
+        def write(old, new):
+            return jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(2, 3), place, axis=3)
+
+        k, v = jax.tree.map(write, self.k, k), jax.tree.map(write, self.v, v)
+        return KVCache(k, v, (self.end + 1) % self.size, jnp.minimum(self.length + 1, self.size))
+
+    def put(self, row, k, v, first, length):
+        """The cache whose `row` holds `length` positions, `[L, N, T, d]` from `first` on; the others stay."""
+        age = (self.end - 1 - jnp.arange(self.size)) % self.size
+        source = jnp.clip(first + length - 1 - age, 0, k.shape[2] - 1)
+
+        def write(old, new):
+            new = jnp.take(new, source, axis=2)[:, None]
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), row, axis=1)
+
+        if isinstance(self.k, tuple):
+            k, v = (tuple(x[n : n + 1] for n in range(len(x))) for x in (k, v))
+        k, v = jax.tree.map(write, self.k, k), jax.tree.map(write, self.v, v)
+        return KVCache(k, v, self.end, self.length.at[row].set(length))
+
+    def resized(self, rows, size):
+        """The cache with more rows, which are free, and more room in each."""
+        more = rows - len(self.length)
+        extra = ((0, 0), (0, more), (0, 0), (0, size - self.size), (0, 0))
+        k, v = jax.tree.map(lambda x: jnp.pad(jnp.roll(x, -self.end, axis=3), extra), (self.k, self.v))
+        length = jnp.pad(self.length, (0, more))
+        return KVCache(k, v, jnp.asarray(self.size % size, jnp.int32), length)
 
 
 def inject(h, added, number):
@@ -116,8 +185,8 @@ class Block(nn.Module):
         Args:
           h: `[G, R, T, D]`.
           layer: `(stack number, (k, v) of the cache [B, N, size, d] or None)`.
-          context: dict of `position` and either `segment` `[G, R, T]`, with `stacks` as `inject` takes
-            them if there are any, or `length` `[B]` when decoding one position over a cache.
+          context: dict of `position` and `segment` `[G, R, T]`, with `stacks` as `inject` takes them if there are
+            any; over a cache also `filled` `[B, size]` bool, its places that hold a position.
 
         Returns:
           `h` and `(k, v)` of its positions, `[G·R, T, N, d]`.
@@ -152,7 +221,7 @@ class Block(nn.Module):
         elif cache is None:
             y = attention(q, k, v, context["segment"].reshape(G * R, T), causal=True)
         else:
-            y = cached_attention(q, k, v, *cache, context["length"])
+            y = cached_attention(q, k, v, *cache, context["filled"], context["segment"].reshape(G * R, T))
         y = y.reshape(G, R, T, self.heads, self.head_dim)
         h += self._dense("o", (D,), ("heads", "head_dim"), ("embed",))(y)
 
@@ -208,7 +277,7 @@ class Decoder(nn.Module):
     remat: str = "full"
 
     def setup(self):
-        padded = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+        padded = self.padded_vocabulary
         table = nn.with_logical_partitioning(nn.initializers.normal(self.width**-0.5), ("vocab", "embed"))
         self.table = self.param("table", table, (padded, self.width), jnp.float32)
         if not self.tied:
@@ -243,6 +312,11 @@ class Decoder(nn.Module):
         """Width of a head of attention, whether `head_dim` gives it or it follows from width and heads."""
         return self.head_dim or self.width // self.heads
 
+    @property
+    def padded_vocabulary(self) -> int:
+        """Rows of the token table."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
     def block_fields(self) -> dict:
         """Fields of the `Block` that the scan repeats."""
         names = [f.name for f in dataclasses.fields(Block) if f.name not in ("parent", "name")]
@@ -265,26 +339,49 @@ class Decoder(nn.Module):
 
         Args:
           h: `[G, R, T, D]`.
-          context: see `Block`, but `stacks` as they lie over the bank, `[S, G, P, D]`, with `slot` `[G, R, T]`.
-          cache: `KVCache` when decoding.
+          context: see `Block`, but `stacks` as they lie over the bank, `[S, G, P, D]`, with `slot` `[G, R, T]`, or
+            without `slot` as they lie over the positions, `[S, G, R, T, D]`.
+          cache: keys and values `[L, B, N, size, d]` of positions that came before, which are only read; or None.
 
         Returns:
           Normalised `[G, R, T, D]`, and keys and values of its positions, `[L, G·R, T, N, d]`.
         """
-        layers = (jnp.asarray(self.stack_numbers()), None if cache is None else (cache.k, cache.v))
+        layers = (jnp.asarray(self.stack_numbers()), cache)
         shared = cache is None and ways(h.shape[2]) > 1
         of_h = ("batch", None, "length", "act_embed")
         context = dict(context)
         if shared:
             h = share_out(h, *of_h)
             context |= {n: share_out(context[n], *of_h[:3]) for n in ("position", "segment", "slot") if n in context}
-        if "stacks" in context:
+        if "stacks" in context and "slot" in context:
             context["stacks"] = at_positions(context["stacks"], context.pop("slot"))
+        elif "stacks" in context and shared:
+            context["stacks"] = share_out(context["stacks"], None, *of_h)
         h, keys_values = self.layers(h, layers, context)
         if shared:
             h = bring_back(h, *of_h)
             keys_values = tuple(bring_back(x, None, "batch", "length", "kv_heads", None) for x in keys_values)
         return self.norm(h), keys_values
+
+    def one_by_one(self, h, context, cache, layers):
+        """As `__call__` with a cache, but layer after layer, each with arrays of its own.
+
+        A scan takes a layer's parameters and its part of the cache out of arrays of all layers. On a CPU that copies
+        them, which takes longer than all else of a decoding step, see lmm_jax/bench/README.md.
+
+        Args:
+          h, context: see `__call__`.
+          cache: tuples of `[1, B, N, size, d]`, keys and values of each layer.
+          layers: parameters of each layer: what `layers` of the decoder's has along its first axis, as a tuple.
+
+        Returns:
+          Normalised `[G, R, T, D]`, and tuples of the keys and values of its positions, `[1, G·R, T, N, d]`.
+        """
+        block, new = Block(**self.block_fields(), parent=None), []
+        for params, k, v in zip(layers, *cache, strict=True):
+            h, keys_values = block.apply({"params": params}, h, (-1, (k[0], v[0])), context)
+            new.append([x[None] for x in keys_values])
+        return self.norm(h), tuple(map(tuple, zip(*new, strict=True)))
 
     def head_matrix(self, params):
         """The float32 matrix `[D, padded vocabulary]` that turns hidden states into logits.

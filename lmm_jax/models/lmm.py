@@ -55,6 +55,19 @@ class LMM(nn.Module):
           bank `[G, P, D]` and stacks `[S, G, P, D]`, those from tiles before those from the encoder's levels, or
           None without stacks.
         """
+        scales = self.scales if scales is None else scales
+        grids = self.grids(pixels, gather, extent)
+        banks = [self._bank(x, scales, self.newline_in_stacks or not i) for i, x in enumerate(grids)]
+        return banks[0], jnp.stack(banks[1:]) if len(banks) > 1 else None
+
+    def grids(self, pixels, gather=None, extent=None) -> list:
+        """Encodes and projects the pictures of each pack: what every number of visual tokens is made of.
+
+        Arguments are those of `visual_tokens`.
+
+        Returns:
+          grids `[G, U, h, w, D]`: those of the bank, then those of each stack in its order.
+        """
         features, *levels = self._encode(pixels, extent)
         h, w = features.shape[2:4]
         grids = [*self._grids(self.projector, features, gather)]
@@ -62,9 +75,7 @@ class LMM(nn.Module):
         for project, level, n in zip(self.level_projectors, levels, self.vision.level_strides, strict=True):
             for under in sample_strided(level[:, :, : n * h, : n * w], n):
                 grids += [*self._grids(project, under, whole)]
-        scales = self.scales if scales is None else scales
-        banks = [self._bank(x, scales, self.newline_in_stacks or not i) for i, x in enumerate(grids)]
-        return banks[0], jnp.stack(banks[1:]) if len(banks) > 1 else None
+        return grids
 
     def _encode(self, pixels, extent):
         """Features `[G, V', h, w, C]` of the views, and of the encoder's levels; V' leaves out those regrouped."""
@@ -109,7 +120,7 @@ class LMM(nn.Module):
         return self.decoder.logits(h)
 
     def prefill(self, batch, size, scales):
-        """Reads prompts, one row a pack, and fills a cache.
+        """Sees pictures and reads prompts, one row a pack, and fills a cache.
 
         Args:
           batch: as for training, with R = 1 and the prompt at the start of each row.
@@ -117,20 +128,53 @@ class LMM(nn.Module):
           scales: bank scales that the slots refer to.
 
         Returns:
-          Logits `[G, vocabulary]` after each prompt's last token, and the `KVCache`.
+          Hidden states `[G, D]` of each prompt's last token, and the `KVCache`.
         """
         visual, stacks = self._see(batch, scales)
         h, (k, v) = self._decode(batch, visual, stacks)
         length = (batch["segment"][:, 0] > 0).sum(axis=-1)
         last = jnp.take_along_axis(h[:, 0], (length - 1)[:, None, None], axis=1)[:, 0]
-        return self.logits(last), KVCache.fill(k, v, size, length)
+        return last, KVCache.fill(k, v, size, length)
 
-    def decode(self, tokens, cache):
-        """One more token a row: `[B]` ids to logits `[B, vocabulary]` and the longer cache."""
-        h = self.decoder.embed(tokens[:, None, None])
-        context = {"position": cache.length[:, None, None], "length": cache.length}
+    def read(self, batch, visual, cache=None, filled=None):
+        """Reads positions whose visual vectors are known, after others or as the first ones of their rows.
+
+        Args:
+          batch: `id`, `slot`, `position` and `segment`, `[G, 1, T]`; of the slots it counts which are none.
+          visual: `[1 + S, G, 1, T, D]`, at the positions that have a slot what stands there, and what each stack
+            adds; zeros elsewhere.
+          cache: keys and values `[L, G, N, size, d]` that all segments of a row see; None for none.
+          filled: `[G, size]` bool, the places of the cache that hold a position.
+
+        Returns:
+          Hidden states `[G, T, D]`, and keys and values `[L, G, N, T, d]`, heads first as in a cache.
+        """
+        h = jnp.where((batch["slot"] >= 0)[..., None], visual[0], self.decoder.embed(batch["id"]))
+        h = constrain(h, "batch", None, "length", "act_embed")
+        context = {"position": batch["position"], "segment": batch["segment"]}
+        if len(visual) > 1:
+            context["stacks"] = constrain(visual[1:], None, "batch", None, "length", "act_embed")
+        if cache is not None:
+            context["filled"] = filled
         h, (k, v) = self.decoder(h, context, cache)
-        return self.logits(h[:, 0, 0]), cache.append(k, v)
+        return h[:, 0], (k.swapaxes(2, 3), v.swapaxes(2, 3))
+
+    def decode(self, tokens, cache, layers=None):
+        """One more token a row: `[B]` ids to hidden states `[B, D]` and the longer cache.
+
+        With `layers`, and a cache of arrays for each, they run one after the other, see `Decoder.one_by_one`.
+        """
+        h = self.decoder.embed(tokens[:, None, None])
+        context = {
+            "position": cache.length[:, None, None],
+            "segment": jnp.ones((len(tokens), 1, 1), jnp.int32),
+            "filled": cache.filled(),
+        }
+        if layers is None:
+            h, (k, v) = self.decoder(h, context, (cache.k, cache.v))
+            return h[:, 0, 0], cache.append(k, v)
+        h, (k, v) = self.decoder.one_by_one(h, context, (cache.k, cache.v), layers)
+        return h[:, 0, 0], cache.append(k, v, after=h)
 
     def _see(self, batch, scales=None):
         return self.visual_tokens(batch["pixels"], batch.get("gather"), batch.get("extent"), scales)

@@ -20,11 +20,11 @@ from lmm_jax.data.images import open_picture
 from lmm_jax.data.packing import Capacity
 from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
 from lmm_jax.families import ORIGINAL, WHOLES
-from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.hf.names import tensors, transformers_name
 from lmm_jax.hf.processor import preprocessor_config, processor_config
 from lmm_jax.hf.write_config import architecture, own_keys
 from lmm_jax.training.state import make_program
+from tests.greedy import greedy_ids
 from tests.opened import pack_layout
 from tests.parity.test_deepstack import ACTIVATIONS, LOSS, DeepStack, variants
 
@@ -325,8 +325,7 @@ class Drawn:
         return [row[: len(segment)] for row, segment in zip(out, self.segments, strict=True)]
 
     def greedy(self, tokens):
-        run = jax.jit(functools.partial(generate_tokens, self.model, eos=-1), static_argnums=(2, 3))
-        return np.asarray(run(self.params, self.batch, self.scale, tokens)[0])
+        return greedy_ids(self.model, self.params, self.batch, self.scale, tokens)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)

@@ -167,8 +167,9 @@ def test_greedy_decoding_over_the_cache_gives_what_rereading_gives(case):
     @jax.jit
     def step(token, cache):
         h = decoder.apply({"params": params}, token[:, None, None], method="embed")
-        context = {"position": cache.length[:, None, None], "length": cache.length}
-        h, (k, v) = decoder.apply({"params": params}, h, context, cache)
+        position, segment = cache.length[:, None, None], jnp.ones((2, 1, 1), jnp.int32)
+        context = {"position": position, "segment": segment, "filled": cache.filled()}
+        h, (k, v) = decoder.apply({"params": params}, h, context, (cache.k, cache.v))
         return logits_of(decoder, params, h[:, 0, 0]).argmax(axis=-1), cache.append(k, v)
 
     h, (k, v) = forward(decoder, params, ids[:, :prompt])

@@ -1,6 +1,5 @@
 """Golden sets as models: each is written as the folder its authors would release, and read by our own loader."""
 
-import functools
 import json
 import shutil
 import types
@@ -14,7 +13,6 @@ from safetensors.numpy import load_file
 from lmm_jax import sharding
 from lmm_jax.data.pack_layout import bank_slots
 from lmm_jax.data.segments import NO_TARGET, blank, lay_out, pack
-from lmm_jax.generation.greedy import generate_tokens
 from lmm_jax.hf import load
 from lmm_jax.hf.names import tensors
 from lmm_jax.hf.read_config import read_model_config
@@ -23,6 +21,7 @@ from lmm_jax.models.visual_tokens import splice
 from lmm_jax.training.optimizer import split
 from lmm_jax.training.state import abstract_state, make_program
 from lmm_jax.training.step import eval_step, loss_and_grads
+from tests.greedy import greedy_ids
 
 IGNORE = -100
 
@@ -63,7 +62,6 @@ class Reference:
         self.skipped = {entry.name: entry.why for entry in table if entry.fate == "ignored"}
         self._forward = jax.jit(self._outputs)
         self._loss = jax.jit(loss_and_grads, static_argnums=0)
-        self._generate = jax.jit(functools.partial(generate_tokens, self.model, eos=-1), static_argnums=(2, 3))
 
     def floats(self, pixels):
         """uint8 `[..., H, W, 3]` as floats `[..., 3, H, W]`, normalised."""
@@ -130,7 +128,7 @@ class Reference:
 
     def greedy(self, batch, scale, tokens):
         """`[G, tokens]` greedy ids after the prompts of a batch; none ends a row."""
-        return np.asarray(self._generate(self.params, batch, scale, tokens)[0])
+        return greedy_ids(self.model, self.params, batch, scale, tokens)
 
 
 def unpadded(arrays, row, labels="labels", prefix=""):

@@ -1,4 +1,4 @@
-"""Attention over segments, and one step of it over a key-value cache."""
+"""Attention over segments, and of new positions over a key-value cache."""
 
 import contextlib
 import contextvars
@@ -58,33 +58,42 @@ def attention(q, k, v, segment=None, causal=False, rows="batch"):
     return softmax_attention(q, k, v, mask)
 
 
-def cached_attention(q, k, v, cached_k, cached_v, length):
-    """Attention of one new position a row over the filled part of a cache, and over itself.
+def cached_attention(q, k, v, cached_k, cached_v, filled, segment):
+    """Attention of new positions over the filled part of a cache, and over those before them in their own segment.
 
     The cache is only read, as it lies: a copy of it a token would take as long as reading all weights.
 
     Args:
-      q: `[B, 1, H, d]`.
-      k: `[B, 1, N, d]`, the new position's key, which the cache does not hold.
+      q: `[B, T, H, d]`, of the new positions; mostly one a row, which reads best.
+      k: `[B, T, N, d]`, their keys, which the cache does not hold.
       v: like `k`.
       cached_k: `[B, N, size, d]`.
       cached_v: like `cached_k`.
-      length: `[B]` int, filled positions of each row of the cache.
+      filled: `[B, size]` bool, the places of the cache that hold a position; all new positions see all of them.
+      segment: `[B, T]` int, of the new positions.
 
     Returns:
-      `[B, 1, H, d]`.
+      `[B, T, H, d]`.
     """
-    B, _, H, d = q.shape
-    N, size = cached_k.shape[1:3]
-    q = (q * d**-0.5).reshape(B, N, H // N, d)
+    B, T, H, d = q.shape
+    N = cached_k.shape[1]
+    g = H // N
+    q = (q * d**-0.5).reshape(B, T, N, g, d).transpose(0, 2, 3, 1, 4).reshape(B, N, g * T, d)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    empty = jnp.where(jnp.arange(size) < length[:, None], 0.0, -1e30)[:, None, None]
-    before = jnp.matmul(q, cached_k.swapaxes(2, 3), preferred_element_type=jnp.float32) + empty
-    own = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
-    most = jnp.maximum(before.max(axis=-1, keepdims=True), own)
+    before = _float32_matmul(q, cached_k.swapaxes(2, 3)) + jnp.where(filled, 0.0, -1e30)[:, None, None]
+    own = _float32_matmul(q, k.swapaxes(2, 3))
+    if T > 1:  # a single one sees itself
+        seen = jnp.tril(jnp.ones((T, T), bool)) & (segment[:, :, None] == segment[:, None, :])
+        own = (own.reshape(B, N, g, T, T) + jnp.where(seen, 0.0, -1e30)[:, None, None]).reshape(own.shape)
+    most = jnp.maximum(before.max(axis=-1, keepdims=True), own.max(axis=-1, keepdims=True))
     before, own = jnp.exp(before - most), jnp.exp(own - most)
-    out = jnp.matmul(before.astype(v.dtype), cached_v, preferred_element_type=jnp.float32) + own * v
-    return (out / (before.sum(axis=-1, keepdims=True) + own)).reshape(B, 1, H, d).astype(v.dtype)
+    out = _float32_matmul(before.astype(v.dtype), cached_v) + _float32_matmul(own.astype(v.dtype), v)
+    out /= before.sum(axis=-1, keepdims=True) + own.sum(axis=-1, keepdims=True)
+    return out.reshape(B, N, g, T, d).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d).astype(v.dtype)
+
+
+def _float32_matmul(a, b):
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def softmax_attention(q, k, v, mask):
@@ -98,11 +107,11 @@ def softmax_attention(q, k, v, mask):
     g = H // N
     q = (q * d**-0.5).reshape(B, T, N, g, d).transpose(0, 2, 3, 1, 4).reshape(B, N, g * T, d)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    logits = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
+    logits = _float32_matmul(q, k.swapaxes(2, 3))
     if mask is not None:
         bias = jnp.where(mask, 0.0, -1e30)[:, None, None]
         logits = (logits.reshape(B, N, g, T, S) + bias).reshape(B, N, g * T, S)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    out = _float32_matmul(weights.astype(v.dtype), v) / total
     return out.reshape(B, N, g, T, d).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d).astype(v.dtype)

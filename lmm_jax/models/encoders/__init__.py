@@ -7,6 +7,7 @@ can be told can be set, stored with a run and read back. Beside them it says, as
     stride         side of the pixels that one feature stands for; a square view has grid · stride pixels a side
     level_strides  how much finer than that grid each further map is that it returns, () if it returns one alone
     extra_views    views that each picture brings beside the whole one and that end inside the encoder, mostly 0
+    inject_blocks  blocks before which these views are added to the whole one, a sample of them each; () without
     any_shape      whether views may be other than square, each with the `extent` that its picture takes
     mean           RGB in 0..1 of what stands beside a picture in its view
 

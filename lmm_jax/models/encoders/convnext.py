@@ -232,6 +232,11 @@ class ConvNeXt(nn.Module):
         return 0
 
     @property
+    def inject_blocks(self) -> tuple[int, ...]:
+        """None: no view is added to another inside."""
+        return ()
+
+    @property
     def any_shape(self) -> bool:
         """Convolutions take any: see `cover`."""
         return True

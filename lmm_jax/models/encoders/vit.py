@@ -132,6 +132,11 @@ class ViT(nn.Module):
         return self.regroup[1] ** 2 if self.regroup else 0
 
     @property
+    def inject_blocks(self) -> tuple[int, ...]:
+        """Blocks before which the tiles' samples are added, one each."""
+        return tuple(self.regroup[0] + k for k in range(self.extra_views))
+
+    @property
     def any_shape(self) -> bool:
         """A ViT has one size: that of its table of positions."""
         return False
