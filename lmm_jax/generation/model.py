@@ -1,30 +1,24 @@
-"""Loading a trained model and answering questions about pictures, greedily, at a chosen token budget."""
+"""Loading a trained model and asking it about pictures, with a number of visual tokens for every question."""
 
 import dataclasses
-import functools
 import sys
-from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from lmm_jax import families, sharding
 from lmm_jax.config import read_config, save_config, visual_layout
-from lmm_jax.data.conversation import find_template, stop_id
-from lmm_jax.data.images import open_picture
+from lmm_jax.data.conversation import check_template, encode, find_template, stop_id
 from lmm_jax.data.pack_layout import PackLayout
-from lmm_jax.data.segments import Segment
 from lmm_jax.data.tokenizer import load_tokenizer
-from lmm_jax.generation.greedy import generate_tokens
-from lmm_jax.generation.prompts import (
-    read_flag,
-    read_number,
-    read_numbers,
-    read_pictures,
-    read_queries,
-    read_sizes,
-)
+from lmm_jax.generation.answer import Answer
+from lmm_jax.generation.arguments import read_flag, read_number, read_numbers, read_sampling
+from lmm_jax.generation.chat import Chat
+from lmm_jax.generation.engine import Engine, bucket
+from lmm_jax.generation.pictures import Picture
+from lmm_jax.generation.prompts import read_pictures, read_queries, read_sizes
+from lmm_jax.generation.requests import Prompt, Request
+from lmm_jax.generation.text import TextStream
 from lmm_jax.hf.load import load_params, stored_dtype
 from lmm_jax.hf.read_config import is_model, read_model_config, read_task
 from lmm_jax.training.checkpoint import Checkpoints, saved_steps
@@ -32,45 +26,62 @@ from lmm_jax.training.memory import check_params
 from lmm_jax.training.state import abstract_params, make_program
 
 NEW_TOKENS = 64  # of an answer, where nothing else is asked for
-BUCKET = 32  # prompts are padded to multiples of this, long ones to coarser steps, so that few programs are compiled
+AT_A_TIME = 512  # questions of `answers` that are in the engine's hands: several times what it decodes together
 
 
-def load(path, vision=None, allow_pickle=False):
+def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False):
     """Loads a model onto whatever devices are here; says first, on stderr, what it takes and what is free.
 
     Args:
       path: a workdir of `lmm train`, whose newest sound checkpoint is taken, or a model's folder in LLaVA's original
-        layout or that of transformers (llava, llava_next, fast_vlm, what `lmm export` wrote). Parameters that were
-        stored in two bytes are bfloat16, others float32.
+        layout or that of transformers (llava, llava_next, fast_vlm, what `lmm export` wrote).
+      dtype: "float32" or "bfloat16", of parameters, computation, keys and values. If None, the computation is as the
+        model was trained; parameters that were stored in two bytes are bfloat16, others float32.
+      template: layout of its prompts, see `data.conversation.find_template`; the one that the folder says if None.
       vision: folder of the vision tower, for a folder that neither holds nor names it.
       allow_pickle: see `hf.safetensors.Folder`.
 
     Raises:
       FileNotFoundError: it is neither.
-      ValueError: the parameters cannot fit the memory that is free, which is known before they are read; no
-        checkpoint is sound, or tensors or keys of the folder do not fit; the message lists them.
+      ValueError: no such dtype or template, or a template that does not fit the tokenizer; parameters that cannot fit
+        the memory that is free, which is known before they are read; no sound checkpoint; or tensors or keys of the
+        folder that do not fit, which the message lists.
     """
     path = epath.Path(path)
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} is neither a workdir of `lmm train` nor a model (no config.json)")
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ValueError(f"dtype={dtype!r}: 'float32' or 'bfloat16' is valid, or None")
     table, task = [], ""
     if is_model(path):
-        config = read_model_config(path, vision)
+        config = _adapted(read_model_config(path, vision), dtype, template)
         tokenizer = load_tokenizer(path, families.DECODERS[config.model.families.decoder].tokenizer)
+        check_template(tokenizer, config.data.template)
         program = make_program(config, _mesh(config))
-        dtype = stored_dtype(path, allow_pickle)
-        _say(path, check_params(program, dtype))
-        abstract = abstract_params(program, dtype)
+        stored = dtype or stored_dtype(path, allow_pickle)
+        _say(path, check_params(program, stored))
+        abstract = abstract_params(program, stored)
         params, table = load_params(path, config.model, abstract, vision, allow_pickle)
         task = read_task(path)
     else:
-        config, tokenizer = read_config(path / "config.json"), load_tokenizer(path)
+        config, tokenizer = _adapted(read_config(path / "config.json"), dtype, template), load_tokenizer(path)
+        check_template(tokenizer, config.data.template)
         if not saved_steps(path):
             raise ValueError(f"{path} holds no checkpoint; did its run save a step?")
         program = make_program(config, _mesh(config))
         _say(path, check_params(program))
         params, _ = Checkpoints(path).restore_params(abstract_params(program))
+        if dtype is not None:
+            params = jax.tree.map(lambda x: x.astype(dtype), params)
     return Model(program, params, tokenizer, table, task)
+
+
+def _adapted(config, dtype, template):
+    """The config of a folder with what its user wants otherwise."""
+    with config.unlocked():
+        config.model.dtype = dtype or config.model.dtype
+        config.data.template = template or config.data.template
+    return config
 
 
 def _say(path, memory):
@@ -78,31 +89,34 @@ def _say(path, memory):
 
 
 class Model:
-    """A model, its parameters and its tokenizer: `generate` is the whole interface.
+    """A model, its parameters and its tokenizer: what is asked of it.
+
+    Any number of threads may ask at the same time; what they ask is answered as one batch.
 
     Attributes:
       program: what `training.state.make_program` returned.
       params: nested dict of arrays.
       tokenizer: the `Tokenizer`.
-      stop: id that ends an answer.
       table: what became of each tensor of the folder that it was loaded from, see `hf.load.report`.
       task: name of the task of the data that it was trained on, as its export says; "" if that is not known.
+      engine: the `Engine` that answers.
     """
 
     def __init__(self, program, params, tokenizer, table=(), task=""):
         self.program, self.params, self.tokenizer, self.table = program, params, tokenizer, table
         self.task = task
         self._layout = PackLayout.from_config(program.config, visual_layout(program.config))
-        self.stop = stop_id(tokenizer, self._layout.template)
-        self._generate = jax.jit(
-            functools.partial(generate_tokens, program.model, eos=self.stop),
-            static_argnames=("scale", "max_new_tokens"),
-        )
+        self.engine = Engine(program, params, self._layout, stop_id(tokenizer, self._layout.template))
 
     @property
     def scales(self) -> tuple[int, ...]:
         """Token budgets that were trained; others that tile the grid can be asked for too."""
         return self._layout.scales
+
+    @property
+    def stop(self) -> int:
+        """Id that ends an answer."""
+        return self.engine.end
 
     @property
     def length(self) -> int:
@@ -124,113 +138,261 @@ class Model:
         checkpoints.save_params(self.params)
         checkpoints.close()
 
-    def generate(self, images=None, prompt="", scale=None, max_new_tokens=None, batch_size=256, truncate=False):
+    def generate(
+        self,
+        images=None,
+        prompt="",
+        scale=None,
+        max_new_tokens=None,
+        *,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        stop=(),
+        seed=0,
+        return_logprobs=False,
+        batch_size=None,
+        truncate=False,
+    ):
         """Answers a question about pictures, or a list of questions.
+
+        Of a list of prompts every option but the last three may be a list too, one for each prompt. What is asked
+        together and what is asked one by one is answered alike, in float32 to the token.
 
         Args:
           images: of one prompt: a picture (a path, a `PIL.Image`, or the bytes of a file), a list of pictures, or
             None. Of a list of prompts: a list with one such entry for each, or None.
           prompt: the question; or a conversation, a list of `{"role": "system", "user" or "assistant", "content":
-            text}` that ends with a user's turn; or a list of either. Each `<image>` in what a user says stands for
-            the next picture; pictures without any tag come before the first question.
+            text or parts}` that ends with a user's turn; or a list of either. Each `<image>` in what a user says, and
+            each part `{"type": "image"}`, stands for the next picture; pictures without any come before the first
+            question. See `prompts.read_queries`.
           scale: visual tokens of a square view; the largest trained scale if None.
-          max_new_tokens: at most so many tokens are generated; of a list of prompts also a list, one for each. If
-            None, `NEW_TOKENS`, or as many as `length` leaves room for.
-          batch_size: prompts that run at a time.
+          max_new_tokens: at most so many tokens are generated. If None, `NEW_TOKENS`, or as many as `length` leaves
+            room for.
+          temperature: 0 takes the most probable token; above it tokens are drawn, the more freely the higher.
+          top_k: only so many of the most probable tokens may be drawn; 0 for all.
+          top_p: only the most probable tokens that together have this probability may be drawn.
+          repetition_penalty: above 1, what the prompt or the answer has becomes less probable.
+          stop: a text, an id, or several, before which an answer ends.
+          seed: the same seed gives the same answer, on any devices and in any batch. Of a list of prompts and one
+            seed, prompt number i from 0 has seed + i, so that equal prompts have different answers.
+          return_logprobs: give `Answer`s, with ids and their log-probabilities, instead of texts.
+          batch_size: prompts that are answered at a time; as many as there is memory for if None.
           truncate: leave out the oldest questions of a conversation, with their answers and pictures, until the rest
             fits into `length`. A system turn and the last question stay whole.
 
         Returns:
-          str, or a list of str for a list of prompts.
+          str, or a list of str for a list of prompts; `Answer`s instead with `return_logprobs`.
 
         Raises:
           ValueError, OSError: an argument that cannot be used, named; a prompt that with its answer would take more
             positions than `length`; or a picture too thin to have a visual token. Nothing was answered then. Only a
             picture that is damaged behind its header is found when its prompt's turn comes.
         """
-        queries, many = read_queries(images, prompt, self._captions)
-        answers = self._answer_all(queries, scale, max_new_tokens, batch_size, truncate, many)
-        texts = [self.tokenizer.decode(ids) for ids in answers]
-        return texts if many else texts[0]
+        options = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+            "stop": stop,
+            "seed": seed,
+        }
+        as_answers = read_flag("return_logprobs", return_logprobs)
+        requests, many = self._requests(images, prompt, scale, max_new_tokens, options, truncate)
+        answers = self._answer_all(requests, batch_size)
+        found = answers if as_answers else [answer.text for answer in answers]
+        return found if many else found[0]
 
-    def generate_ids(self, images, prompts, scale=None, max_new_tokens=None, batch_size=256) -> list[list[int]]:
-        """As `generate` for a list of prompts: the ids of each answer, its end not among them."""
-        queries, many = read_queries(images, prompts, self._captions)
-        return self._answer_all(queries, scale, max_new_tokens, batch_size, False, many)
+    def generate_ids(self, images, prompts, scale=None, max_new_tokens=None) -> list[list[int]]:
+        """As `generate` of a list of prompts, greedily: the ids of each answer, its end not among them."""
+        requests, _ = self._requests(images, prompts, scale, max_new_tokens, {}, False)
+        return [list(answer.ids) for answer in self._answer_all(requests, None)]
+
+    def stream(self, images=None, prompt="", scale=None, max_new_tokens=None, *, truncate=False, **options):
+        """Answers one question, and gives the answer's text in pieces as it comes.
+
+        Arguments and errors are those of `generate`; `options` are those from `temperature` to `seed`. What is wrong
+        with them is raised here, before the first piece is asked for.
+
+        Returns:
+          a generator of str, none of them empty, which together are what `generate` returns. Text that may become a
+          stop text, or is a part of a character, is held back until that is decided. At its end the generator returns
+          the `Answer` (`answer = yield from model.stream(…)`).
+        """
+        requests, many = self._requests(images, prompt, scale, max_new_tokens, options, truncate)
+        if many:
+            raise ValueError("prompt is a list of prompts; stream answers one, and as many can be streamed at a time")
+        return self._stream(requests[0])
+
+    def _stream(self, request):
+        request.eager, said = True, []
+        for _ in self.engine.run([request]):
+            piece, request.piece = request.piece, ""
+            if piece:
+                said.append(piece)
+                yield piece
+        return _answer(request, "".join(said))
+
+    def request(self, images=None, prompt="", scale=None, max_new_tokens=None, *, truncate=False, **options):
+        """One question, checked and laid out, for `answers`; arguments and errors are those of `stream`."""
+        (request,), many = self._requests(images, prompt, scale, max_new_tokens, options, truncate)
+        if many:
+            raise ValueError("prompt is a list of prompts; a request is one")
+        return request
+
+    def answers(self, requests, at_a_time=AT_A_TIME):
+        """Answers many unlike questions as one batch, and gives each answer as soon as it is there.
+
+        Args:
+          requests: iterable of what `request` returned. No more than `at_a_time` are asked for before an answer is
+            taken, so that there may be any number of them.
+          at_a_time: int.
+
+        Yields:
+          `(request, Answer)`, in the order in which the answers end; `(request, error)`, a ValueError or an OSError,
+          for one whose picture is damaged behind its header.
+        """
+        for request in self.engine.run(requests, at_a_time, give_errors=True):
+            if isinstance(request.error, ValueError | OSError):
+                yield request, request.error
+            elif request.error is not None:
+                raise request.error
+            elif request.done:
+                yield request, _answer(request, request.piece)
+
+    def chat(self, system=None, **options) -> Chat:
+        """A conversation that remembers what was said and shown; `options` are those of `generate`. See `Chat`."""
+        return Chat(self, system, **options)
+
+    def score(self, images, prompt, answers, scale=None) -> list[float]:
+        """Log-probability of each of several answers to a prompt, natural logarithm, its end included.
+
+        The prompt is read once for all of them. `exp` of it is the probability that the model, drawing at temperature
+        1, says exactly that.
+
+        Args:
+          images, prompt, scale: of one prompt, see `generate`.
+          answers: list of str.
+
+        Raises:
+          ValueError, OSError: as `generate`; an answer that is empty, or too long for `length`.
+        """
+        (query,), many = read_queries(images, prompt, self._captions)
+        if many:
+            raise ValueError("prompt is a list of prompts; score takes one prompt and a list of answers to it")
+        if isinstance(answers, str) or not isinstance(answers, list | tuple) or not answers:
+            raise ValueError(f"answers={answers!r}: a list of the answers to score is expected")
+        laid_out, ids = self._lay_out(query, self.check_scale(scale)), []
+        for n, answer in enumerate(answers):
+            if not isinstance(answer, str) or not answer.strip():
+                raise ValueError(f"answers[{n}]={answer!r}: text is expected, and not an empty one")
+            ids.append(self._answer_ids(query, answer))
+            if len(laid_out) + len(ids[-1]) > self.length:
+                raise ValueError(
+                    f"answers[{n}] has {_count(len(ids[-1]), 'token')} and the prompt takes "
+                    f"{_count(len(laid_out), 'position')}, but the model was trained on "
+                    f"{_count(self.length, 'position')} (data.length)"
+                )
+        return self.engine.score(laid_out, ids)
+
+    def _answer_ids(self, query, answer):
+        """Ids of an answer to a conversation, up to the one that ends it."""
+        turns = [*query.turns, ("assistant", answer)]
+        encoded = encode(turns, self.tokenizer, self._layout.template)
+        prompt = encode(query.turns, self.tokenizer, self._layout.template)
+        return encoded.ids[len(prompt.ids) : encoded.turn_ends[-1]].tolist()
 
     def batch(self, images, prompt, scale=None):
         """One prompt as the model sees it, padded, however long: a batch of one pack, see `PackLayout.assemble`."""
         (query,), _ = read_queries(images, prompt, self._captions)
-        request = self._request(query, self.check_scale(scale))
-        return _assemble([request], _bucket(request.positions))
+        layout, segment = self._segment(query, self.check_scale(scale))
+        pictures = [picture.open() for picture in _pictures(query)]
+        layout = dataclasses.replace(layout, length=bucket(len(segment)))
+        pack = layout.assemble([segment], [(picture.size, layout.see(picture)) for picture in pictures])
+        return {name: x[None] for name, x in pack.items()}
 
     def room(self, images, prompt, scale=None) -> int:
         """Tokens that an answer to one prompt has room for within `length`; 0 or less if the prompt fills it."""
         (query,), _ = read_queries(images, prompt, self._captions)
-        return self.length - self._request(query, self.check_scale(scale)).positions
+        return self.length - len(self._lay_out(query, self.check_scale(scale)))
 
     def visual_tokens(self, images, scale=None) -> int:
         """Positions that `images` of one prompt take at `scale`."""
         sizes = read_sizes("images", read_pictures("images", images))
         return int(self._layout.visual.tokens(sizes, self.check_scale(scale)).sum())
 
-    def check_scale(self, scale) -> int:
+    def check_scale(self, scale, name="scale") -> int:
         """`scale`, the largest that was trained if None; ValueError lists the valid ones if it is none of them."""
         if scale is None:
             return max(self.scales)
-        scale = read_number("scale", scale, f"valid scales are {self._layout.visual.valid_scales}")
+        if isinstance(scale, str) and scale == "auto":
+            raise ValueError(
+                f"{name}='auto' is for a model that chooses by itself, which none can yet; give the visual tokens of "
+                f"a picture, one of {self._layout.visual.valid_scales}, or nothing for {max(self.scales)}"
+            )
+        scale = read_number(name, scale, f"valid scales are {self._layout.visual.valid_scales}")
         try:
             self._layout.visual.token_grid(scale)
         except ValueError as error:
-            raise ValueError(f"scale={scale}: {error}") from error
+            raise ValueError(f"{name}={scale}: {error}") from error
         return scale
 
     @property
     def _captions(self):
         return find_template(self._layout.template).captions
 
-    def _answer_all(self, queries, scale, max_new_tokens, batch_size, truncate, many):
-        """Ids of the answers to `queries`; all of them are checked before the first is answered."""
-        scale, batch_size = self.check_scale(scale), read_number("batch_size", batch_size)
-        truncate, optional = read_flag("truncate", truncate), max_new_tokens is None
-        asked = read_numbers("max_new_tokens", NEW_TOKENS if optional else max_new_tokens, len(queries), many)
-        requests, limits = [], []
-        for query, tokens in zip(queries, asked, strict=True):
-            request = self._fitting(query, scale, 1 if optional else tokens, truncate)
-            requests.append(request)
-            limits.append(min(tokens, self.length - request.positions))
-        # Prompts of like length and equally many views, which have equally many grids, share a batch.
-        keys = [(request.layout.views, _bucket(request.positions)) for request in requests]
-        answers = [[]] * len(requests)
-        for key in sorted(set(keys)):
-            members = [i for i, k in enumerate(keys) if k == key]
-            for first in range(0, len(members), batch_size):
-                chosen = members[first : first + batch_size]
-                size = min(batch_size, 1 << (len(members) - 1).bit_length())
-                found = self._answer([requests[i] for i in chosen], key[1], scale, max(asked), size)
-                for i, ids in zip(chosen, found, strict=True):
-                    answers[i] = ids[: limits[i]]
-        return answers
+    def _requests(self, images, prompt, scale, max_new_tokens, options, truncate):
+        """The `Request`s of a call, and whether a list was asked; all are checked before the first is answered."""
+        queries, many = read_queries(images, prompt, self._captions)
+        count, optional = len(queries), max_new_tokens is None
+        scales = self._check_scales(scale, count, many)
+        truncate = read_flag("truncate", truncate)
+        asked = read_numbers("max_new_tokens", NEW_TOKENS if optional else max_new_tokens, count, many)
+        samplings = read_sampling(count, many, self.tokenizer.vocab_size, **options)
+        requests = []
+        for query, at, tokens, sampling in zip(queries, scales, asked, samplings, strict=True):
+            laid_out = self._fitting(query, at, 1 if optional else tokens, truncate)
+            limit = min(tokens, self.length - len(laid_out))
+            text = TextStream(self.tokenizer, sampling.stop_texts)
+            # Who asks one thing at a time asks the next about the same picture, or goes on with the conversation.
+            requests.append(Request(laid_out, limit, sampling, text, asked_again=not many))
+            self.engine.check(requests[-1])
+        return requests, many
+
+    def _check_scales(self, scale, count, many):
+        if not many or not isinstance(scale, list | tuple):
+            return [self.check_scale(scale)] * count
+        if len(scale) != count:
+            raise ValueError(f"scale has {len(scale)} entries for {count} prompts; give one number, or one for each")
+        return [self.check_scale(one, f"scale[{n}]") for n, one in enumerate(scale)]
+
+    def _answer_all(self, requests, batch_size):
+        """The `Answer`s to requests."""
+        at_a_time = None if batch_size is None else read_number("batch_size", batch_size)
+        for _ in self.engine.run(requests, at_a_time):
+            pass
+        return [_answer(request, request.piece) for request in requests]
 
     def _fitting(self, query, scale, new_tokens, truncate):
-        """The request of a query, of its last turns if it may be cut, that leaves room for `new_tokens`."""
-        request, shorter = self._request(query, scale), query
-        while truncate and request.positions + new_tokens > self.length and shorter is not None:
+        """The `Prompt` of a query, of its last turns if it may be cut, that leaves room for `new_tokens`."""
+        prompt, shorter = self._lay_out(query, scale), query
+        while truncate and len(prompt) + new_tokens > self.length and shorter is not None:
             shorter = shorter.without_oldest_turn()
-            request = request if shorter is None else self._request(shorter, scale)
-        if request.positions + new_tokens > self.length:
-            raise ValueError(self._too_long(query, request, scale, new_tokens, truncate))
-        return request
+            prompt = prompt if shorter is None else self._lay_out(shorter, scale)
+        if len(prompt) + new_tokens > self.length:
+            raise ValueError(self._too_long(query, prompt, new_tokens, truncate))
+        return prompt
 
-    def _too_long(self, query, request, scale, new_tokens, truncate):
+    def _too_long(self, query, prompt, new_tokens, truncate):
         """The sentence for a prompt that does not fit."""
-        pictures, room = len(request.pictures), self.length - request.positions
-        of_pictures = f", {request.visual:,} of them of {_count(pictures, 'picture')}," if pictures else ""
+        pictures, room = len(prompt.pictures), self.length - len(prompt)
+        of_pictures = f", {prompt.visual:,} of them of {_count(pictures, 'picture')}," if pictures else ""
         can = ["a shorter prompt"]
         if pictures:
             can.insert(0, "fewer pictures")
-        if pictures and any(valid < scale for valid in self._layout.visual.valid_scales):
-            can.insert(1, f"a smaller scale than {scale}")
+        if pictures and any(valid < prompt.scale for valid in self._layout.visual.valid_scales):
+            can.insert(1, f"a smaller scale than {prompt.scale}")
         if room > 0:
             can.append(f"max_new_tokens of at most {room:,}")
         if truncate:
@@ -238,12 +400,13 @@ class Model:
         elif query.without_oldest_turn() is not None:
             can.append("truncate=True, which leaves out the oldest turns")
         return (
-            f"{query.name} takes {_count(request.positions, 'position')}{of_pictures} and "
+            f"{query.name} takes {_count(len(prompt), 'position')}{of_pictures} and "
             f"{_count(new_tokens, 'new token')} behind it (max_new_tokens), but the model was trained on "
             f"{_count(self.length, 'position')} (data.length): give {', or '.join(can)}"
         )
 
-    def _request(self, query, scale):
+    def _segment(self, query, scale):
+        """The layout of a pack that holds a query alone, and its segment."""
         visual = self._layout.visual
         views = int(visual.views_of(query.sizes).sum()) if query.sizes else visual.fewest_views  # blank ones
         layout = dataclasses.replace(self._layout, scales=(scale,), views=views, rows=1, targets=0)
@@ -251,64 +414,34 @@ class Model:
             (segment,) = layout.segments(query.turns, query.sizes, self.tokenizer, (scale,))
         except ValueError as error:
             raise ValueError(f"{query.name}: {error}") from error
-        segment = dataclasses.replace(segment, group=0)  # nothing is trained, so that earlier answers are no targets
-        return _Request(query.name, layout, segment, query.pictures, int((segment.slot >= 0).sum()))
+        return layout, dataclasses.replace(segment, group=0)  # nothing is trained: earlier answers are no targets
 
-    def _answer(self, requests, length, scale, max_new_tokens, size):
-        """Ids that answer requests which share a shape, run as a batch of `size`."""
-        batch = _assemble(requests + requests[-1:] * (size - len(requests)), length)
-        with self.program.use():
-            tokens, lengths = jax.device_get(
-                self._generate(self.params, batch, scale=scale, max_new_tokens=max_new_tokens)
-            )
-        return [t[:n].tolist() for t, n in zip(tokens, lengths, strict=True)][: len(requests)]
+    def _lay_out(self, query, scale) -> Prompt:
+        layout, segment = self._segment(query, scale)
+        visual = layout.visual
+        slots = [visual.grids_of_tiling(visual.tiling(*size)) * visual.grid_tokens(scale) for size in query.sizes]
+        return Prompt(query.name, segment.id, segment.slot, layout.newline, _pictures(query), tuple(slots), scale)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """A query laid out at one scale.
-
-    Attributes:
-      name: of the query.
-      layout: of a pack that holds it alone.
-      segment: its text and its slots.
-      pictures: not decoded yet, so that thousands of questions may wait.
-      visual: positions that the pictures take.
-    """
-
-    name: str
-    layout: PackLayout
-    segment: Segment
-    pictures: tuple[Any, ...]
-    visual: int
-
-    @property
-    def positions(self) -> int:
-        """Positions of the whole prompt."""
-        return len(self.segment)
+def _pictures(query):
+    pairs = zip(query.pictures, query.sizes, strict=True)
+    return tuple(Picture(source, size, query.name) for source, size in pairs)
 
 
-def _assemble(requests, length):
-    packs = []
-    for request in requests:
-        try:
-            pictures = [open_picture(picture) for picture in request.pictures]
-        except ValueError as error:
-            raise ValueError(f"images of {request.name}: {error}") from error
-        layout = dataclasses.replace(request.layout, length=length)
-        seen = [(picture.size, layout.see(picture)) for picture in pictures]
-        packs.append(layout.assemble([request.segment], seen))
-    return {name: np.stack([p[name] for p in packs]) for name in packs[0]}
+def _answer(request, text):
+    """The `Answer` of a request that is done, whose text is `text`."""
+    return Answer(
+        text=text,
+        ids=tuple(request.ids),
+        logprobs=tuple(request.logprobs),
+        reason=request.reason,
+        prompt_positions=len(request.prompt),
+        visual_tokens=request.prompt.visual,
+    )
 
 
 def _count(n, noun):
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def _bucket(n):
-    """`n` rounded up to a multiple of `BUCKET`, and from 256 on to one of four lengths for each doubling."""
-    step = max(BUCKET, (1 << n.bit_length()) >> 3)
-    return -(-n // step) * step
 
 
 def _mesh(config):

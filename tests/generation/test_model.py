@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 import lmm_jax as lmm
+from lmm_jax import free_memory
 from lmm_jax.data.prepared import Prepared, as_pictures
 from lmm_jax.generation.model import Model
-from lmm_jax.training import memory
 from lmm_jax.training.checkpoint import Checkpoints
 
 QUESTIONS = ("read all", "digit at b2?", "how many 7s are there?")
@@ -58,11 +58,22 @@ def test_the_positions_of_pictures_are_counted_as_they_stand_in_the_prompt(model
     assert model.visual_tokens(pictures[:1]) == 36  # of the largest scale that was trained
 
 
+def test_a_model_loads_in_another_dtype_and_with_another_layout_of_its_prompts(model, pictures, tmp_path):
+    model.save(tmp_path / "run")
+    half = lmm.load(tmp_path / "run", "bfloat16", "mistral")
+    assert {x.dtype.name for x in jax.tree.leaves(half.params)} == {"bfloat16"}
+    assert half.program.model.decoder.dtype == "bfloat16" and half.program.config.data.template == "mistral"
+    assert isinstance(half.generate(pictures[0], "read all", 9, 3), str)
+    for wrong in ({"dtype": "int8"}, {"template": "nothing"}, {"template": "chatml"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*{next(iter(wrong.values()))}"):
+            lmm.load(tmp_path / "run", **wrong)
+
+
 def test_what_is_saved_loads_to_the_bit_and_answers_alike(model, pictures, tmp_path):
     model.save(tmp_path / "saved")
     again = lmm.load(tmp_path / "saved")
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(model.params), jax.device_get(again.params))
-    assert again.scales == model.scales == (1, 4, 9, 36) and again.stop == model.stop
+    assert again.scales == model.scales == (1, 4, 9, 36) and again.engine.end == model.engine.end
     asked = [[p] for p in pictures[:2]], ["read all"] * 2
     assert again.generate_ids(*asked, 9, 5) == model.generate_ids(*asked, 9, 5)
     with pytest.raises(FileNotFoundError, match="neither a workdir"):
@@ -76,7 +87,7 @@ def unasked(model, monkeypatch):
     def never(*_, **__):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(model, "_generate", never)
+    monkeypatch.setattr(model.engine.programs, "decode", never)
     return model
 
 
@@ -86,8 +97,15 @@ def unasked(model, monkeypatch):
         ("prompt", (None, 5, b"text", "", " ", [5], [{"role": "bot", "content": "x"}], "<image> <image> <image>")),
         ("images", (5, True, "nothere.png", ["nothere.png"], [[]], [5], np.zeros((4, 4, 3), np.uint8), "", b"no")),
         ("scale", ("9", "auto", True, 0, -1, 2.5, 16, 10**9, (9,), np.nan, [9])),
+        ("temperature", (-1, np.nan, np.inf, "1", True, [1.0], None)),
+        ("top_k", (-1, 2.5, "9", True, [3])),
+        ("top_p", (0, -1, 1.5, np.nan, "1", [0.5])),
+        ("repetition_penalty", (0, -1, np.inf, "1", None)),
+        ("seed", (-1, 2.5, 2**32, "9", None)),
+        ("stop", ("", 5.5, {}, ["a", ""], -1, 10**6, b"x")),
+        ("return_logprobs", (None, 1, "yes")),
         ("max_new_tokens", (0, -1, True, 2.5, "9", 10**9, [3], (), np.inf)),
-        ("batch_size", (0, -1, True, 2.5, "9", None, [3])),
+        ("batch_size", (0, -1, True, 2.5, "9", [3])),
         ("truncate", (None, 1, "yes")),
     ],
 )
@@ -103,12 +121,12 @@ def test_an_argument_that_cannot_be_used_is_named_before_the_model_runs(unasked,
         unasked.generate(None, ["a", "b"], max_new_tokens=[4])
 
 
-def test_a_damaged_picture_is_named(unasked, tmp_path):
+def test_a_damaged_picture_is_named(model, tmp_path):
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 99).save(whole)
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"^images of prompt 2 of 2: cannot read a picture from .*half.png: "):
-        unasked.generate([whole, tmp_path / "half.png"], ["read all", "read all"])
+        model.generate([whole, tmp_path / "half.png"], ["read all", "read all"])
 
 
 def test_a_prompt_past_the_trained_length_is_refused_with_what_to_do(unasked, pictures):
@@ -132,21 +150,16 @@ def test_a_prompt_past_the_trained_length_is_refused_with_what_to_do(unasked, pi
 
 def test_an_answer_ends_where_the_trained_length_does(model, pictures, monkeypatch):
     """Without a number the answer has the room that there is; with one it has exactly that."""
-    monkeypatch.setattr(model, "stop", -1)
+    monkeypatch.setattr(model.engine, "end", -1)
     pair, words = pictures[:2], "read all " * 16
     room = model.room(pair, words, 36)
     assert 1 < room < 20
-    asked = []
-    monkeypatch.setattr(model, "_generate", lambda _, batch, scale, max_new_tokens: (
-        asked.append(max_new_tokens) or np.full((len(batch["id"]), max_new_tokens), 5),
-        np.full(len(batch["id"]), max_new_tokens),
-    ))  # fmt: skip
     assert [len(ids) for ids in model.generate_ids([pair], [words], 36)] == [room]
     assert [len(ids) for ids in model.generate_ids([pair, []], [words, "a"], 36, [room, 7])] == [room, 7]
-    assert set(asked) == {64, room}
+    assert len(model.generate_ids([[]], ["a"], 36)[0]) == 64
 
 
-def test_truncation_leaves_out_the_oldest_questions(model, pictures, monkeypatch):
+def test_truncation_leaves_out_the_oldest_questions(model, pictures):
     """What is left is asked as if the rest had never been said; a conversation that fits stays whole."""
     turns = [
         *({"role": "user", "content": "<image><image>read all"}, {"role": "assistant", "content": "1 2 3 4 5"}),
@@ -155,17 +168,14 @@ def test_truncation_leaves_out_the_oldest_questions(model, pictures, monkeypatch
     ]
     with pytest.raises(ValueError, match="3 pictures.*or truncate=True, which leaves out the oldest turns"):
         model.generate(pictures[:3], turns, 36, 4)
-    asked = []
 
-    def see(_, batch, scale, max_new_tokens):
-        asked.append(batch)
-        return np.full((1, max_new_tokens), 5), np.ones(1, int)
+    def ask(images, turns, scale):
+        return model.generate(images, turns, scale, 4, return_logprobs=True, truncate=True)
 
-    monkeypatch.setattr(model, "_generate", see)
-    model.generate(pictures[:3], turns, 36, 4, truncate=True)
-    jax.tree.map(np.testing.assert_array_equal, asked.pop(), model.batch(pictures[2:3], turns[2:], 36))
-    model.generate(pictures[:3], turns, 9, 4, truncate=True)
-    jax.tree.map(np.testing.assert_array_equal, asked.pop(), model.batch(pictures[:3], turns, 9))
+    assert ask(pictures[:3], turns, 36) == ask(pictures[2:3], turns[2:], 36)
+    whole = ask(pictures[:3], turns, 9)
+    assert whole == model.generate(pictures[:3], turns, 9, 4, return_logprobs=True)
+    assert whole.prompt_positions > ask(pictures[2:3], turns[2:], 9).prompt_positions
 
 
 def test_a_picture_may_be_a_path_or_bytes(model, pictures, tmp_path):
@@ -183,7 +193,7 @@ def test_what_a_model_takes_is_said_before_it_is_read_and_refused_if_it_cannot_f
 ):
     model.save(tmp_path / "run")
     capsys.readouterr()
-    monkeypatch.setattr(memory, "_free_of_host", lambda: 1000)
+    monkeypatch.setattr(free_memory, "of_host", lambda: 1000)
     monkeypatch.setattr(Checkpoints, "restore_params", lambda *_: pytest.fail("read before it was refused"))
     with pytest.raises(ValueError, match=r"this model cannot fit: [\d,]+ parameters, .* free"):
         lmm.load(tmp_path / "run")

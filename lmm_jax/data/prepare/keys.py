@@ -13,6 +13,7 @@ SYSTEM = ("system", "system_prompt", "system_message")
 ROLE = ("from", "role")
 TEXT = ("value", "content")
 NAME = ("image", "path", "url", "image_url")  # of a picture, in a part
+PARTS = ("text", "image", "image_url")  # types of a part
 WEIGHT = ("weight", "loss", "train", "training", "loss_mask", "loss_scale")  # of a turn: whether it is trained on
 
 KNOWN = {

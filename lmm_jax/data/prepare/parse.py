@@ -18,6 +18,7 @@ from lmm_jax.data.prepare.keys import (
     MEDIA_MARK,
     NAME,
     OTHER_TAGS,
+    PARTS,
     PICTURE_MARK,
     REFUSED_PARTS,
     REFUSED_ROLES,
@@ -267,7 +268,7 @@ def _part(part, images, ignored, unnamed, where):
         reason, todo = REFUSED_PARTS[kind]
         raise Refused(reason, f"{where} is of type {kind!r}; {todo}")
     ignored += unknown_keys(part, "part", where, unnamed)
-    if kind not in ("text", "image", "image_url"):
+    if kind not in PARTS:
         raise Refused(
             "unknown type of part", f"{where} is of type {short(kind)}; known are text, image and image_url"
         )
