@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
+import time
 
 STOPPED = 130  # exit code: ended by Ctrl-C
 GRACE = 1.0  # seconds after a second Ctrl-C in which a command may end in its own way
+OBEYED, ENDED = 254, 255  # what is written beside the numbers of signals, which are below 65
 
 
 @contextlib.contextmanager
@@ -26,23 +29,38 @@ def second_interrupt_quits():
         os.close(write)
         yield
         return
-    ended = threading.Event()
 
     def watch():
-        count = 0
-        with open(read, "rb", buffering=0) as numbers:
-            while number := numbers.read(1):
-                count += number[0] == signal.SIGINT
-                if count > 1 and not ended.wait(GRACE):
-                    quit()
+        count, quits_at = 0, None
+        while True:
+            left = None if quits_at is None else max(0.0, quits_at - time.monotonic())
+            if not select.select([read], [], [], left)[0]:
+                quit()
+            (number,) = os.read(read, 1)
+            if number == ENDED:
+                os.close(read)
+                return
+            count = 0 if number == OBEYED else count + (number == signal.SIGINT)
+            quits_at = None if count < 2 else quits_at or time.monotonic() + GRACE
 
     threading.Thread(target=watch, daemon=True).start()
+    _watched.append(write)
     try:
         yield
     finally:
-        ended.set()
+        _watched.remove(write)
         signal.set_wakeup_fd(before)
+        os.write(write, bytes([ENDED]))
         os.close(write)
+
+
+_watched = []  # where the threads that watch are told; one at most, but for tests
+
+
+def obeyed():
+    """Says that the command did what Ctrl-C asked for and goes on, so that the next one is a first one again."""
+    for write in _watched:
+        os.write(write, bytes([OBEYED]))
 
 
 def quit():

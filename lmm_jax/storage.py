@@ -11,7 +11,7 @@ from etils import epath
 from fsspec.callbacks import Callback
 from tqdm import tqdm
 
-CACHE = "LMM_CACHE"  # environment variable: folder of copies, ~/.cache/lmm_jax if it is not set
+CACHE = "LMM_CACHE"  # environment variable: folder of copies and of compiled programs, see `cache_folder`
 AT_ONCE = 8  # files that are copied at a time
 PAUSE = 30.0  # seconds between two writes of a file of lines
 
@@ -98,7 +98,7 @@ def local_copy(folder, key):
     """
     if not is_remote(folder):
         return epath.Path(folder)
-    copy = _cache() / key
+    copy = cache_folder() / key
     system, root = fsspec.url_to_fs(str(folder))
     found = {path: about["size"] for path, about in system.find(root, detail=True).items()}
     names = {path: path.removeprefix(f"{root}/") for path in found}
@@ -116,15 +116,17 @@ def local_files(files) -> list[epath.Path]:
         if is_remote(file):
             there = file.stat()
             key = hashlib.sha256(f"{file} {there.length} {there.mtime}".encode()).hexdigest()[:24]
-            missing.append((str(file), _cache() / key / file.name, there.length))
+            missing.append((str(file), cache_folder() / key / file.name, there.length))
         places.append(missing[-1][1] if is_remote(file) else file)
     if missing:
         _fetch(missing, os.path.dirname(missing[0][0]))
     return places
 
 
-def _cache():
-    return epath.Path(os.environ.get(CACHE) or "~/.cache/lmm_jax").expanduser()
+def cache_folder() -> epath.Path:
+    """Folder of what can be made again: that of LMM_CACHE, else `lmm_jax` in XDG_CACHE_HOME, which is ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return epath.Path(os.environ.get(CACHE) or f"{home}/lmm_jax").expanduser()
 
 
 def _fetch(files, folder):
@@ -133,7 +135,7 @@ def _fetch(files, folder):
     if not missing:
         return
     total = sum(size for *_, size in missing)
-    print(f"copying {folder} to {_cache()}: {len(missing)} files, {total / 1e9:.2f} GB", flush=True)
+    print(f"copying {folder} to {cache_folder()}: {len(missing)} files, {total / 1e9:.2f} GB", flush=True)
     system, _ = fsspec.url_to_fs(str(folder))
     with tqdm(desc="copying", total=total, unit="B", unit_scale=True, disable=None) as bar:
         for first in range(0, len(missing), AT_ONCE):

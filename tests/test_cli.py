@@ -21,6 +21,7 @@ from lmm_jax.training import loop
 TRAIN = ("train", "--workdir", "w", "--config")
 DATASET = ("prepare", "--dataset", "digits", "--out", "x")
 GENERATE = ("generate", "--workdir", "w", "--prompt", "x")
+PROMPTS = ("generate", "--workdir", "w", "--prompts")
 WRONG_COUNTS = ("abc", "0", "-1", "2.5", "")
 DIGITS = str(pathlib.Path(__file__).parents[1] / "configs/digits.py")
 
@@ -150,6 +151,20 @@ def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
             "--image[0]: no file nothere.png",
         ),
         (["generate", "--workdir", "w", "--prompt", "x", "--image", DIGITS], "--image: cannot read a picture from"),
+        ([*GENERATE, "--temperature", "-1"], "temperature=-1.0 (a float): a number from 0"),
+        ([*GENERATE, "--top-p", "0"], "top_p=0.0 (a float): a number above 0"),
+        ([*GENERATE, "--stop", ""], "stop[0] is an empty text"),
+        ([*GENERATE, "--out", "x.jsonl"], "--out goes with --prompts, or with a folder of pictures"),
+        ([*GENERATE, "--skip-bad"], "--skip-bad goes with --prompts"),
+        ([*GENERATE, "--images", "tests"], "--images goes with --prompts"),
+        ([*GENERATE, "--image", "launch"], "no picture in the folder launch"),
+        ([*GENERATE, "--image", "configs", DIGITS], f"configs is a folder and {DIGITS} is none"),
+        ([*PROMPTS, "nowhere.jsonl"], "--prompts: no file nowhere.jsonl"),
+        ([*PROMPTS, DIGITS], "digits.py, line 1: broken JSON"),
+        ([*PROMPTS, DIGITS, "--image", "configs"], "configs is a folder, which goes with --prompt"),
+        ([*PROMPTS, DIGITS, "--image", "x.png"], "name their own pictures"),
+        ([*PROMPTS, DIGITS, "--skip-bad", "--out", "configs"], "--out configs is a folder"),
+        (["chat", "--workdir", "w", "--top-k", "1", "--temperature", "nan"], "temperature=nan"),
         (["export", "--workdir", "w", "--out", "x"], "w is no workdir"),
         (["show", "params"], "needs one of --config, --workdir and --model"),
         (["prepare", "--data", "nowhere.json", "--out", "x"], "no file nowhere.json"),
@@ -345,7 +360,7 @@ def test_a_tilde_behind_an_equals_sign_is_the_home_folder(monkeypatch):
         "own.py:data=/home/me/b,model=/home/me/c",
         "--config.init.from=/home/me/d",
     ]
-    for prompt in (["--prompt", "what is a=~/b?"], ["--prompt=~/b"]):
+    for prompt in (["--prompt", "what is a=~/b?"], ["--prompt=~/b"], ["--system", "a=~/b"], ["--stop=~/"]):
         assert cli._with_home(prompt) == prompt
 
 
@@ -375,3 +390,27 @@ def test_numbers_out_of_range_are_refused_with_what_is_valid(capsys, args):
         cli.main(args)
     err = capsys.readouterr().err
     assert ended.value.code == 2 and f"argument {args[-2]}: a " in err and f"is valid, not '{args[-1]}'" in err
+
+
+def test_demo_without_gradio_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lmm_jax.demo.page", None)  # as if its import of gradio had failed
+    monkeypatch.delattr("lmm_jax.demo.page", raising=False)
+    code, _, err = run(capsys, "demo", "--workdir", "w")
+    assert code == 2 and err.startswith("lmm: error: lmm demo needs gradio")
+    assert err.endswith("pip install 'lmm_jax[demo]'\n")
+
+
+def test_demo_checks_its_address_before_it_loads(capsys, monkeypatch):
+    calls = []
+    page = types.SimpleNamespace(
+        check_address=lambda *address: calls.append(address), serve=lambda *args: calls.append(args)
+    )
+    monkeypatch.setitem(sys.modules, "lmm_jax.demo.page", page)
+    monkeypatch.setattr("lmm_jax.demo.page", page, raising=False)
+    monkeypatch.setattr(model, "load", lambda folder, **_: calls.append(folder) or "the model")
+    assert run(capsys, "demo", "--model", "m", "--port", 99, "--max-upload", 3)[0] == 0
+    assert calls == [("127.0.0.1", 99), "m", ("the model", "m", "127.0.0.1", 99, 3)]
+    for flag, value in (("--port", "0"), ("--port", "x"), ("--max-upload", "0"), ("--host", "")):
+        with pytest.raises(SystemExit) as ended:
+            run(capsys, "demo", "--model", "m", flag, value)
+        assert ended.value.code == 2

@@ -1,0 +1,1 @@
+"""What `lmm generate` and `lmm chat` are made of: files of questions and of answers, and the terminal."""
