@@ -12,6 +12,7 @@ setup(
     package_data={
         "lmm_jax.data.prepare.datasets": ["digits.npz", "digits.LICENSE.txt"],
         "lmm_jax.bench": ["shapes/*.json"],
+        "lmm_jax.demo": ["page.css"],
         "lmm_jax.tools": ["batch_page.css"],
     },
     install_requires=[
@@ -26,7 +27,7 @@ setup(
         "ijson>=3.6,<4",  # streams JSON arrays: files of gigabytes are read in a few megabytes
         "ml-collections>=1.1,<2",
         "numpy>=2.4,<3",
-        "pillow>=13,<14",
+        "pillow>=12.3,<14",  # 13 has the bits of the golden numbers; gradio (extra demo) allows 12 alone so far
         "safetensors>=0.8,<0.9",
         "tqdm>=4.70,<5",
     ],
@@ -38,6 +39,7 @@ setup(
         "gcs": ["gcsfs>=2026.9,<2027"],  # workdirs and data in gs://; with what Orbax asks for there
         "parquet": ["pyarrow>=22"],  # `lmm prepare` of Parquet files; tensorflow-datasets brings it along today
         "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
+        "demo": ["gradio>=6.30,<7"],  # `lmm demo`; before 6.30 it does not go with huggingface-hub 2
         "hf": ["torch>=2.13,<3", "transformers>=5.23,<5.25"],  # `lmm export --verify` and `lmm bench --peer`
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.31,<1"],
@@ -45,6 +47,7 @@ setup(
             "gcp-storage-emulator>=2026.7,<2027",  # a bucket in the test's own process
             "gcsfs>=2026.9,<2027",
             "matplotlib>=3.11,<4",
+            "pillow>=13,<14",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",

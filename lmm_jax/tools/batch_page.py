@@ -57,7 +57,7 @@ def write_page(config, count, path) -> str:
     packs = Packs(tolerant, visual_layout(config), config.data.train, config.train.batch_size, shuffle=True)
     shown = [ShownPack.read(packs, position) for position in range(count)]
     pictures = "".join(
-        f".{_name(pack, number)}{{background-image:url({_data_url(_mosaic(views[:1]))})}}\n"
+        f".{_name(pack, number)}{{background-image:url({data_url(_mosaic(views[:1]))})}}\n"
         for pack in shown
         for number, picture in enumerate(pack.pictures)
         if (views := pack.views(picture)) is not None
@@ -94,12 +94,13 @@ def _summary(config, packs, shown):
         "text": f"<p>template <b>{_escape(layout.template)}</b>; a {_escape(packs.tokenizer.kind)} tokenizer of "
         f"{packs.tokenizer.vocab_size:,} pieces</p>",
         "pictures": _pictures_line(config, layout),
-        "a pack": f"<p>{_count(capacity.rows, 'row')} of {capacity.length:,} positions, "
-        f"{_count(capacity.views, 'view')}, up to {capacity.targets:,} supervised positions; "
-        f"{_count(packs.per_step, 'pack')} a step</p>",
+        "a pack": f"<p>{counted(capacity.rows, 'row')} of {capacity.length:,} positions, "
+        f"{counted(capacity.views, 'view')}, up to {capacity.targets:,} supervised positions; "
+        f"{counted(packs.per_step, 'pack')} a step</p>",
         "the whole stream": f"<p>{positions:.1%} of the positions and {views:.1%} of the views of its packs are used "
         "in the first round</p>",
-        "shown here": f"<p>{_count(len(shown), 'pack')} with {_count(sum(len(p.members) for p in shown), 'record')}; "
+        "shown here": f"<p>{counted(len(shown), 'pack')} with "
+        f"{counted(sum(len(p.members) for p in shown), 'record')}; "
         f"<b>{filled / size:.1%}</b> of {size:,} positions used, <b>{supervised / max(filled, 1):.1%}</b> of those "
         f"supervised; {sum(p.views_filled for p in shown):,} of {len(shown) * capacity.views:,} views used"
         f"{''.join(_troubles(shown))}</p>",
@@ -120,7 +121,7 @@ def _left_out(packs, allowed):
             named = ", ".join(map(str, records[:NAMED].tolist()))
             more = f" and {len(records) - NAMED:,} more" if len(records) > NAMED else ""
             numbers = f"({'record' if len(records) == 1 else 'records'} {named}{more})"
-            share = f"{len(records):,} of {_count(len(data.data), 'record')}"
+            share = f"{len(records):,} of {counted(len(data.data), 'record')}"
             yield (
                 f'<p class="warn">{_escape(where)}<b>{share}</b> left out of the stream: {_escape(reason)} '
                 f"<small>{numbers}</small></p>"
@@ -133,7 +134,7 @@ def _left_out(packs, allowed):
             )
         for reason, count in data.data.about["refused"].items():
             yield (
-                f'<p class="warn">{_escape(where)}<b>{_count(count, "row")}</b> refused by lmm prepare: '
+                f'<p class="warn">{_escape(where)}<b>{counted(count, "row")}</b> refused by lmm prepare: '
                 f"{_escape(reason)}</p>"
             )
 
@@ -142,9 +143,9 @@ def _troubles(shown):
     cut = sum(bool(pack.cut(member)) for pack in shown for member in range(len(pack.members)))
     bad = sum(len(pack.faults) for pack in shown)
     if cut:
-        yield f'; <b class="warn">{_count(cut, "record")} cut</b>'
+        yield f'; <b class="warn">{counted(cut, "record")} cut</b>'
     if bad:
-        yield f'; <b class="warn">{_count(bad, "record")} replaced by padding, as they cannot be read</b>'
+        yield f'; <b class="warn">{counted(bad, "record")} replaced by padding, as they cannot be read</b>'
 
 
 def _pictures_line(config, layout):
@@ -156,7 +157,7 @@ def _pictures_line(config, layout):
     parts.append(f"in the sequence: '{visual.sequence}'" + (", a newline after each row" if visual.newline else ""))
     if visual.added:
         layers = ", ".join(map(str, config.model.decoder.inject_layers))
-        parts.append(f"{_count(visual.added, 'stack')} '{visual.stacks}', added before decoder layers {layers}")
+        parts.append(f"{counted(visual.added, 'stack')} '{visual.stacks}', added before decoder layers {layers}")
     elif visual.stacks:
         parts.append(f"stacks '{visual.stacks}'")
     parts.append(f"trained at {_scales(layout.scales)}, which counts the tokens of a whole picture")
@@ -172,15 +173,15 @@ def _pack(pack):
     pictures = "".join(_picture(pack, number, picture) for number, picture in enumerate(pack.pictures))
     if pictures:
         pictures = (
-            f"<details open><summary><h3>{_count(len(pack.pictures), 'picture')}</h3></summary>"
+            f"<details open><summary><h3>{counted(len(pack.pictures), 'picture')}</h3></summary>"
             f'<div class="pictures">{pictures}</div></details>'
         )
-    copies = f", {_count(len(pack.copies), 'copy', 'copies')}" if len(pack.copies) > len(pack.members) else ""
+    copies = f", {counted(len(pack.copies), 'copy', 'copies')}" if len(pack.copies) > len(pack.members) else ""
     return (
         f'<section class="pack" id="pack-{pack.position}"><h2>Pack {pack.position}</h2>'
-        f"<p>{_count(len(pack.members), 'record')}{copies}; {pack.filled:,} of {pack.size:,} positions used "
+        f"<p>{counted(len(pack.members), 'record')}{copies}; {pack.filled:,} of {pack.size:,} positions used "
         f"({pack.filled / pack.size:.0%}), {pack.supervised:,} of them supervised; {pack.views_filled} of "
-        f"{_count(layout.views, 'view')} used</p>{pictures}{rows}</section>"
+        f"{counted(layout.views, 'view')} used</p>{pictures}{rows}</section>"
     )
 
 
@@ -213,7 +214,7 @@ def _views(pack, number, views):
             what = f"{columns} × {rows} tiles" if many else "whole picture"
             zoomed = f"{', each' * many} in {factor} × {factor}" if factor > 1 else ""
             if at:
-                image = f'<img alt="" src="{_data_url(_mosaic(views[at : at + count], (columns, rows), factor))}">'
+                image = f'<img alt="" src="{data_url(_mosaic(views[at : at + count], (columns, rows), factor))}">'
             else:
                 image = _thumbnail(pack, number)
             seen = _span("view", picture.first_view + at, count)
@@ -263,7 +264,7 @@ def _mosaic(views, tiling=(1, 1), factor=1):
     return out
 
 
-def _data_url(picture):
+def data_url(picture):
     """A picture within the page: PNG if that is small, as of few colours, else JPEG."""
     files = {kind: io.BytesIO() for kind in ("png", "jpeg")}
     for kind, file in files.items():
@@ -279,9 +280,9 @@ def _row(pack, row):
     copies = sorted((copy for copy in pack.copies if copy.row == row), key=lambda copy: copy.begin)
     length = pack.arrays["segment"].shape[1]
     used = sum(copy.end - copy.begin for copy in copies)
-    padding = f'<p class="padding">{_count(length - used, "position")} of padding</p>' if used < length else ""
+    padding = f'<p class="padding">{counted(length - used, "position")} of padding</p>' if used < length else ""
     bar = "".join(_bar(pack, copy) for copy in copies)
-    by = f", by {_count(len(copies), 'copy of a record', 'copies of records')}" if copies else ""
+    by = f", by {counted(len(copies), 'copy of a record', 'copies of records')}" if copies else ""
     return (
         f'<section class="row"><h3>Row {row} <small>{used:,} of {length:,} positions used{by}</small></h3>'
         f'<div class="bar" aria-hidden="true">{bar}</div>'
@@ -307,7 +308,7 @@ def _card(pack, copy):
     pictures = pack.picture_of.count(copy.member)
     facts = [
         f"positions {copy.begin:,}…{copy.end - 1:,}",
-        f"{_count(pictures, 'picture')}, {_count(visual, 'visual token')}" if pictures else "text alone",
+        f"{counted(pictures, 'picture')}, {counted(visual, 'visual token')}" if pictures else "text alone",
         f"{supervised:,} supervised",
     ]
     cut, fault = pack.cut(copy.member), pack.faults.get(copy.member)
@@ -366,10 +367,10 @@ def _visual(number, pack, copy, begin, end):
     cells = slots[slots < newline]
     slot = f"slots {cells.min():,}…{cells.max():,}" if len(cells) > 1 else f"slot {cells[0]:,}"
     newlines = len(slots) - len(cells)
-    lines = f"<br>{_count(newlines, 'newline')} among them" if newlines else ""
+    lines = f"<br>{counted(newlines, 'newline')} among them" if newlines else ""
     return (
         f'<span class="visual">{_thumbnail(pack, number)}<span><b>{_of_record(pack, number)}</b><br>'
-        f"{_count(len(slots), 'token')}{lines}<br>{slot}</span></span>"
+        f"{counted(len(slots), 'token')}{lines}<br>{slot}</span></span>"
     )
 
 
@@ -416,7 +417,7 @@ def _escape(text):
     return html.escape(str(text))
 
 
-def _count(count, one, several=None):
+def counted(count, one, several=None):
     """ "1 view", "3 views"."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
