@@ -1,39 +1,53 @@
-"""Reading a prompt and answering it greedily, at every number of visual tokens."""
+"""Answering: the time to a first token, the rate of those behind it, a queue of unlike questions, and asking again.
+
+All of it by the engine that `Model.generate` asks, greedily, with pictures and texts that are drawn.
+"""
 
 import dataclasses
-import functools
+import statistics
+import sys
+import time
 
 import flax.linen as nn
 import jax
+import numpy as np
+from PIL import Image
 
 from lmm_jax.aot.flops import step_flops
-from lmm_jax.bench.measure import Measurement, copy_rate, matmul_rate, run_peer, time_steps
-from lmm_jax.bench.shape import load_shape, side, synthetic_batch
+from lmm_jax.bench.measure import Measurement, copy_rate, matmul_rate, run_peer
+from lmm_jax.bench.shape import BEFORE_PICTURE, Question, load_shape, queue, side, synthetic_batch
 from lmm_jax.bench.train import program_of
-from lmm_jax.generation.greedy import generate_tokens
+from lmm_jax.data.pack_layout import PackLayout
+from lmm_jax.data.visual_layout import VisualLayout
+from lmm_jax.generation.arguments import Sampling
+from lmm_jax.generation.engine import Engine
+from lmm_jax.generation.pictures import Picture
+from lmm_jax.generation.requests import Prompt, Request
+from lmm_jax.generation.text import TextStream
 from lmm_jax.training.state import init_params
 
 
 def bench_decode(name, dtype, new_tokens=64, steps=5, device=None) -> list[Measurement]:
-    """Times prefill and greedy decoding on one device, parameters stored in `dtype` as a released model's are.
+    """Times answering on one device, parameters stored in `dtype` as a released model's are.
 
     Args:
       name: of a shape, or its file.
       dtype: of parameters, cache and computation.
-      new_tokens: generated for each prompt.
+      new_tokens: generated for each prompt of a batch.
       steps: timed runs.
       device: of the peer, "cpu" or "cuda"; None goes without it.
 
     Returns:
-      Rows for each of the shape's scales, most visual tokens first. A step's ceiling is the time to read the
-      decoder's weights and the whole cache once, at the rate at which memory is copied.
+      Rows for each of the shape's scales, most visual tokens first, of a batch of the shape's prompts; then those of
+      a queue, of a second question, and of one question about a picture that was seen, at each scale. A step's
+      ceiling is the time to read the decoder's weights and the keys and values of the batch once, at the rate at
+      which memory is copied.
     """
-    shape, peer = load_shape(name), None
+    shape, peer, peer_queue = load_shape(name), None, None
     if device:
         options = ["--device", device, "--dtype", dtype, "--steps", steps, "--new-tokens", new_tokens]
-        peer = run_peer(name, "decode", *options)
-    program = program_of(shape, dtype, shape["scales"])
-    params = jax.jit(lambda key: _cast(nn.unbox(init_params(program.model, key)), dtype))(jax.random.key(0))
+        peer, peer_queue = (run_peer(name, mode, *options) for mode in ("decode", "queue"))
+    asked = Asked(shape, dtype)
     matmul, copied = matmul_rate(dtype), copy_rate()
     rows = [
         Measurement(f"large matmul, {dtype}", matmul / 1e12, "TFLOP/s"),
@@ -41,40 +55,133 @@ def bench_decode(name, dtype, new_tokens=64, steps=5, device=None) -> list[Measu
     ]
     for scale in sorted(shape["scales"], reverse=True):
         theirs = peer if scale == side(shape) ** 2 else None
-        rows += _at(program, params, shape, scale, new_tokens, steps, matmul, copied, theirs)
-    return rows
+        rows += _at(asked, scale, new_tokens, steps, matmul, copied, theirs)
+    return rows + _queue(asked, steps, peer_queue) + _again(asked, steps) + _seen(asked, steps)
 
 
-def _at(program, params, shape, scale, new_tokens, steps, matmul, copied, peer):
+class Asked:
+    """A shape's model with drawn parameters, and questions to it."""
+
+    def __init__(self, shape, dtype):
+        self.shape, self.program = shape, program_of(shape, dtype, shape["scales"])
+        model = self.program.model
+        size = model.vision.grid * model.vision.stride
+        visual = VisualLayout(
+            size=size, cell=model.vision.stride, canvas=(size, size), aspect="pad", tilings=(), zoom=1,
+            sequence="whole", stacks="", sampling="2d", newline=False, reduction=model.reduction, padding=(0, 0, 0),
+        )  # fmt: skip
+        layout = PackLayout(visual, model.scales, 1, 1, 1, 0, "", "refuse")
+        self.params = jax.jit(lambda key: _cast(nn.unbox(init_params(model, key)), dtype))(jax.random.key(0))
+        # No id is -1, so that every answer runs to its bound.
+        self.engine = Engine(self.program, self.params, layout, end=-1)
+        self._rng = np.random.default_rng(0)
+
+    def picture(self):
+        """A picture that was never seen."""
+        side = self.shape["vision"]["image"]
+        pixels = self._rng.integers(0, 256, (side, side, 3), np.uint8)
+        return Picture(Image.fromarray(pixels), (side, side), "bench")
+
+    def request(self, question, picture=None, again=False):
+        """A `Question` about a picture, of new text; see `Request.asked_again`."""
+        ids = self._rng.integers(3, self.shape["text"]["vocab_size"] - 1, question.text).astype(np.int32)
+        ids[:BEFORE_PICTURE] = 3 + np.arange(min(BEFORE_PICTURE, len(ids)))  # the same in all, as in a template
+        at = min(BEFORE_PICTURE, len(ids))
+        id = np.insert(ids, at, np.zeros(question.scale, np.int32))
+        slot = np.insert(np.full(len(ids), -1), at, np.arange(question.scale))
+        prompt = Prompt("bench", id, slot, -2, (picture or self.picture(),), (question.scale,), question.scale)
+        return Request(prompt, question.new, Sampling(), TextStream(_NoText()), asked_again=again)
+
+    def seconds(self, questions, steps, what, **options):
+        """The median time to answer questions, each time about pictures and texts that are new; told on stderr."""
+        times = []
+        for _ in range(1 + steps):
+            requests = [self.request(question, **options) for question in questions]
+            times.append(self.answer(*requests))
+            print(f"{what}: {times[-1]:.3g} s", file=sys.stderr, flush=True)
+        return statistics.median(times[1:])
+
+    def answer(self, *requests):
+        """Seconds until requests are answered."""
+        begin = time.perf_counter()
+        for _ in self.engine.run(requests):
+            pass
+        return time.perf_counter() - begin
+
+
+class _NoText:
+    """What spells no id."""
+
+    def decode(self, ids):
+        return ""
+
+
+def _at(asked, scale, new_tokens, steps, matmul, copied, peer):
+    shape, what = asked.shape, f"{scale} visual tokens"
     batch = synthetic_batch(shape, (scale,))
-    flops = forward_flops(program, batch)
-    batch = {name: x[0] for name, x in batch.items()}
-    size, model = batch["id"].shape[-1] + new_tokens, program.model
-    what = f"{scale} visual tokens"
-    with program.use():
-        read = jax.jit(lambda params, batch: model.apply({"params": params}, batch, size, (scale,), method="prefill"))
-        cache = jax.eval_shape(read, params, batch)[1]
-        prefill = time_steps(lambda: read(params, batch), steps, f"{what}, prefill")
-        # No id is -1, so that every row runs to its bound.
-        answer = jax.jit(functools.partial(generate_tokens, model, scale=scale, max_new_tokens=new_tokens, eos=-1))
-        whole = time_steps(lambda: answer(params, batch), steps, f"{what}, {new_tokens} tokens")
-    step = (whole - prefill) / new_tokens
-    ceiling = (step_bytes(params) + _bytes([cache.k, cache.v])) / copied
-    rate = len(batch["id"]) / step
-    rows = [
-        Measurement(f"{what}, prefill", prefill, "s"),
-        Measurement(
-            f"{what}, prefill rate", flops / prefill / 1e12, "TFLOP/s", flops / prefill / matmul, "large matmul"
-        ),
-        Measurement(f"{what}, decoding", rate, "tokens/s"),
-        Measurement(f"{what}, a decoding step", 1e3 * step, "ms", ceiling / step, "rate of copying memory"),
-    ]
+    flops, count = forward_flops(asked.program, batch), shape["batch"]
+    first, whole = (
+        asked.seconds([Question(shape["text_len"], scale, new)] * count, steps, f"{what}, {new} tokens")
+        for new in (1, new_tokens)
+    )
+    step = (whole - first) / (new_tokens - 1)
+    positions = shape["text_len"] + scale + new_tokens
+    ceiling = (step_bytes(asked.params) + cache_bytes(asked.program, count, positions)) / copied
+    rate = count / step
+    ratio, than = flops / first / matmul, "large matmul"
+    to_first, decoding = (None, ""), (None, "")
     if peer:
         seconds = peer["prefill_ms"] / 1e3
-        theirs = len(batch["id"]) * (new_tokens - 1) / (peer["ms"] / 1e3 - seconds)  # the first comes with prefill
-        rows[0] = dataclasses.replace(rows[0], ratio=seconds / prefill, against=f"peer's speed, {seconds:.3g} s")
-        rows[2] = dataclasses.replace(rows[2], ratio=rate / theirs, against=f"peer, {theirs:.4g} tokens/s")
-    return rows
+        theirs = count * (new_tokens - 1) / (peer["ms"] / 1e3 - seconds)
+        to_first = seconds / first, f"peer's speed, {seconds:.3g} s"
+        decoding = rate / theirs, f"peer, {theirs:.4g} tokens/s"
+    return [
+        Measurement(f"{what}, to the first token", first, "s", *to_first),
+        Measurement(f"{what}, rate until then", flops / first / 1e12, "TFLOP/s", ratio, than),
+        Measurement(f"{what}, decoding", rate, "tokens/s", *decoding),
+        Measurement(f"{what}, a decoding step", 1e3 * step, "ms", ceiling / step, "rate of copying memory"),
+    ]
+
+
+def _queue(asked, steps, peer):
+    """Unlike questions, from the first picture to the last token, beside the faster way that the peer has."""
+    questions = queue(asked.shape)
+    tokens = sum(question.new for question in questions)
+    rate = tokens / asked.seconds(questions, steps, f"{len(questions)} unlike questions")
+    beside = (None, "")
+    if peer:
+        ways = {"one by one": peer["alone_ms"], "padded to one batch": peer["padded_ms"]}
+        way = min(ways, key=ways.get)
+        theirs = 1e3 * tokens / ways[way]
+        beside = rate / theirs, f"peer {way}, {theirs:.4g} tokens/s"
+    return [Measurement(f"{len(questions)} unlike questions", rate, "tokens/s", *beside)]
+
+
+def _again(asked, steps):
+    """The first token of a question about a new picture, and of another one about it."""
+    shape, scale, times = asked.shape, side(asked.shape) ** 2, ([], [])
+    question = Question(shape["text_len"], scale, 1)
+    for _ in range(1 + steps):
+        picture = asked.picture()
+        for found in times:
+            found.append(asked.answer(asked.request(question, picture, again=True)))
+    first, second = (statistics.median(found[1:]) for found in times)
+    return [
+        Measurement("a question alone, to the first token", 1e3 * first, "ms"),
+        Measurement("a second one about its picture", 1e3 * second, "ms", first / second, "the first one's speed"),
+    ]
+
+
+def _seen(asked, steps):
+    """The first token of one question about a picture that was seen: what reading takes, without the encoder."""
+    shape, picture, rows = asked.shape, asked.picture(), []
+    for scale in sorted(shape["scales"], reverse=True):
+        question = Question(shape["text_len"], scale, 1)
+        times = [asked.answer(asked.request(question, picture)) for _ in range(2 + steps)]
+        rows.append(Measurement(f"{scale} tokens of a seen picture", 1e3 * statistics.median(times[2:]), "ms"))
+    return [
+        dataclasses.replace(row, ratio=rows[0].value / row.value, against="the speed at all tokens") for row in rows
+    ]
 
 
 def forward_flops(program, batch) -> int:
@@ -87,6 +194,13 @@ def step_bytes(params) -> int:
     """Bytes of the weights that one decoding step reads: all of the decoder's but the embedding table."""
     decoder = params["decoder"]
     return _bytes(decoder) - _bytes(decoder["table"])
+
+
+def cache_bytes(program, rows, positions) -> int:
+    """Bytes of the keys and values of so many positions in each row."""
+    decoder = program.model.decoder
+    of_position = 2 * decoder.depth * decoder.kv_heads * decoder.head_width * jax.numpy.dtype(decoder.dtype).itemsize
+    return rows * positions * of_position
 
 
 def _bytes(tree):

@@ -1,6 +1,6 @@
 """Times the PyTorch peer, transformers' LLaVA classes with random weights, on one shape. Needs the extra 'hf'.
 
-    python -m lmm_jax.bench.peer --shape base --mode train|train_m3|decode|attention
+    python -m lmm_jax.bench.peer --shape base --mode train|train_m3|decode|queue|attention
 
 A process of its own, so that torch never enters ours. Its last line is a JSON object: `ms`, the median of the timed
 steps, and what `--mode` adds to it.
@@ -9,6 +9,9 @@ train      full fine-tuning: forward, backward, AdamW.
 train_m3   M3's step as its authors do it: at every scale the images are encoded again, projected, pooled, and the
            language model runs on its own sequence; the losses are averaged and differentiated once.
 decode     greedy generation over a KV cache after all visual tokens: `ms` of --new-tokens, `prefill_ms` of the first.
+queue      the questions of `shape.queue`, with pictures pooled to their budgets as M3's authors do it: `alone_ms`
+           where they are answered one by one, `padded_ms` where they are padded to one batch, which answers until the
+           longest is done.
 attention  scaled dot-product attention on each of `bench_shapes.attention_cases`: `cases`, milliseconds forward and
            with the backward pass; copies of a pack run one by one, as the peer has no packs.
 """
@@ -23,7 +26,7 @@ import time
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from lmm_jax.bench.shape import attention_cases, load_shape
+from lmm_jax.bench.shape import BEFORE_PICTURE, attention_cases, load_shape, queue
 
 
 def build(s, dtype, device):
@@ -121,6 +124,48 @@ def decode_step(s, model, image_token, px, new_tokens):
     return step
 
 
+def queue_steps(s, model, image_token, device, dtype):
+    """Answering the questions of a queue one by one, and as one padded batch."""
+    model.eval()
+    side, embed = s["vision"]["image"] // s["vision"]["patch"], model.get_input_embeddings()
+    questions = queue(s)
+    ids = [torch.randint(3, image_token, (1, q.text), device=device) for q in questions]
+    image = s["vision"]["image"]
+    pixels = torch.randn(len(questions), 3, image, image, device=device, dtype=dtype)
+
+    def prompts(first, end):
+        """Embeddings `[1, n, D]` of some of the questions."""
+        features = model.model.get_image_features(pixels[first:end], return_dict=True).pooler_output
+        for question, text, feature in zip(questions[first:end], ids[first:end], features, strict=True):
+            k = int((side * side / question.scale) ** 0.5)
+            grid = feature.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+            pooled = torch.nn.functional.avg_pool2d(grid, k, k).flatten(2).transpose(1, 2)
+            e = embed(text)
+            yield torch.cat([e[:, :BEFORE_PICTURE], pooled.to(e.dtype), e[:, BEFORE_PICTURE:]], 1)
+
+    def answer(embeds, mask, new):
+        model.generate(
+            inputs_embeds=embeds, attention_mask=mask, do_sample=False, min_new_tokens=new, max_new_tokens=new
+        )
+
+    @torch.no_grad()
+    def alone():
+        for n, question in enumerate(questions):
+            (embeds,) = prompts(n, n + 1)
+            answer(embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=device), question.new)
+
+    @torch.no_grad()
+    def padded():
+        each = list(prompts(0, len(questions)))
+        longest = max(e.shape[1] for e in each)
+        embeds = torch.cat([torch.nn.functional.pad(e, (0, 0, longest - e.shape[1], 0)) for e in each])
+        places = torch.arange(longest, device=device)
+        mask = torch.stack([(places >= longest - e.shape[1]).long() for e in each])
+        answer(embeds, mask, max(q.new for q in questions))
+
+    return alone, padded
+
+
 def attention_steps(case, dtype, device):
     """Forward, and forward with backward, of every copy of a case."""
 
@@ -166,7 +211,7 @@ def milliseconds(a, step, steps=None):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shape", required=True)
-    p.add_argument("--mode", default="train", choices=["train", "train_m3", "decode", "attention"])
+    p.add_argument("--mode", default="train", choices=["train", "train_m3", "decode", "queue", "attention"])
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     p.add_argument("--dtype", default="float32")
     p.add_argument("--steps", type=int, default=5)
@@ -189,6 +234,14 @@ def main():
     image = s["vision"]["image"]
     px = torch.randn(s["batch"], 3, image, image, device=a.device, dtype=dtype)
     result = {"mode": a.mode, "shape": s["name"], "parameters": sum(x.numel() for x in model.parameters())}
+    if a.mode == "queue":
+        steps = queue_steps(s, model, image_token, a.device, dtype)
+        result |= {
+            name: statistics.median(milliseconds(a, step))
+            for name, step in zip(("alone_ms", "padded_ms"), steps, strict=True)
+        }
+        print(json.dumps(result))
+        return
     if a.mode == "decode":
         result["prefill_ms"] = statistics.median(milliseconds(a, decode_step(s, model, image_token, px, 1)))
         step, tokens = decode_step(s, model, image_token, px, a.new_tokens), s["batch"] * a.new_tokens

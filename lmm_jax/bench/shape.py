@@ -66,6 +66,23 @@ def side(shape) -> int:
     return shape["vision"]["image"] // shape["vision"]["patch"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One of a queue: `text` ids, a picture of `scale` visual tokens after the first 8, and `new` ids to generate."""
+
+    text: int
+    scale: int
+    new: int
+
+
+def queue(shape, count=16, seed=0) -> list[Question]:
+    """Questions of unlike lengths and budgets, each about a picture of its own."""
+    rng, scales = np.random.default_rng(seed), shape["scales"]
+    shortest = min(BEFORE_PICTURE + 4, shape["text_len"])
+    texts, new = rng.integers(shortest, shape["text_len"] + 1, count), rng.integers(16, 65, count)
+    return [Question(int(texts[n]), scales[n % len(scales)], int(new[n])) for n in range(count)]
+
+
 def lengths(shape, scales) -> list[int]:
     """Positions of a conversation's copy at each scale."""
     return [shape["text_len"] + scale for scale in scales]
