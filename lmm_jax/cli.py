@@ -13,6 +13,7 @@ from lmm_jax import errors, interrupts, verbs
 
 PREEMPTED = 75  # exit code: everything is saved, the same command continues
 SCHEMES = ("gs", "s3")  # of buckets, as etils.epath opens them
+TEXTS = ("prompt", "system", "stop")  # arguments that name no place
 
 EPILOG = """\
 a first run, from a clone:
@@ -67,7 +68,7 @@ def main(argv=None) -> int:
 
 def _check_names(parser, args):
     """Refuses names that are empty, or of a kind of place that nothing here can read."""
-    given = {name: value for name, value in vars(args).items() if isinstance(value, str) and name != "prompt"}
+    given = {name: value for name, value in vars(args).items() if isinstance(value, str) and name not in TEXTS}
     for name, value in given.items():
         if not value:
             parser.error(f"--{name.replace('_', '-')} is empty; is a variable of the shell not set?")
@@ -79,9 +80,9 @@ def _check_names(parser, args):
 
 def _with_home(argv) -> list[str]:
     """Arguments with the home folder for a `~` behind an =, as in `--workdir=~/runs/a`, which shells leave to us."""
-    home = os.path.expanduser("~")
+    home, texts = os.path.expanduser("~"), {f"--{name}" for name in TEXTS}
     return [
-        item if "--prompt" in (before, item.partition("=")[0]) else item.replace("=~/", f"={home}/")
+        item if texts & {before, item.partition("=")[0]} else item.replace("=~/", f"={home}/")
         for before, item in itertools.pairwise(["", *argv])
     ]
 
@@ -160,9 +161,11 @@ def _parser(datasets, tasks):
     _config_argument(sub, required=True)
     sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
     sub.add_argument("--profile", type=_whole, default=0, metavar="N", help="trace N steps to WORKDIR/profile")
+    _cache_argument(sub)
 
     sub = verb(verbs.evaluate, "score a model at each number of visual tokens")
     _model_argument(sub)
+    _cache_argument(sub)
     told = "; ".join(
         ["tasks (default: that of the data trained on)", *(f"{name} reads {files}" for name, files in tasks.items())]
     )
@@ -180,15 +183,44 @@ def _parser(datasets, tasks):
     told = "folder of the results as JSON and as plots (default: that of the model)"
     sub.add_argument("--out", metavar="DIR", help=told)
 
-    sub = verb(verbs.generate, "answer a question about pictures")
+    sub = verb(verbs.generate, "answer a question about pictures, or many questions")
     _model_argument(sub)
-    sub.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures")
-    sub.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
-    sub.add_argument(
-        "--scale", type=_count, metavar="N", help="visual tokens of a picture (default: the largest number trained)"
+    _cache_argument(sub)
+    told = "pictures of the question; or folders, to ask it of every picture in them"
+    sub.add_argument("--image", nargs="+", default=[], metavar="FILE|DIR", help=told)
+    which = sub.add_mutually_exclusive_group(required=True)
+    which.add_argument("--prompt", metavar="TEXT", help="the question")
+    told = (
+        "many questions: JSONL, or a question a line in a file that ends in .txt, which are all asked about --image"
     )
-    told = "most tokens of an answer (default: 64, or what the length that was trained leaves)"
-    sub.add_argument("--max-new-tokens", type=_count, metavar="N", help=told)
+    which.add_argument("--prompts", metavar="FILE", help=told)
+    of_many = sub.add_argument_group("many questions")
+    told = "JSONL to write, an answer a line as they come (default: print them); the same command continues it"
+    of_many.add_argument("--out", metavar="FILE", help=told)
+    told = "folder of the pictures that the lines name (default: that of the file)"
+    of_many.add_argument("--images", metavar="DIR", help=told)
+    told = "allow links in that folder that lead out of it"
+    of_many.add_argument("--follow-links", action="store_true", help=told)
+    told = "write why a question cannot be asked in the place of its answer (default: none is asked then)"
+    of_many.add_argument("--skip-bad", action="store_true", help=told)
+    _sampling_arguments(sub)
+    told = "tell on stderr: time to the first token, tokens a second, visual tokens, compiled programs"
+    sub.add_argument("--verbose", action="store_true", help=told)
+
+    sub = verb(verbs.chat, "hold a conversation about pictures")
+    _model_argument(sub)
+    _cache_argument(sub)
+    sub.add_argument("--system", metavar="TEXT", help="the system turn (default: that of the model's template)")
+    _sampling_arguments(sub)
+
+    sub = verb(verbs.demo, "a page on which a model is asked, at several numbers of visual tokens side by side")
+    _model_argument(sub)
+    _cache_argument(sub)
+    told = "address to listen at (default: 127.0.0.1, which this machine alone reaches)"
+    sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=told)
+    sub.add_argument("--port", type=_count, metavar="N", help="(default: 7860, or the next that is free)")
+    told = "megabytes that a picture may have (default: 20)"
+    sub.add_argument("--max-upload", type=_count, default=20, metavar="N", help=told)
 
     sub = verb(verbs.export, "write a trained model as a folder that transformers or LLaVA's own code loads")
     sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
@@ -271,6 +303,34 @@ def _model_argument(sub):
     sub.add_argument("--allow-pickle", action="store_true", help=PICKLE)
 
 
+def _cache_argument(sub):
+    told = "compile anew what was compiled before, and keep nothing of it (see LMM_CACHE in launch/README.md)"
+    sub.add_argument("--no-compile-cache", dest="compile_cache", action="store_false", help=told)
+
+
+def _sampling_arguments(sub):
+    """What a question may have, beside its text and pictures: `generation.chat.OPTIONS`."""
+    of_answer = sub.add_argument_group("the answer")
+    told = "visual tokens of a picture (default: the largest number trained); auto, for a model that chooses"
+    of_answer.add_argument("--scale", type=_scale, metavar="N|auto", help=told)
+    told = "most tokens of an answer (default: 64, or what the length that was trained leaves)"
+    of_answer.add_argument("--max-new-tokens", type=_count, metavar="N", help=told)
+    told = "0 takes the most probable token (default); above, tokens are drawn, 1 as the model has it"
+    of_answer.add_argument("--temperature", type=float, metavar="T", help=told)
+    told = "draw from so many of the most probable tokens (default: 0, all)"
+    of_answer.add_argument("--top-k", type=_whole, metavar="K", help=told)
+    told = "draw from the most probable tokens that have this probability together (default: 1, all)"
+    of_answer.add_argument("--top-p", type=float, metavar="P", help=told)
+    told = "above 1, what was said becomes less probable (default: 1)"
+    of_answer.add_argument("--repetition-penalty", type=float, metavar="R", help=told)
+    told = "end the answer before this text; may be given several times"
+    of_answer.add_argument("--stop", action="append", metavar="TEXT", help=told)
+    told = "of what is drawn: the same seed gives the same answer (default: 0; of many questions, 0, 1, 2, …)"
+    of_answer.add_argument("--seed", type=_whole, metavar="N", help=told)
+    told = "leave out the oldest turns of a conversation that is too long, instead of refusing it"
+    of_answer.add_argument("--truncate", action="store_true", default=None, help=told)
+
+
 def _config_argument(sub, required=False):
     sub.add_argument(
         "--config",
@@ -285,6 +345,11 @@ def _count(text):
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"a whole number of 1 or more is valid, not '{text}'")
     return int(text)
+
+
+def _scale(text):
+    """The type of a number of visual tokens, for argparse; "auto" is left to the model."""
+    return text if text == "auto" else _count(text)
 
 
 def _whole(text):

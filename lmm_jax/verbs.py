@@ -6,7 +6,7 @@ A verb's help text is the docstring of its function. Heavy imports happen inside
 import json
 import os
 import re
-import time
+import sys
 
 
 def prepare(args):
@@ -50,6 +50,7 @@ def train(args):
     from lmm_jax.tools import plots
     from lmm_jax.training.loop import train
 
+    _keep_programs(args)
     result = train(config, args.workdir, profile=args.profile)
     if jax.process_index() == 0:
         _draw(lambda: plots.draw_loss(args.workdir))
@@ -67,6 +68,7 @@ def evaluate(args):
 
     folder, data = args.workdir or args.model, _folders(args.data)
     scales = None if args.scales == "all" else [_integer("--scales", s) for s in args.scales.split(",")]
+    _keep_programs(args)
     model, out = load(folder, allow_pickle=args.allow_pickle), args.out or folder
     tasks = args.tasks.split(",") if args.tasks else evaluation.find_tasks(model, data)
     results = evaluation.evaluate(model, tasks, scales, data, args.limit, args.split)
@@ -92,23 +94,118 @@ def _folders(text):
 
 
 def generate(args):
-    """Answers one question about pictures, greedily.
+    """Answers a question about pictures, as it comes on a terminal; or many questions, as one queue.
 
-    --scale is any number of visual tokens that tiles the encoder's grid, whether it was trained or not.
+    --scale is any number of visual tokens that tiles the encoder's grid, whether it was trained or not. A folder in
+    the place of a picture asks the question of every picture in it, and in the folders in it. The lines of --prompts
+    are objects such as {"id": "a", "prompt": "What is it?", "image": "cat.jpg", "scale": 9}, where an option counts
+    for its line. With --out, the same command continues what was interrupted.
     """
     from lmm_jax.pods import hosts
 
     hosts.refuse("lmm generate")
+    from lmm_jax.asking import answers, ask
+    from lmm_jax.asking.questions import check_options
     from lmm_jax.generation.model import load
     from lmm_jax.generation.prompts import read_pictures, read_sizes
 
-    read_sizes("--image", read_pictures("--image", args.image))  # before minutes are spent on loading
+    options = _options(args)
+    check_options(options)  # this and all up to the loading, before minutes are spent on it
+    questions = _questions(args, options)
+    if questions is None:
+        read_sizes("--image", read_pictures("--image", args.image))
+    else:
+        if args.out:
+            answers.check_place(args.out)
+        ask.check_all(None, questions, args.skip_bad)
+    _keep_programs(args)
     model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
-    begin = time.monotonic()
-    text = model.generate(args.image, args.prompt, args.scale, args.max_new_tokens)
-    seconds = time.monotonic() - begin
-    print(text)
-    return {"text": text, "visual_tokens": model.visual_tokens(args.image, args.scale), "seconds": seconds}
+    if questions is None:
+        streams = sys.stdout.isatty() and not args.json
+        return ask.ask_one(model, args.image, args.prompt, options, streams, args.verbose)
+    return ask.ask_many(model, questions, args.out, args.skip_bad, args.verbose)
+
+
+def chat(args):
+    """Holds a conversation on the terminal: /help says what can be typed. Piped in, each line is a question."""
+    from lmm_jax.pods import hosts
+
+    hosts.refuse("lmm chat")
+    from lmm_jax.asking.questions import check_options
+    from lmm_jax.asking.terminal import Terminal
+    from lmm_jax.generation.model import load
+
+    options = _options(args)
+    check_options(options)
+    _keep_programs(args)
+    model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
+    Terminal(model, args.system, options).run()
+    return {}
+
+
+def _options(args):
+    """The options of a question that were given."""
+    from lmm_jax.generation.chat import OPTIONS
+
+    return {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+
+
+def _questions(args, options):
+    """The questions of `lmm generate` that are many; None for a single one."""
+    from etils import epath
+
+    from lmm_jax.asking.questions import questions_about, read_questions
+    from lmm_jax.config import ConfigError
+
+    folders = [image for image in args.image if epath.Path(image).is_dir()]
+    if args.prompts:
+        if folders:
+            raise ConfigError(
+                f"--image {folders[0]} is a folder, which goes with --prompt; --prompts asks many already"
+            )
+        return read_questions(args.prompts, args.images, args.follow_links, args.image, options)
+    for name in ("images", "follow_links"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name.replace('_', '-')} goes with --prompts, whose lines name pictures")
+    if folders:
+        other = [image for image in args.image if image not in folders]
+        if other:
+            raise ConfigError(f"--image: {folders[0]} is a folder and {other[0]} is none; ask about one or the other")
+        return questions_about(folders, args.prompt, options)
+    for name in ("out", "skip_bad"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name.replace('_', '-')} goes with --prompts, or with a folder of pictures")
+    return None
+
+
+def _keep_programs(args):
+    """Keeps what is compiled on disk, and takes from there what was compiled before; see `compile_cache`."""
+    if args.compile_cache:
+        from lmm_jax import compile_cache
+
+        compile_cache.start()
+
+
+def demo(args):
+    """Opens a page on which the model is asked: a picture, a question, answers at several numbers of visual tokens.
+
+    It also shows what each visual token stands for, and which stack is added before which layer. Needs the extra
+    'demo'.
+    """
+    from lmm_jax.pods import hosts
+
+    hosts.refuse("lmm demo")
+    try:
+        from lmm_jax.demo import page
+    except ImportError as error:
+        raise ImportError(f"lmm demo needs gradio ({error}): pip install 'lmm_jax[demo]'") from error
+    from lmm_jax.generation.model import load
+
+    page.check_address(args.host, args.port)  # before minutes are spent on loading
+    folder = args.workdir or args.model
+    _keep_programs(args)
+    page.serve(load(folder, allow_pickle=args.allow_pickle), folder, args.host, args.port, args.max_upload)
+    return {}
 
 
 def export(args):

@@ -1,11 +1,14 @@
 """Eight simulated devices, tiny digits, steps that are compiled once, and a limit of time for the whole run."""
 
+import atexit
 import collections
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -19,6 +22,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 flags = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):  # the emitters that 0.11 always takes need half as long again to compile
     flags.append("--xla_cpu_use_fusion_emitters=false")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # what commands keep on disk is that of these tests alone
+    os.environ["LMM_CACHE"] = tempfile.mkdtemp(prefix="lmm_tests_")
+    atexit.register(shutil.rmtree, os.environ["LMM_CACHE"], ignore_errors=True)
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 # Compiled programs are shared between tests, processes and runs.
 COMPILED = ROOT / ".pytest_cache" / "compiled"
@@ -59,6 +65,9 @@ def pytest_addoption(parser):
     parser.addoption("--golden", type=pathlib.Path, default=ROOT / "tests/golden", help="folder of golden numbers")
     parser.addoption("--long", action="store_true", help="also run the tests that are marked long")
     parser.addoption("--notebooks", action="store_true", help="also run the notebooks, up to 5 minutes each")
+    parser.addoption(
+        "--demo", action="store_true", help="also run the page in a browser: gradio, playwright, Chromium"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -66,6 +75,8 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("long")]
     if not config.getoption("--notebooks"):
         items[:] = [item for item in items if item.path.name != "test_notebooks.py"]
+    if not config.getoption("--demo"):
+        items[:] = [item for item in items if item.path != ROOT / "tests/demo/test_page.py"]
 
 
 BEGIN = time.monotonic()
@@ -94,7 +105,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 def _limited(config):
     """Whether this is the main process of a run that has a limit."""
-    more = config.getoption("--long") or config.getoption("--notebooks")
+    more = any(map(config.getoption, ("--long", "--notebooks", "--demo")))
     return not more and bool(config.getoption("numprocesses", None))
 
 

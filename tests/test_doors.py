@@ -77,7 +77,7 @@ class Patches(nn.Module):
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     dtype: str = "float32"
 
-    level_strides, extra_views, any_shape = (), 0, False
+    level_strides, extra_views, inject_blocks, any_shape = (), 0, (), False
     RANGES = {"width": whole(1, 64)}  # noqa: RUF012
 
     def check(self):

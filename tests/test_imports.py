@@ -15,11 +15,12 @@ PACKAGE = ROOT / "lmm_jax"
 
 # The rooms, lowest first: each imports from those before it, from itself, and where it says so from no others.
 # DESIGN: cli, tools, bench -> release, evaluation -> aot, generation -> training -> hf -> config -> models, data
-# -> families, sharding, storage, reduction.
-LOWEST = {"families", "sharding", "storage", "lock", "errors", "ranges", "pods"}
+# -> families, sharding, storage, reduction; demo -> tools, generation.
+LOWEST = {"families", "sharding", "storage", "lock", "errors", "ranges", "pods", "free_memory"}
 ALLOWED = {
     "sharding": set(),
     "storage": set(),
+    "free_memory": set(),
     "errors": set(),
     "interrupts": {"pods"},
     "lock": {"storage"},
@@ -33,11 +34,14 @@ ALLOWED = {
     "config": {"fields", "models", "data", "families", "ranges", "sharding"},
     "hf": {"models", "data", "config", "families", "storage"},
     "training": {"hf", "models", "data", "config", *LOWEST},
+    "compile_cache": {"storage", "errors"},
+    "asking": {"generation", "training", "data", "config", "interrupts", *LOWEST},
     "aot": {"training", "models", "data", "config", *LOWEST},
-    "generation": {"training", "hf", "models", "data", "config", *LOWEST},
+    "generation": {"training", "hf", "models", "data", "config", "reduction", *LOWEST},
     "evaluation": {"generation", "data", "config", *LOWEST},
     "release": {"generation", "training", "hf", "models", "data", "config", *LOWEST},
     "bench": {"aot", "generation", "training", "models", "data", "config", *LOWEST},
+    "demo": {"tools", "generation", "models", "data", "config", "reduction", *LOWEST},
     "tools": {"evaluation", "generation", "training", "hf", "models", "data", "config", "fields", *LOWEST},
 }
 # Stricter than its room: it runs in a process of its own, beside torch.
@@ -110,5 +114,6 @@ def test_help_is_fast_and_names_every_verb():
     begin = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "lmm_jax", "--help"], check=True, capture_output=True, text=True)
     assert time.monotonic() - begin < 1.5
-    for verb in ("prepare", "train", "evaluate", "generate", "export", "compile", "show", "bench"):
+    verbs = ("prepare", "train", "evaluate", "generate", "chat", "demo", "export", "compile", "show", "bench")
+    for verb in verbs:
         assert verb in done.stdout
