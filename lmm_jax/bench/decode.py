@@ -22,9 +22,12 @@ from lmm_jax.data.visual_layout import VisualLayout
 from lmm_jax.generation.arguments import Sampling
 from lmm_jax.generation.engine import Engine
 from lmm_jax.generation.pictures import Picture
+from lmm_jax.generation.programs import CHUNK
 from lmm_jax.generation.requests import Prompt, Request
 from lmm_jax.generation.text import TextStream
 from lmm_jax.training.state import init_params
+
+LATER = 32  # steps that are timed, once the first `CHUNK` are over
 
 
 def bench_decode(name, dtype, new_tokens=64, steps=5, device=None) -> list[Measurement]:
@@ -33,7 +36,7 @@ def bench_decode(name, dtype, new_tokens=64, steps=5, device=None) -> list[Measu
     Args:
       name: of a shape, or its file.
       dtype: of parameters, cache and computation.
-      new_tokens: generated for each prompt of a batch.
+      new_tokens: that the peer generates for each prompt of a batch.
       steps: timed runs.
       device: of the peer, "cpu" or "cuda"; None goes without it.
 
@@ -92,21 +95,33 @@ class Asked:
         prompt = Prompt("bench", id, slot, -2, (picture or self.picture(),), (question.scale,), question.scale)
         return Request(prompt, question.new, Sampling(), TextStream(_NoText()), asked_again=again)
 
-    def seconds(self, questions, steps, what, **options):
+    def seconds(self, questions, steps, what):
         """The median time to answer questions, each time about pictures and texts that are new; told on stderr."""
         times = []
         for _ in range(1 + steps):
-            requests = [self.request(question, **options) for question in questions]
-            times.append(self.answer(*requests))
+            times.append(self.answer(*map(self.request, questions))[-1])
             print(f"{what}: {times[-1]:.3g} s", file=sys.stderr, flush=True)
         return statistics.median(times[1:])
 
+    def step_seconds(self, question, count, steps, what):
+        """The median time of a step that decodes `count` rows of like questions once they were read; told on stderr.
+
+        It is taken from the second time that the engine looks at its rows, after `CHUNK` steps, to the end.
+        """
+        question, times = dataclasses.replace(question, new=CHUNK + LATER), []
+        for _ in range(1 + steps):
+            first, last = self.answer(*(self.request(question) for _ in range(count)))
+            times.append((last - first) / LATER)
+            print(f"{what}, a step: {1e3 * times[-1]:.3g} ms", file=sys.stderr, flush=True)
+        return statistics.median(times[1:])
+
     def answer(self, *requests):
-        """Seconds until requests are answered."""
-        begin = time.perf_counter()
-        for _ in self.engine.run(requests):
-            pass
-        return time.perf_counter() - begin
+        """Seconds until something new has come of the first of some requests; last, until all are done."""
+        begin, times = time.perf_counter(), []
+        for request in self.engine.run(requests):
+            if request is requests[0] and not request.done:
+                times.append(time.perf_counter() - begin)
+        return [*times, time.perf_counter() - begin]
 
 
 class _NoText:
@@ -120,12 +135,10 @@ def _at(asked, scale, new_tokens, steps, matmul, copied, peer):
     shape, what = asked.shape, f"{scale} visual tokens"
     batch = synthetic_batch(shape, (scale,))
     flops, count = forward_flops(asked.program, batch), shape["batch"]
-    first, whole = (
-        asked.seconds([Question(shape["text_len"], scale, new)] * count, steps, f"{what}, {new} tokens")
-        for new in (1, new_tokens)
-    )
-    step = (whole - first) / (new_tokens - 1)
-    positions = shape["text_len"] + scale + new_tokens
+    question = Question(shape["text_len"], scale, 1)
+    first = asked.seconds([question] * count, steps, f"{what}, to the first token")
+    step = asked.step_seconds(question, count, steps, what)
+    positions = shape["text_len"] + scale + CHUNK
     ceiling = (step_bytes(asked.params) + cache_bytes(asked.program, count, positions)) / copied
     rate = count / step
     ratio, than = flops / first / matmul, "large matmul"
@@ -164,7 +177,7 @@ def _again(asked, steps):
     for _ in range(1 + steps):
         picture = asked.picture()
         for found in times:
-            found.append(asked.answer(asked.request(question, picture, again=True)))
+            found.append(asked.answer(asked.request(question, picture, again=True))[-1])
     first, second = (statistics.median(found[1:]) for found in times)
     return [
         Measurement("a question alone, to the first token", 1e3 * first, "ms"),
@@ -177,7 +190,7 @@ def _seen(asked, steps):
     shape, picture, rows = asked.shape, asked.picture(), []
     for scale in sorted(shape["scales"], reverse=True):
         question = Question(shape["text_len"], scale, 1)
-        times = [asked.answer(asked.request(question, picture)) for _ in range(2 + steps)]
+        times = [asked.answer(asked.request(question, picture))[-1] for _ in range(2 + steps)]
         rows.append(Measurement(f"{scale} tokens of a seen picture", 1e3 * statistics.median(times[2:]), "ms"))
     return [
         dataclasses.replace(row, ratio=rows[0].value / row.value, against="the speed at all tokens") for row in rows
