@@ -221,8 +221,9 @@ class Engine:
                 request.fail(error)
         return keys
 
-    def _vectors(self, prompt):
-        return self.pictures.vectors(prompt.pictures, prompt.scale, prompt.slot, prompt.newline)
+    def _vectors(self, prompt, first=0):
+        """What stands at the positions of a prompt from `first` on; see `Pictures.vectors`."""
+        return self.pictures.vectors(prompt.pictures, prompt.scale, prompt.slot[first:], prompt.newline)
 
     def _read(self, prompts, ways=1):
         """Reads prompts together.
@@ -252,7 +253,7 @@ class Engine:
         at = np.s_[0, 0, :n]
         batch["id"][at], batch["slot"][at], batch["segment"][at] = prompt.id[length:], prompt.slot[length:], 1
         batch["position"][at] = np.arange(length, len(prompt))
-        visual[:, *at] = self._vectors(prompt)[:, length:]
+        visual[:, *at] = self._vectors(prompt, length)
         size = max(bucket(len(prompt)), before[0].shape[3])
         hidden, keys_values = self.programs.read_on(batch, visual, before, length, size)
         if again:

@@ -130,14 +130,16 @@ class Pictures:
         Args:
           pictures: of the prompt, in order.
           scale: tokens of a square view.
-          slot: `[n]` int, see `PackLayout.slots`, of a pack that holds these pictures alone at this scale alone.
+          slot: `[n]` int, see `PackLayout.slots`, of a pack that holds these pictures alone at this scale alone; of
+            all positions of the prompt or of some of them.
           newline: the slot of the newline.
 
         Returns:
           `[1 + S, n, D]` in the dtype of the decoder, zeros at text.
         """
         out = np.zeros((len(self._newline), len(slot), self._newline.shape[-1]), self._dtype)
-        if not pictures:
+        at = slot >= 0
+        if not at.any():  # text alone, or all of the pictures were read before
             return out
         model = self._program.model
         reduce, tokens = find_reduction(model.reduction), []
@@ -148,6 +150,5 @@ class Pictures:
             reduced = reduce(grids, scale, model.vision.grid)  # [1 + S, U, tokens, D]
             tokens.append(reduced.reshape(len(reduced), -1, reduced.shape[-1]).astype(self._dtype))
         bank = np.concatenate([*tokens, self._newline], axis=1)
-        at = slot >= 0
         out[:, at] = bank[:, np.where(slot[at] == newline, bank.shape[1] - 1, slot[at])]
         return out
