@@ -1,10 +1,12 @@
 """Scores of one answer against the true ones, of which the best counts: 0 … 1, free functions over strings."""
 
 import re
+import string
 
 import numpy as np
 
 ANLS_THRESHOLD = 0.5  # published with DocVQA: what is less alike than this scores nothing
+RELAXED = 0.05  # published with ChartQA: a number may be off by so much of the true one
 
 # "B", "(B)", "B.", "B)", "B:", or one of these with the text of the choice behind it; a bare letter stands alone.
 _LETTER = re.compile(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])[.):](?!\w)|([A-Za-z])\s*$)")
@@ -33,6 +35,37 @@ def anls(answer, truths) -> float:
         far = distance(_plain(truth), _plain(answer)) / longer if longer else 0.0
         best = max(best, 1 - far)
     return best if best >= ANLS_THRESHOLD else 0.0
+
+
+def relaxed(answer, truth) -> float:
+    """ChartQA's relaxed accuracy: a number within 5 % of the true one, or the same text whatever the case.
+
+    Numbers are what Python's `float` reads, "%" behind one divides it by 100. A true 0 is compared as text, and
+    "1,000" is no number, as in lmms-eval.
+    """
+    said, true = _number(answer), _number(truth)
+    if said is not None and true:
+        return float(abs(said - true) / abs(true) <= RELAXED)
+    return float(answer.lower() == truth.lower())
+
+
+def _number(text):
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def same_letters(answer, truth) -> float:
+    """Whether two texts are the same but for case and ASCII punctuation; white space counts. GQA is scored so."""
+    return float(_letters(answer) == _letters(truth))
+
+
+def _letters(text):
+    # lmms-eval does this in numpy, which drops final NULs and keeps the number of characters: one of the two of "İ".
+    text = text.rstrip("\0")
+    lower = text.lower()[: len(text)]
+    return lower.translate(str.maketrans("", "", string.punctuation)).rstrip("\0")
 
 
 def choice_letter(text) -> str:

@@ -53,3 +53,17 @@ def test_letters_of_choices_are_equal_however_they_are_punctuated():
         assert metrics.choice(text, ["B"]) == 0.0, text
     for text in ("a cat", "yes", "7", "", "B.5"):
         assert not metrics.is_choice(text), text
+
+
+def test_relaxed_accuracy_of_charts():
+    for answer, truth in [("52.5", "50"), ("5%", "0.05"), ("1e3", "1000"), ("0", "0"), ("Blue", "blue"), ("", "")]:
+        assert metrics.relaxed(answer, truth) == 1.0, (answer, truth)
+    for answer, truth in [("52.6", "50"), ("0.0", "0"), ("1,000", "1000"), ("nan", "5"), ("50 ", "5 0"), ("5", "5%")]:
+        assert metrics.relaxed(answer, truth) == 0.0, (answer, truth)
+
+
+def test_the_same_letters_but_for_case_and_punctuation():
+    for answer, truth in [("U.S.", "us"), ("don't", "Dont"), ("İ", "i"), ("", "."), ("a\0", "a")]:
+        assert metrics.same_letters(answer, truth) == 1.0, (answer, truth)
+    for answer, truth in [("yes ", "yes"), ("a  b", "a b"), ("a", "b"), ("„a“", "a")]:
+        assert metrics.same_letters(answer, truth) == 0.0, (answer, truth)
