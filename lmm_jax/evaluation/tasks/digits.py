@@ -6,4 +6,6 @@ FILES = "a folder that `lmm prepare --dataset digits` wrote"
 SPLIT = "test"
 MAX_NEW_TOKENS = 12  # nine digits are 10
 
-examples, score = turns.examples, turns.score
+METRIC = turns.METRIC
+
+examples, check, score = turns.examples, turns.check, turns.score

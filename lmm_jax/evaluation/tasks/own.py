@@ -5,10 +5,13 @@ import collections
 from lmm_jax.data.conversation import IMAGE_TAG
 from lmm_jax.data.prepared import Prepared, as_turns, read_about
 from lmm_jax.evaluation import metrics
+from lmm_jax.evaluation.tasks import published
 from lmm_jax.evaluation.tasks.example import Example
+from lmm_jax.evaluation.tasks.means import by_kind, mean
 
 FILES = "a folder that `lmm prepare --data FILE` wrote"
 SPLIT = "test"
+METRIC = "exact match, containment, ANLS and, of choices, the right letter (version 1)"
 
 SCORES = {"exact": metrics.exact, "contains": metrics.contains, "anls": metrics.anls}
 NEVER_MORE = 512  # tokens of an answer
@@ -52,12 +55,24 @@ def examples(folder, split, limit=None):
             found[kind] += 1
             seen = sum(turn.text.count(IMAGE_TAG) for turn in turns[:n] if turn.role == "user")
             history = tuple((turn.role, turn.text) for turn in turns[: n - 1])
-            yield Example(tuple(record["images"][:seen]), asked.text, (answered.text,), kind, history)
+            row_id, pictures = record["id"].decode(), tuple(record["images"][:seen])
+            yield Example(pictures, asked.text, (answered.text,), kind, history, f"{row_id}:{n - 1}", row_id)
 
 
 def _name(kind):
     """A row's kind as a part of a metric's name, in which a slash parts it from the score."""
     return kind.decode().replace("/", "-")
+
+
+def check(folder, split) -> list[str]:
+    """What is missing or broken, see `published.first_fault`."""
+    return published.first_fault(examples, folder, split)
+
+
+def score(example, answer) -> float:
+    """Of one answer: whether it chooses the right letter if the truth is the letter of a choice, else ANLS."""
+    choices = all(map(metrics.is_choice, example.answers))
+    return (metrics.choice if choices else metrics.anls)(answer, example.answers)
 
 
 def score_all(pairs) -> dict:
@@ -66,19 +81,14 @@ def score_all(pairs) -> dict:
     "choice" is the share of right letters among the questions whose true answer is the letter of a choice; it is
     there if there are such questions.
     """
-    kinds = sorted({example.kind for example, _ in pairs})
-    found = _means(pairs)
-    for kind in kinds if kinds != ["all"] else ():
-        of_kind = _means([pair for pair in pairs if pair[0].kind == kind])
-        found |= {f"{kind}/{name}": value for name, value in of_kind.items()}
-    return found
+    return by_kind(_means, pairs)
 
 
 def _means(pairs):
-    found = {name: _mean(score, pairs) for name, score in SCORES.items()}
+    found = {name: _mean(metric, pairs) for name, metric in SCORES.items()}
     choices = [(example, answer) for example, answer in pairs if all(map(metrics.is_choice, example.answers))]
     return found | ({"choice": _mean(metrics.choice, choices)} if choices else {})
 
 
-def _mean(score, pairs):
-    return sum(score(answer, example.answers) for example, answer in pairs) / len(pairs)
+def _mean(metric, pairs):
+    return mean(lambda example, answer: metric(answer, example.answers), pairs)

@@ -6,4 +6,6 @@ FILES = "a folder that `lmm prepare --dataset pages` wrote"
 SPLIT = "test"
 MAX_NEW_TOKENS = 18  # 16 digits are 17
 
-examples, score = turns.examples, turns.score
+METRIC = turns.METRIC
+
+examples, check, score = turns.examples, turns.check, turns.score

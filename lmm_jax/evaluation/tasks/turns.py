@@ -1,7 +1,10 @@
 """Single questions about unseen pictures: the turns of a built-in data set's conversations, each asked by itself."""
 
 from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
+from lmm_jax.evaluation.tasks import published
 from lmm_jax.evaluation.tasks.example import Example
+
+METRIC = "exact match; of a reading, the share of digits that are right at their place (version 1)"
 
 
 def examples(folder, split, limit=None):
@@ -19,7 +22,13 @@ def examples(folder, split, limit=None):
             if kind not in seen:
                 seen.add(kind)
                 question = turns[n][1].removeprefix("<image>\n")
-                yield Example(pictures, question, (turns[n + 1][1],), kind)
+                name = record["id"].decode()
+                yield Example(pictures, question, (turns[n + 1][1],), kind, id=name, group=name)
+
+
+def check(folder, split) -> list[str]:
+    """What is missing or broken, see `published.first_fault`."""
+    return published.first_fault(examples, folder, split)
 
 
 def score(example, answer) -> float:

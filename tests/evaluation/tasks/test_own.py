@@ -85,3 +85,25 @@ def test_answers_may_be_somewhat_longer_than_the_longest_true_one():
 
     assert [most("B"), most("x" * 13), most("B", "x" * 64), most("x" * 9999)] == [16, 32, 80, 512]
     assert TASKS["own"] is own
+
+
+def test_one_answer_is_scored_by_its_letter_or_by_anls(rows):
+    def score(truth, answer):
+        return own.score(Example((), "", (truth,), "all"), answer)
+
+    assert score("(B)", "b. the second") == 1.0 and score("B", "A") == score("B", "") == 0.0
+    assert score("a cat", "a bat") == pytest.approx(0.8) and score("a cat", "nothing") == 0.0
+
+
+def test_questions_have_names_and_groups(rows, digits_folder):
+    asked = list(own.examples(rows, "train"))
+    assert [(example.id, example.group) for example in asked[-2:]] == [("talk:5", "talk"), ("text:0", "text")]
+    digits = list(TASKS["digits"].examples(digits_folder, "test"))
+    assert len({(example.id, example.question) for example in digits}) == len(digits)
+
+
+def test_a_folder_is_checked_before_it_is_asked_about(rows, tmp_path):
+    assert own.check(rows, "train") == TASKS["digits"].check(rows, "train") == []
+    assert "has no split 'test' to ask about, only train" in own.check(rows, "test")[0]
+    for task in (own, TASKS["digits"], TASKS["pages"]):
+        assert "holds no prepared data" in task.check(tmp_path, "test")[0]
