@@ -13,12 +13,18 @@ than the scale says. The scale then fixes what one token stands for (above, 2 ×
 tokens that makes.
 
 To add a reduction, derive a class from `Reduction` and name it in `REDUCTIONS`; the config field `model.reduction`
-chooses. A reduction has no parameters. The same object makes the bank and the stacks, so that what is added at a slot
-comes from the cells that the slot stands for.
+chooses, and `lmm.load(…, reduction=NAME)` lets a trained model see by another one. A reduction has no parameters. The
+same object makes the bank and the stacks, so that what is added at a slot comes from the cells that the slot stands
+for.
+
+"pool" is what M3 trains: *how many* tokens. The others are baselines that need no training, and answer *which* cells
+become tokens: "random" and "strided" take the same cells of every picture, "zip" those that the encoder attends to.
 """
 
 import abc
 import math
+
+import numpy as np
 
 
 class Reduction(abc.ABC):
@@ -26,7 +32,17 @@ class Reduction(abc.ABC):
 
     The data pipeline imports this module and must not import jax: `__call__` gets by with the methods that arrays of
     NumPy and of JAX have in common.
+
+    Attributes:
+      needs_importance: `__call__` wants to know how important each cell is, as the encoder says. It is called as
+        `reduction(grids, scale, side, importance)` then, with the grids of bank and stacks together: grids
+        `[1 + S, ..., h, w, D]`, the bank's first, and importance `[..., h, w]` float32.
+      chooses: a token is no window of neighbouring cells; which cells it stands for may differ from picture to
+        picture, so that the host knows only how many tokens there are. Grids are whole square views then.
     """
+
+    needs_importance = False
+    chooses = False
 
     @abc.abstractmethod
     def valid(self, side) -> list[int]:
@@ -99,7 +115,126 @@ class AveragePool(Reduction):
         return side // math.isqrt(scale)
 
 
-REDUCTIONS = {"pool": AveragePool()}
+class Choice(Reduction):
+    """Tokens that are chosen among the cells of a square view, any number of them, in reading order.
+
+    On the host they stand in one row: `scale` tokens of a whole view, none of a part of one.
+    """
+
+    chooses = True
+
+    def valid(self, side) -> list[int]:
+        """See `Reduction.valid`: every number up to that of the cells."""
+        return list(range(1, side * side + 1))
+
+    def check(self, side, scale):
+        """Raises ValueError if a grid of `side` × `side` has no `scale` cells to choose."""
+        if not 1 <= scale <= side * side:
+            raise ValueError(
+                f"{scale} tokens cannot be chosen among the cells of a {side}×{side} grid; valid scales are 1 to "
+                f"{side * side}"
+            )
+
+    def shape(self, rows, columns, side, scale):
+        """See `Reduction.shape`."""
+        self.check(side, scale)
+        whole = (rows == side) & (columns == side)
+        return whole * 1, whole * scale
+
+
+class FixedChoice(Choice):
+    """The same cells of every picture, as `cells` says."""
+
+    @abc.abstractmethod
+    def cells(self, side, scale) -> np.ndarray:
+        """Numbers of the cells in reading order, `[scale]` int, ascending."""
+
+    def __call__(self, grids, scale, side):
+        """See `Reduction.__call__`."""
+        self.check(side, scale)
+        *lead, h, w, D = grids.shape
+        return grids.reshape(*lead, h * w, D)[..., self.cells(side, scale), :]
+
+
+class Strided(FixedChoice):
+    """Cells that are evenly spaced in reading order: the middle one of each of `scale` equal parts."""
+
+    def cells(self, side, scale):
+        """See `FixedChoice.cells`."""
+        return (2 * np.arange(scale) + 1) * side * side // (2 * scale)
+
+
+class Random(FixedChoice):
+    """Cells drawn without replacement, the same for every picture; those of a scale are among those of larger ones.
+
+    Args:
+      seed: of the draw. "random" is seed 0.
+    """
+
+    def __init__(self, seed=0):
+        self._seed = seed
+
+    def cells(self, side, scale):
+        """See `FixedChoice.cells`."""
+        return np.sort(np.random.default_rng(self._seed).permutation(side * side)[:scale])
+
+
+class Zip(Choice):
+    """The most important cells, and the others merged into a few tokens (VisionZip, 2412.04467, section 3).
+
+    Of `scale` tokens `contextual(scale)` are merged ones. The others are *dominant*: the cells to which the encoder's
+    class token attends most. Of the cells that are left, evenly spaced ones become *targets*; each of the rest joins
+    the target that it is most similar to, and a target's token is the mean of what it consists of. Stacks are merged
+    as the bank is.
+
+    Here vectors behind the projector are compared and merged, as those are what is kept of a picture. The paper
+    compares the keys of the encoder's attention and merges before the projector. It also keeps the class token, which
+    has no place in a grid.
+    """
+
+    needs_importance = True
+
+    def contextual(self, scale) -> int:
+        """How many of the tokens are merged ones: 5 of 32, the paper's 10 of 64, 20 of 128 and 30 of 192."""
+        return round(scale * 5 / 32)
+
+    def __call__(self, grids, scale, side, importance):
+        """See `Reduction.needs_importance`; averages in float32."""
+        self.check(side, scale)
+        *lead, h, w, D = grids.shape
+        cells = grids.reshape(*lead, h * w, D).astype("float32")
+        members = self.members(cells[0], importance.reshape(*lead[1:], h * w), scale)
+        return (members @ cells / members.sum(axis=-1, keepdims=True)).astype(grids.dtype)
+
+    def members(self, bank, importance, scale):
+        """Which cells each token is the mean of, `[..., scale, cells]` float32, 1 or 0; the tokens in reading order.
+
+        Args:
+          bank: `[..., cells, D]` float32.
+          importance: `[..., cells]`. Of equal ones the first counts as more important.
+          scale: tokens.
+        """
+        n = importance.shape[-1]
+        contextual = self.contextual(scale) if scale < n else 0
+        dominants = scale - contextual
+        # The rank of a cell is its place in the order, so that it is the order's inverse.
+        rank = (-importance).argsort(axis=-1, stable=True).argsort(axis=-1, stable=True)
+        dominant = rank < dominants
+        other = (~dominant).cumsum(axis=-1) - 1  # their numbers, from 0
+        target = ~dominant & (other * contextual % max(1, n - dominants) < contextual)
+        kept = dominant | target
+        token = kept.cumsum(axis=-1) - 1
+        own = kept[..., None, :] & (token[..., None, :] == np.arange(scale)[:, None])
+        own = own.astype("float32")  # [..., scale, cells], a single 1 for each token
+        if not contextual:
+            return own
+        unit = bank / ((bank * bank).sum(axis=-1, keepdims=True) ** 0.5 + 1e-12)
+        cosine = unit @ unit.swapaxes(-1, -2) - 4.0 * ~target[..., None, :]  # only targets can be the nearest
+        joins = ~kept[..., None] & (np.arange(n) == cosine.argmax(axis=-1)[..., None])  # [..., cell, target]
+        return own + own @ joins.astype("float32").swapaxes(-1, -2)
+
+
+REDUCTIONS = {"pool": AveragePool(), "random": Random(), "strided": Strided(), "zip": Zip()}
 
 
 def find_reduction(name) -> Reduction:

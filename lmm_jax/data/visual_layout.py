@@ -31,7 +31,7 @@ import math
 import numpy as np
 
 from lmm_jax.data.views import ASPECTS, choose_canvas, margins, select_tiling, size_on_canvas, unpad
-from lmm_jax.reduction import find_reduction
+from lmm_jax.reduction import REDUCTIONS, find_reduction
 
 NEWLINE = -1  # among the slots of a picture
 SEQUENCES = ("whole", "blank", "samples", "whole+samples", "flat", "grid", "unpad")
@@ -101,6 +101,12 @@ class VisualLayout:
           ValueError: fields that are not of the known ones or contradict each other, named.
         """
         data, size = config.data, encoder.grid * encoder.stride
+        wanted = find_reduction(config.model.reduction).needs_importance
+        if wanted and not getattr(encoder, "gives_importance", False):
+            raise ValueError(
+                f"model.reduction='{config.model.reduction}' asks how important each cell is to the class token, and "
+                f"model.encoder='{config.model.encoder}' has no class token; {_others('needs_importance')}"
+            )
         return cls(
             size=size,
             cell=encoder.stride,
@@ -136,9 +142,22 @@ class VisualLayout:
             raise ValueError(f"data.sequence='unpad' needs data.aspect='anyres', got '{self.aspect}'")
         if (self.zoom > 1) != (self.stacks == "zoom") or self.zoom < 1:
             raise ValueError(f"data.zoom={self.zoom}: more than 1 goes with data.stacks='zoom', got '{self.stacks}'")
-        find_reduction(self.reduction)
+        self._check_reduction()
         self._check_tiles()
         self._check_canvas()
+
+    def _check_reduction(self):
+        reduction = find_reduction(self.reduction)
+        if reduction.chooses and self.aspect == "own":
+            raise ValueError(
+                f"model.reduction='{self.reduction}' chooses among the cells of whole square views, which "
+                f"data.aspect='own' does not give; {_others('chooses')}"
+            )
+        if reduction.needs_importance and self.sequence == "blank":
+            raise ValueError(
+                f"model.reduction='{self.reduction}' chooses among cells of a picture, and with "
+                f"data.sequence='blank' none stands in the sequence; {_others('needs_importance')}"
+            )
 
     def _check_tiles(self):
         sampled = "samples" in self.sequence or "samples" in self.stacks
@@ -366,6 +385,12 @@ class VisualLayout:
         else:
             return np.zeros(len(sizes), np.int64)
         return a.astype(np.int64) << 32 | b
+
+
+def _others(attribute):
+    """The sentence's end that names the reductions without an attribute."""
+    names = [repr(name) for name, reduction in REDUCTIONS.items() if not getattr(reduction, attribute)]
+    return f"{' or '.join(names)} can be asked for"
 
 
 def mosaic(columns, rows, grid, first) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Linear layers and norms whose parameters name their logical axes; rotary positions.
 
 Axis letters used throughout: G packs, V views of a pack, R rows of a pack, T positions of a row, P bank slots,
-S stacks, K supervised positions of a pack, L layers, H heads, D decoder width, C encoder width.
+S stacks, K supervised positions of a pack, Q questions of a pack and I ids of each, L layers, H heads, D decoder
+width, C encoder width.
 """
 
 import math

@@ -76,24 +76,25 @@ def take(table, index):
     return rows.astype(table.dtype)
 
 
-def bank(grids, scales, side, reduction):
+def bank(grids, scales, side, reduction, importance=None):
     """Reduces projected grids to every scale and lays the results end to end.
 
     Args:
-      grids: `[G, U, h, w, D]`, U grids of a pack.
+      grids: `[..., G, U, h, w, D]`, U grids of a pack.
       scales: tokens per grid, one bank region each, in this order.
       side: of a square picture's grid, which the scales refer to.
       reduction: what makes tokens of a grid, see `lmm_jax.reduction`.
+      importance: `[G, U, h, w]` float32 where the reduction needs it; grids are `[1 + S, G, U, h, w, D]` then.
 
     Returns:
-      `[G, P, D]`, P = U · sum(scales) of square grids; the slot of token t of grid u at scale s is
+      `[..., G, P, D]`, P = U · sum(scales) of square grids; the slot of token t of grid u at scale s is
       `U · (sum of the scales before s) + u · s + t`.
 
     Raises:
       ValueError: a scale that the grid cannot have, with those that it can.
     """
-    G, D = grids.shape[0], grids.shape[-1]
-    return jnp.concatenate([reduction(grids, s, side).reshape(G, -1, D) for s in scales], axis=1)
+    shape, further = (*grids.shape[:-4], -1, grids.shape[-1]), () if importance is None else (importance,)
+    return jnp.concatenate([reduction(grids, s, side, *further).reshape(shape) for s in scales], axis=-2)
 
 
 def splice(tokens, visual, slot):

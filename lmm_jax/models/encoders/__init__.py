@@ -19,6 +19,10 @@ and, which is asked before anything is computed:
 What its fields mean stands in its docstring, under "Attributes:". `__call__(pixels, extent)` turns `[N, H, W, 3]`
 uint8 views, of which `extent` `[N, 2]` (height, width) pixels are the picture's (None: all), into a tuple of maps
 `[N, h, w, C]`: the grid's, then one for each of `level_strides`.
+
+An encoder with a class token may also say how important each cell is, which some reductions need: `gives_importance`
+is True then, and `__call__(pixels, extent, importance=True)` adds a last map `[N, h, w, 1]`, float32, the larger the
+more important.
 """
 
 import dataclasses

@@ -26,16 +26,32 @@ REGROUPINGS = Range(
 )
 
 
+def class_attention(q, k):
+    """What share of the class token's attention each patch receives, the mean over heads.
+
+    Args:
+      q: queries `[N, T, H, d]`, the class token's first.
+      k: keys, as `q`.
+
+    Returns:
+      `[N, T - 1]` float32; what is missing to a sum of 1 is the class token's attention to itself.
+    """
+    logits = jnp.einsum("nhd,nthd->nht", q[:, 0] * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    return nn.softmax(logits).mean(axis=1)[:, 1:]
+
+
 class ViTBlock(nn.Module):
     """Pre-norm transformer block over `[N, T, C]`, with a stack added first where `number` is not negative.
 
-    `stacks` are `[S, N, T - 1, C]`; the class token receives nothing.
+    `stacks` are `[S, N, T - 1, C]`; the class token receives nothing. Beside the hidden states it gives the block's
+    `class_attention` if `importance` is set, or else None.
     """
 
     heads: int
     mlp_dim: int
     norm_eps: float
     dtype: str
+    importance: bool = False
 
     @nn.compact
     def __call__(self, x, number, stacks):
@@ -51,7 +67,7 @@ class ViTBlock(nn.Module):
         y = LayerNorm(self.norm_eps, name="norm_2")(x)
         y = quick_gelu(Dense((self.mlp_dim,), ("embed",), ("mlp",), True, self.dtype, name="up")(y))
         x += Dense((C,), ("mlp",), ("embed",), True, self.dtype, name="down")(y)
-        return constrain(x, "views", None, "act_embed"), None
+        return constrain(x, "views", None, "act_embed"), class_attention(q, k) if self.importance else None
 
 
 class ViT(nn.Module):
@@ -137,6 +153,11 @@ class ViT(nn.Module):
         return tuple(self.regroup[0] + k for k in range(self.extra_views))
 
     @property
+    def gives_importance(self) -> bool:
+        """Its class token attends to every patch."""
+        return True
+
+    @property
     def any_shape(self) -> bool:
         """A ViT has one size: that of its table of positions."""
         return False
@@ -169,15 +190,18 @@ class ViT(nn.Module):
         return list(itertools.pairwise(edges))
 
     @nn.compact
-    def __call__(self, pixels, extent=None):
+    def __call__(self, pixels, extent=None, importance=False):
         """Encodes `[N, image_size, image_size, 3]` uint8 pictures.
 
         Args:
           pixels: the pictures; whole, tiles, whole, … when regrouping.
           extent: must be None: a ViT has one size.
+          importance: static, whether to say how important each patch is.
 
         Returns:
           `[N', grid, grid, C]` of `level`, then of each of `stack_levels`; N' = N, or N / (1 + n²) when regrouping.
+          With `importance` also, as the last, `[N', grid, grid, 1]` float32: the `class_attention` of the last block
+          that is built.
 
         Raises:
           ValueError: pictures of another size.
@@ -204,7 +228,7 @@ class ViT(nn.Module):
         for start, end in self.runs():
             if self.regroup and start == self.regroup[0]:
                 x, stacks = self._regroup(x)
-            x = self._run(x, start, end, stacks)
+            x, weights = self._run(x, start, end, stacks, importance)
             states[end] = x[:, 1:].reshape(x.shape[0], g, g, self.width)
         if stacks is not None:
             # The reference adds a sample to a block's input in place, so that the hidden state it has recorded holds
@@ -213,10 +237,16 @@ class ViT(nn.Module):
             sample = end - self.regroup[0]
             if sample < len(stacks):
                 states[end] += stacks[sample].reshape(states[end].shape)
-        return states[end], *(states[level % (self.depth + 1)] for level in self.stack_levels)
+        of_patches = (weights[-1].reshape(-1, g, g, 1),) if importance else ()
+        return states[end], *(states[level % (self.depth + 1)] for level in self.stack_levels), *of_patches
 
-    def _run(self, x, start, end, stacks):
-        """Hidden states `[N', T, C]` after the blocks from `start` to `end` (exclusive), as one scan."""
+    def _run(self, x, start, end, stacks, importance):
+        """The blocks from `start` to `end` (exclusive) as one scan.
+
+        Returns:
+          hidden states `[N', T, C]` after the last, and the `class_attention` of each, `[end - start, N', T - 1]`, if
+          `importance` is set.
+        """
         numbers = None
         if stacks is not None:  # block `regroup[0] + k` adds stack k; blocks after the last stack add none
             numbers = np.arange(start, end) - self.regroup[0]
@@ -231,7 +261,8 @@ class ViT(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         name = f"blocks_{start}"
-        return blocks(self.heads, self.mlp_dim, self.norm_eps, self.dtype, name=name)(x, numbers, stacks)[0]
+        run = blocks(self.heads, self.mlp_dim, self.norm_eps, self.dtype, importance, name=name)
+        return run(x, numbers, stacks)
 
     def _regroup(self, x):
         """Whole pictures `[N', T, C]`, and the samples of their tiles' mosaics as stacks `[n², N', T - 1, C]`."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmm_jax.models.encoders.vit import ViT, ViTBlock
+from lmm_jax.models.encoders.vit import ViT, ViTBlock, class_attention
 from lmm_jax.models.layers import LayerNorm, normalise
 
 SMALL = {"image_size": 8, "patch_size": 2, "width": 12, "depth": 7, "heads": 2, "mlp_dim": 20, "level": -2}
@@ -133,3 +133,51 @@ def test_heads_that_do_not_divide_the_width_are_named():
     model = ViT(image_size=8, patch_size=4, width=10, depth=1, heads=4, mlp_dim=8, level=-1)
     with pytest.raises(ValueError, match="width 10 does not divide into 4 heads"):
         model.check()
+
+
+def class_attention_of(model, params, hidden):
+    """What the class token gives each patch in a block, by the textbook; of hidden states `[N, T, C]`."""
+    y = LayerNorm(model.norm_eps).apply({"params": params["norm_1"]}, hidden)
+    q, k = (np.einsum("ntc,chd->nhtd", y, params[n]["kernel"]) + params[n]["bias"][:, None] for n in "qk")
+    scores = np.exp(np.einsum("nhtd,nhsd->nhts", q, k) / np.sqrt(q.shape[-1]))
+    return (scores / scores.sum(axis=-1, keepdims=True)).mean(axis=1)[:, 0, 1:]
+
+
+@pytest.mark.parametrize("fields", [{}, {"stack_levels": (2,)}, {"level": -1, "remat": False}])
+def test_importance_is_the_class_token_s_attention_in_the_last_block_that_is_built(pixels, fields):
+    model = ViT(**SMALL | fields)
+    params = varied(model, pixels)
+    apply = jax.jit(model.apply, static_argnames="importance")
+    *maps, importance = apply({"params": params}, pixels, importance=True)
+    for found, want in zip(maps, apply({"params": params}, pixels), strict=True):
+        np.testing.assert_allclose(found, want, atol=1e-5)  # nothing else changes
+    # The input of the last block is the hidden state of a model that is built up to there, class token included.
+    start, end = model.runs()[-1]
+    hidden = inputs_of_last_block(model, params, pixels)
+    block = jax.tree.map(lambda leaf: np.asarray(leaf[end - 1 - start]), params[f"blocks_{start}"])
+    want = class_attention_of(model, block, hidden)
+    assert importance.shape == (10, 4, 4, 1) and importance.dtype == jnp.float32
+    np.testing.assert_allclose(importance.reshape(10, 16), want, atol=1e-5)
+    assert np.ptp(want, axis=1).min() > 1e-3 and (want.sum(axis=1) < 1).all()
+
+
+def inputs_of_last_block(model, params, pixels):
+    """Hidden states with the class token, `[N, T, C]`, block by block."""
+    g, p = model.grid, model.patch_size
+    x = np.asarray(normalise(pixels, model.mean, model.std)).reshape(-1, g, p, g, p, 3)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), g * g, -1) @ params["patches"]["kernel"]
+    x = np.concatenate([np.broadcast_to(params["cls"], (len(x), 1, model.width)), x], axis=1) + params["position"]
+    x = LayerNorm(model.norm_eps).apply({"params": params["norm_pre"]}, x)
+    module = ViTBlock(model.heads, model.mlp_dim, model.norm_eps, model.dtype)
+    block = jax.jit(lambda variables, x: module.apply(variables, x, None, None)[0])
+    for start, end in model.runs():
+        for i in range(start, min(end, model.depth + model.level)):
+            x = block({"params": jax.tree.map(lambda leaf, n=i - start: leaf[n], params[f"blocks_{start}"])}, x)
+    return np.asarray(x)
+
+
+def test_the_class_token_s_attention_is_averaged_over_heads():
+    k = np.zeros((1, 3, 2, 4), np.float32)
+    k[0, 1, 0, 0] = k[0, 2, 1, 0] = 100.0  # one head looks at patch 0 alone, the other at patch 1
+    found = class_attention(np.ones((1, 3, 2, 4), np.float32), k)
+    np.testing.assert_allclose(found, [[0.5, 0.5]], atol=1e-6)
