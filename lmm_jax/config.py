@@ -238,6 +238,14 @@ def _check_model(model):
         Decoder(**model.decoder).check()
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    router = model.router
+    if router.width and len(model.scales) < 2:
+        raise ConfigError(
+            f"model.router.width={router.width}: a router says which of several scales a question needs, "
+            f"model.scales={tuple(model.scales)} is one; name more, or set model.router.width=0"
+        )
+    if router.width % router.heads:
+        raise ConfigError(f"model.router.width={router.width} does not divide into model.router.heads={router.heads}")
     family = model.families.vision
     if family and families.ENCODERS[family].encoder != model.encoder:
         raise ConfigError(

@@ -140,6 +140,14 @@ def shared_fields() -> list[Field]:
             one_of(REMAT_POLICIES),
             "a layer recomputes: nothing, all but matmuls (dots), all, or all with its input on the host (offload)",
         ),
+        Field(
+            "model.router.width",
+            0,
+            whole(0, 1_000_000, "0 = no router"),
+            "of a head that says how likely a question is answered right at each of the scales",
+        ),
+        Field("model.router.heads", 16, SIZE, "queries by which a question looks at its pictures; divides the width"),
+        Field("model.router.tokens", 64, whole(1, 65_536), "of a question that it reads; those behind are left out"),
         # What a run starts with.
         Field("init.from", None, unset(FOLDER), "workdir whose newest parameters a run starts with"),
         Field("init.vision", None, unset(FOLDER), "folder of a CLIP, a ConvNeXt or a whole model, for the encoder"),

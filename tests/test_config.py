@@ -10,6 +10,7 @@ from lmm_jax import config as c
 from lmm_jax.models.decoder import Decoder
 from lmm_jax.models.encoders import ENCODERS, encoder_ranges
 from lmm_jax.models.lmm import LMM
+from lmm_jax.models.router import Router
 from lmm_jax.models.visual_tokens import Projector
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -149,7 +150,8 @@ def test_every_field_of_a_module_is_a_field_of_the_config():
         assert dict(config.model.vision) == own_fields(encoder)
     assert dict(model.decoder) == own_fields(Decoder)
     assert dict(model.projector) == own_fields(Projector, "width")  # the decoder's
-    parts = ("vision", "projector", "level_projectors", "decoder")
+    assert dict(model.router) == own_fields(Router, "scales")  # the model's
+    parts = ("vision", "projector", "level_projectors", "decoder", "router")
     assert own_fields(LMM, *parts, "scales").items() <= dict(model).items()
 
 

@@ -29,7 +29,7 @@ SHARES = {
     "optimizer.clip",
 }
 TAKEN = {
-    0: {*SHARES, "seed", "model.decoder.head_dim", "data.workers", "train.eval_every"},
+    0: {*SHARES, "seed", "model.decoder.head_dim", "model.router.width", "data.workers", "train.eval_every"},
     -1: {"mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "model.vision.level"},
     BILLION: {
         "seed",

@@ -25,6 +25,7 @@ from lmm_jax.training.state import abstract_params, abstract_state, make_program
 from lmm_jax.training.step import jit_train_step
 
 NEW_TOKENS = 64  # room in a cache behind the prompt
+QUESTIONS = 4  # for each view of a pack, that a router learns from: a guess, as the data decide it
 
 
 def compile(config, topology, step="train", prompts=None) -> dict:
@@ -220,7 +221,8 @@ def abstract_batch(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """
     layout, train = PackLayout.from_config(config, visual_layout(config)), config.train
     targets = config.data.targets or layout.rows * layout.length
-    pack = dataclasses.replace(layout, targets=targets).assemble([], [])
+    questions = QUESTIONS * max(layout.views, 1) if config.model.router.width else 0
+    pack = dataclasses.replace(layout, targets=targets, questions=questions).assemble([], [])
     shape = (train.micro_batches, train.batch_size // train.micro_batches)
     sharding.check_packs(mesh, config.rules, shape[1])
     placed = sharding.batch_sharding(mesh, config.rules)

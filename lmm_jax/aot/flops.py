@@ -77,6 +77,8 @@ def _count(jaxpr, differentiated):
         elif inner is not None:
             flops, out = _inner(eqn, getattr(inner, "jaxpr", inner), into)
             total += flops
+        elif eqn.primitive.name == "stop_gradient":
+            out = [False]
         else:
             out = [any(into)] * len(eqn.outvars)
         needed.update(var for var, d in zip(eqn.outvars, out, strict=True) if d)

@@ -12,6 +12,7 @@ from lmm_jax.families.kinds import SYSTEM, Prompt
 
 IMAGE = -200  # stands in the ids where a picture's visual tokens go
 IMAGE_TAG = "<image>"
+NO_ANSWER = -1  # among the numbers of answers
 TOO_LONG = ("cut", "refuse")  # policies of `truncate`
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
@@ -149,6 +150,16 @@ class Encoded:
     def images(self) -> int:
         """Pictures that the ids stand for."""
         return int((self.ids == IMAGE).sum())
+
+    @property
+    def answers(self) -> np.ndarray:
+        """`[n]` number of the answer that each id stands in or before, among those that are trained on.
+
+        `NO_ANSWER` for the ids that end them, as they are no part of what is said.
+        """
+        numbers = np.searchsorted(self.turn_ends, np.arange(len(self.ids)), side="right")
+        numbers[self.turn_ends - 1] = NO_ANSWER
+        return numbers
 
 
 def encode(turns, tokenizer, template) -> Encoded:

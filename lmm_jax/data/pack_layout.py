@@ -17,9 +17,10 @@ import dataclasses
 
 import numpy as np
 
-from lmm_jax.data.conversation import encode, truncate
+from lmm_jax.data.conversation import NO_ANSWER, encode, truncate
 from lmm_jax.data.packing import Capacity, assign_rows
-from lmm_jax.data.segments import DoesNotFit, Segment, lay_out, pack
+from lmm_jax.data.questions import PlacedQuestion, answer_numbers, question_arrays, read_questions
+from lmm_jax.data.segments import NO_QUESTION, DoesNotFit, Segment, lay_out, pack
 from lmm_jax.data.views import make_views, resize_on_canvas
 from lmm_jax.data.visual_layout import VisualLayout
 
@@ -51,6 +52,8 @@ class PackLayout:
       rows, length, targets: rows of a pack, positions of each, supervised positions that a pack has room for.
       template: see `conversation.encode`.
       too_long: see `conversation.truncate`.
+      questions: questions that a pack has room for, Q; 0 leaves out what only a router reads.
+      question_length: ids of a question that a router reads, I.
     """
 
     visual: VisualLayout
@@ -61,10 +64,12 @@ class PackLayout:
     targets: int
     template: str
     too_long: str
+    questions: int = 0
+    question_length: int = 0
 
     @classmethod
     def from_config(cls, config, visual, capacity=None):
-        """The layout that `config.model` and `config.data` describe.
+        """The layout that `config.model` and `config.data` describe, without room for the questions of a router.
 
         Args:
           config: of the run.
@@ -82,6 +87,7 @@ class PackLayout:
             targets=capacity.targets,
             template=data.template,
             too_long=data.too_long,
+            question_length=config.model.router.tokens,
         )
 
     @property
@@ -100,7 +106,9 @@ class PackLayout:
         height, width = self.visual.canvas
         rows, columns = self.visual.view_grid
         gather = 0 if self.visual.direct else (1 + self.visual.added) * self.grids * rows * columns
-        return 4 * (4 * self.rows * self.length + 3 * self.targets + gather) + 3 * self.views * height * width
+        router = self.questions * (self.question_length + self.grids) + self.targets if self.questions else 0
+        numbers = 4 * self.rows * self.length + 3 * self.targets + gather + router
+        return 4 * numbers + 3 * self.views * height * width
 
     def place(self, sizes, first_grid=0) -> list[PlacedPicture]:
         """Places pictures one after the other.
@@ -131,11 +139,12 @@ class PackLayout:
         """
         return self._copies(self._encode(turns, sizes, tokenizer), self.place(sizes), scales)
 
-    def training_segments(self, turns, sizes, tokenizer, scales, first_grid=0) -> list[Segment]:
+    def training_segments(self, turns, sizes, tokenizer, scales, first_grid=0, first_question=0) -> list[Segment]:
         """As `segments`, of a sample to train on: it ends with an answer and fits into a row at every scale.
 
         Args:
           first_grid: number in the pack of the first grid of the sample's first picture.
+          first_question: number in the pack of the sample's first question, see `training_questions`.
 
         Raises:
           ValueError: as `segments`, or too long, or nothing is supervised.
@@ -143,7 +152,21 @@ class PackLayout:
         encoded = self._encode(turns, sizes, tokenizer)
         longest = self.visual.tokens(sizes, max(self.scales))  # not of `scales`: it must not depend on the step
         kept = truncate(encoded, longest, self.length, self.too_long)
-        return self._copies(kept, self.place(sizes[: kept.images], first_grid), scales)
+        return self._copies(kept, self.place(sizes[: kept.images], first_grid), scales, first_question)
+
+    def training_questions(self, turns, sizes, tokenizer, first_grid=0) -> list[PlacedQuestion]:
+        """The questions of a sample whose answers are trained on, those included that were cut to fit.
+
+        Args:
+          turns, sizes, tokenizer, first_grid: as for `training_segments`.
+        """
+        placed = self.place(sizes, first_grid)
+        ends = [first_grid, *(picture.first_grid + self.visual.grids_of_tiling(picture.tiling) for picture in placed)]
+        return [
+            PlacedQuestion(question.ids, (first_grid, ends[question.pictures]))
+            for question in read_questions(turns, tokenizer, self.template, self.question_length)
+            if question.trained
+        ]
 
     def _encode(self, turns, sizes, tokenizer):
         encoded = encode(turns, tokenizer, self.template)
@@ -151,14 +174,18 @@ class PackLayout:
             raise ValueError(f"{encoded.images} <image> tags in the text, {len(sizes)} pictures")
         return encoded
 
-    def _copies(self, encoded, placed, scales):
+    def _copies(self, encoded, placed, scales, first_question=0):
         bits = [1 << self.scales.index(scale) for scale in scales]
         if not placed:  # the same at every scale: one copy, in the groups of all of them
             return [lay_out(encoded.ids, encoded.supervised, [], sum(bits))]
-        return [
-            lay_out(encoded.ids, encoded.supervised, [self.slots(picture, scale) for picture in placed], bit)
-            for scale, bit in zip(scales, bits, strict=True)
-        ]
+        answers = encoded.answers
+        question = np.where(answers == NO_ANSWER, NO_QUESTION, first_question + answers)
+
+        def copy(scale, bit):
+            slots = [self.slots(picture, scale) for picture in placed]
+            return lay_out(encoded.ids, encoded.supervised, slots, bit, question)
+
+        return [copy(scale, bit) for scale, bit in zip(scales, bits, strict=True)]
 
     def slots(self, picture, scale) -> np.ndarray:
         """Bank slots `[n]` of what stands in the sequence for a `PlacedPicture` at one scale.
@@ -185,7 +212,7 @@ class PackLayout:
         tiling = visual.tiling(*picture.size)
         return make_views(picture, visual.size, visual.aspect, tiling, visual.zoom, visual.padding)
 
-    def assemble(self, segments, pictures, row_of=None):
+    def assemble(self, segments, pictures, row_of=None, questions=()):
         """One pack.
 
         Args:
@@ -193,11 +220,12 @@ class PackLayout:
           pictures: for each picture of the pack its `(width, height)`, and what `see` returned or None, which leaves
             its views blank.
           row_of: row of each segment; if None, each goes where it leaves the least room.
+          questions: the pack's `PlacedQuestion`s, for a layout that has room for them.
 
         Returns:
           The arrays of `segments.pack`, pixels `[V, H, W, 3]` uint8, and where the layout needs them gather
           `[1 + S, U, g, g]` int32, index into the pack's features or -1, and extent `[V, 2]` int32, (height, width)
-          in pixels of what a canvas shows.
+          in pixels of what a canvas shows. With room for questions, what `questions` draws.
 
         Raises:
           DoesNotFit: too many views, positions or targets for a pack.
@@ -212,6 +240,9 @@ class PackLayout:
         for picture, (_, pixels) in zip(placed, pictures, strict=True):
             if pixels is not None:
                 self._show(picture, pixels, out)
+        if self.questions:
+            out |= question_arrays(questions, self.questions, self.question_length, self.grids)
+            out["answer"] = answer_numbers(out, segments, self.questions)
         return out
 
     def _without_pictures(self):

@@ -24,6 +24,7 @@ from lmm_jax.data.images import open_picture
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.packing import Capacity, Needs, fits
 from lmm_jax.data.prepared import Prepared, as_turns
+from lmm_jax.data.questions import PlacedQuestion
 from lmm_jax.data.segments import Segment, blank
 from lmm_jax.data.stream import Stream, choose_capacity, scales_at
 
@@ -119,11 +120,13 @@ class Loaded:
       segments: its copies, one for each scale that trains; blank ones if it could not be read.
       pictures: `(width, height)` and views of each, as `PackLayout.assemble` takes them; None for views if it could
         not be read.
+      questions: what a router reads of it; none where the model has no router, or the record no picture.
       fault: why it could not be read, see `Packs.__getitem__`, or None.
     """
 
     segments: list[Segment]
     pictures: list[tuple]
+    questions: list[PlacedQuestion] = dataclasses.field(default_factory=list)
     fault: dict | None = None
 
 
@@ -180,9 +183,19 @@ class Packs:
                 _refuse(dataset, capacity, share)
         self.stream = Stream([d.needs_used for d in self.datasets], weights, capacity, config.seed, shuffle)
         self.layout = PackLayout.from_config(config, visual, capacity)
+        if config.model.router.width:
+            self.layout = dataclasses.replace(self.layout, questions=self._most_questions())
         self.per_step = packs_per_step
         self._first_number = np.cumsum([0, *map(len, self.data)])  # of each dataset's records, see `record_index`
         self._known = None, False  # a step, and whether its batch has a picture
+
+    def _most_questions(self) -> int:
+        """The most questions of a pack of the first round that a router can learn from, at least one.
+
+        Should a pack of a later round have more, a router does not learn from the last of them.
+        """
+        asked = [np.where(d.counts.pictures > 0, d.counts.answers, 0)[d.used] for d in self.datasets]
+        return max(1, *(sum(int(asked[d][n]) for d, n in pack.members) for pack in self.stream.round(0)))
 
     @property
     def data(self) -> list[Prepared]:
@@ -247,7 +260,7 @@ class Packs:
         bad: `[records]` bool, those that were replaced.
         faults: list of dicts (position, file, record, id, reason) of each of them.
 
-        Pixels, gather and extent are left out where no pack of the whole global batch has a picture.
+        What is of pictures, `OF_PICTURES`, is left out where no pack of the whole global batch has one.
         """
         step = position // self.per_step
         members, planned = self.members(position), self.stream[position].rows
@@ -258,9 +271,11 @@ class Packs:
             copies = sorted(record.segments, key=len, reverse=True)
             segments += copies
             row_of += rows[: len(copies)].tolist()
-        out = self.layout.assemble(segments, [picture for record in loaded for picture in record.pictures], row_of)
+        pictures = [picture for record in loaded for picture in record.pictures]
+        questions = [question for record in loaded for question in record.questions]
+        out = self.layout.assemble(segments, pictures, row_of, questions)
         if not self._shows_pictures(step):
-            out = {name: x for name, x in out.items() if name not in ("pixels", "gather", "extent")}
+            out = {name: x for name, x in out.items() if name not in OF_PICTURES}
         return out | {
             "record_index": np.array([self._first_number[dataset] + record for dataset, record in members], np.int64),
             "bad": np.array([record.fault is not None for record in loaded]),
@@ -268,33 +283,38 @@ class Packs:
         }
 
     def _load_all(self, members, scales, position) -> list[Loaded]:
-        """The records of a pack; each has its grids behind those of the one before."""
-        visual, loaded, first_grid = self.layout.visual, [], 0
+        """The records of a pack; each has its grids and its questions behind those of the one before."""
+        visual, loaded, first_grid, first_question = self.layout.visual, [], 0, 0
         for dataset, record in members:
-            loaded.append(self._load(dataset, record, scales, first_grid, position))
+            loaded.append(self._load(dataset, record, scales, first_grid, first_question, position))
+            first_question += len(loaded[-1].questions)
             sizes = self.sizes(dataset, record)
             first_grid += sum(visual.grids_of_tiling(visual.tiling(*size)) for size in sizes)
         return loaded
 
-    def _load(self, dataset, record, scales, first_grid, position) -> Loaded:
+    def _load(self, dataset, record, scales, first_grid, first_question, position) -> Loaded:
         """A record of a pack, or blank segments of the lengths that were planned for it."""
         try:
-            return self._read(dataset, record, scales, first_grid)
+            return self._read(dataset, record, scales, first_grid, first_question)
         except Exception as error:  # whatever is wrong with one record must not end or move the stream
             blanks = [blank(length) for length in self._lengths(dataset, record, scales)]
             unseen = [(size, None) for size in self.sizes(dataset, record)]
-            return Loaded(blanks, unseen, self._fault(position, dataset, record, error))
+            return Loaded(blanks, unseen, fault=self._fault(position, dataset, record, error))
 
-    def _read(self, dataset, record, scales, first_grid) -> Loaded:
+    def _read(self, dataset, record, scales, first_grid, first_question) -> Loaded:
         """Reads a record and lays it out; raises whatever is wrong with it."""
         sizes, stored = self.sizes(dataset, record), self.data[dataset][record]
-        all_sizes = self.datasets[dataset].all_sizes(record)
-        segments = self.layout.training_segments(as_turns(stored), all_sizes, self.tokenizer, scales, first_grid)
+        all_sizes, turns = self.datasets[dataset].all_sizes(record), as_turns(stored)
+        segments = self.layout.training_segments(turns, all_sizes, self.tokenizer, scales, first_grid, first_question)
         pictures = [open_picture(data) for data in stored["images"][: len(sizes)]]
         lengths = [len(segment) for segment in segments]
         if lengths != self._lengths(dataset, record, scales) or [picture.size for picture in pictures] != sizes:
             raise ValueError("the record is not the one that was counted when the data was prepared")
-        return Loaded(segments, [(picture.size, self.layout.see(picture)) for picture in pictures])
+        seen = [(picture.size, self.layout.see(picture)) for picture in pictures]
+        if not self.layout.questions or not pictures:
+            return Loaded(segments, seen)
+        questions = self.layout.training_questions(turns, all_sizes, self.tokenizer, first_grid)
+        return Loaded(segments, seen, questions[: self.datasets[dataset].counts.answers[record]])
 
     def _lengths(self, dataset, record, scales):
         """Positions of each copy, as they were counted."""
@@ -365,6 +385,7 @@ def _check_agreement(prepared, template):
             )
 
 
+OF_PICTURES = ("pixels", "gather", "extent", "question", "question_grids", "answer")  # of a batch
 HOST_ONLY = ("record_index", "bad", "faults")  # of a batch; the rest goes to the devices
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from lmm_jax.data.conversation import IMAGE
 
 NO_TARGET = -1
+NO_QUESTION = -1
 
 
 class DoesNotFit(ValueError):
@@ -39,18 +40,21 @@ class Segment:
       slot: `[n]` bank slots, -1 for text.
       target: `[n]` id of the next token where it is supervised, `NO_TARGET` elsewhere.
       group: bitmask of the loss groups that the targets belong to.
+      question: `[n]` number in the pack of the question whose answer the target belongs to, -1 elsewhere; None where
+        no target belongs to any. See `questions`.
     """
 
     id: np.ndarray
     slot: np.ndarray
     target: np.ndarray
     group: int
+    question: np.ndarray | None = None
 
     def __len__(self):
         return len(self.id)
 
 
-def lay_out(ids, supervised, blocks, group=1) -> Segment:
+def lay_out(ids, supervised, blocks, group=1, question=None) -> Segment:
     """Opens the pictures of an encoded conversation into their slots and shifts the targets.
 
     Args:
@@ -58,6 +62,7 @@ def lay_out(ids, supervised, blocks, group=1) -> Segment:
       supervised: `[m]` bool.
       blocks: bank slots of each picture, in order of appearance.
       group: bitmask of loss groups.
+      question: `[m]` number of the question whose answer each id belongs to, -1 elsewhere; None if there are none.
 
     Raises:
       ValueError: the pictures named in the text are not as many as the blocks.
@@ -74,7 +79,11 @@ def lay_out(ids, supervised, blocks, group=1) -> Segment:
     is_target = np.repeat(supervised & ~is_image, width)
     target = np.full(len(opened), NO_TARGET, np.int32)
     target[:-1] = np.where(is_target[1:], opened[1:], NO_TARGET)  # each position predicts the next one
-    return Segment(opened, slot, target, group)
+    of_target = None
+    if question is not None:
+        of_target = np.full(len(opened), NO_QUESTION, np.int32)
+        of_target[:-1] = np.where(is_target[1:], np.repeat(question, width)[1:], NO_QUESTION)
+    return Segment(opened, slot, target, group, of_target)
 
 
 def blank(length) -> Segment:

@@ -109,15 +109,18 @@ class Stream:
 
     def usage(self, number=0) -> tuple[float, float]:
         """Shares of positions and of views that the packs of a round use."""
-        with PLANNING:
-            packs = self._round(number)
+        packs = self.round(number)
         needs = self.mixture.needs_of(np.concatenate([pack.members for pack in packs]))
         return usage(needs, packs, self.capacity)
 
+    def round(self, number) -> list[PlannedPack]:
+        """The packs of a round in order, their members as (dataset, record)."""
+        with PLANNING:
+            return self._round(number)
+
     def records_per_pack(self) -> float:
         """Records that a pack of the first round holds on average."""
-        with PLANNING:
-            packs = self._round(0)
+        packs = self.round(0)
         return sum(len(pack.members) for pack in packs) / len(packs)
 
     def epoch(self, position) -> float:

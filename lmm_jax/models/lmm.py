@@ -3,11 +3,13 @@
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lmm_jax import sharding
 from lmm_jax.models.decoder import Decoder, KVCache
 from lmm_jax.models.encoders import make_encoder
+from lmm_jax.models.router import Router
 from lmm_jax.models.visual_tokens import Projector, bank, sample_strided, splice, take
 from lmm_jax.reduction import find_reduction
 from lmm_jax.sharding import constrain
@@ -25,6 +27,7 @@ class LMM(nn.Module):
       reduction: how a grid becomes so many tokens, a name in `lmm_jax.reduction.REDUCTIONS`.
       newline: the bank ends with one learned vector, `image_newline`, for the ends of rows (LLaVA-NeXT).
       newline_in_stacks: every stack adds it there once more, as DeepStack-L-HD does; zeros otherwise.
+      router: says how likely a question is answered right at each scale; None for a model without.
     """
 
     vision: nn.Module
@@ -35,6 +38,7 @@ class LMM(nn.Module):
     reduction: str = "pool"
     newline: bool = False
     newline_in_stacks: bool = True
+    router: Router | None = None
 
     def setup(self):
         if self.newline:
@@ -55,9 +59,17 @@ class LMM(nn.Module):
           bank `[G, P, D]` and stacks `[S, G, P, D]`, those from tiles before those from the encoder's levels, or
           None without stacks.
         """
+        return self._banks(*self.weighed_grids(pixels, gather, extent), scales)
+
+    def _banks(self, grids, importance, scales):
+        """Bank and stacks of what `weighed_grids` returned, see `visual_tokens`."""
         scales = self.scales if scales is None else scales
-        grids = self.grids(pixels, gather, extent)
-        banks = [self._bank(x, scales, self.newline_in_stacks or not i) for i, x in enumerate(grids)]
+        side, reduction = self.vision.grid, find_reduction(self.reduction)
+        if importance is None:
+            slots = [bank(x, scales, side, reduction) for x in grids]
+        else:  # of the stacks the cells that are chosen in the bank
+            slots = bank(jnp.stack(grids), scales, side, reduction, importance)
+        banks = [self._bank(x, self.newline_in_stacks or not i) for i, x in enumerate(slots)]
         return banks[0], jnp.stack(banks[1:]) if len(banks) > 1 else None
 
     def grids(self, pixels, gather=None, extent=None) -> list:
@@ -68,24 +80,42 @@ class LMM(nn.Module):
         Returns:
           grids `[G, U, h, w, D]`: those of the bank, then those of each stack in its order.
         """
+        return self.weighed_grids(pixels, gather, extent)[0]
+
+    def weighed_grids(self, pixels, gather=None, extent=None):
+        """As `grids`, and how important each of the bank's cells is if the reduction needs to know.
+
+        Returns:
+          what `grids` returns, and `[G, U, h, w]` float32, 0 where a cell is empty; None if it is not needed.
+        """
         features, *levels = self._encode(pixels, extent)
+        importance = None
+        if find_reduction(self.reduction).needs_importance:
+            importance = levels.pop()
+            if gather is not None:
+                importance = take(importance.reshape(len(importance), -1, 1), gather[:, 0])
+            importance = importance[..., 0]
         h, w = features.shape[2:4]
         grids = [*self._grids(self.projector, features, gather)]
         whole = None if gather is None else gather[:, :1]
         for project, level, n in zip(self.level_projectors, levels, self.vision.level_strides, strict=True):
             for under in sample_strided(level[:, :, : n * h, : n * w], n):
                 grids += [*self._grids(project, under, whole)]
-        return grids
+        return grids, importance
 
     def _encode(self, pixels, extent):
-        """Features `[G, V', h, w, C]` of the views, and of the encoder's levels; V' leaves out those regrouped."""
+        """Features `[G, V', h, w, C]` of the views, and of the encoder's levels; V' leaves out those regrouped.
+
+        Where the reduction needs it, the last is how important each cell is, `[G, V', h, w, 1]`.
+        """
         G, V, H, W = pixels.shape[:4]
         picture = 1 + self.vision.extra_views
         devices = sharding.ways("views")  # over which blank views make those of all packs divide
         room = ((0, 0), (0, -V % (picture * devices // math.gcd(devices, G))))
         pixels = jnp.pad(pixels, (*room, (0, 0), (0, 0), (0, 0))).reshape(-1, H, W, 3)
         extent = None if extent is None else jnp.pad(extent, (*room, (0, 0))).reshape(-1, 2)
-        maps = self.vision(pixels, extent)
+        further = {"importance": True} if find_reduction(self.reduction).needs_importance else {}
+        maps = self.vision(pixels, extent, **further)
         return [x.reshape(G, -1, *x.shape[1:])[:, : V // picture] for x in maps]
 
     def _grids(self, project, features, gather):
@@ -98,8 +128,7 @@ class LMM(nn.Module):
         grids = project(rows.reshape(*gather.shape, C))
         return jnp.where((gather >= 0)[..., None], grids, 0).swapaxes(0, 1)
 
-    def _bank(self, grids, scales, newline):
-        slots = bank(grids, scales, self.vision.grid, find_reduction(self.reduction))
+    def _bank(self, slots, newline):
         if self.newline:
             last = self.image_newline.astype(slots.dtype) if newline else jnp.zeros_like(slots[0, 0])
             slots = jnp.concatenate([slots, jnp.broadcast_to(last, (slots.shape[0], 1, slots.shape[2]))], axis=1)
@@ -114,6 +143,38 @@ class LMM(nn.Module):
         if "pixels" in batch:
             visual, stacks = self._see(batch, scales)
         return self._decode(batch, visual, stacks)[0]
+
+    def route(self, batch):
+        """Hidden states as of a call, and what the router says of the batch's questions, see `data.questions`.
+
+        Neither the encoder nor the decoder's table has a gradient of the latter.
+
+        Returns:
+          `[G, R, T, D]`, and logits `[G, Q, scales]` float32, or None without a router or without questions.
+        """
+        if self.router is None or "question" not in batch:
+            return self(batch), None
+        grids, importance = self.weighed_grids(batch["pixels"], batch.get("gather"), batch.get("extent"))
+        h = self._decode(batch, *self._banks(grids, importance, None))[0]
+        return h, self._expect(grids[0], batch["question_grids"] > 0, batch["question"])
+
+    def expect(self, grids, shown, question):
+        """How likely the model finds a token of the true answer of a question at each of its scales.
+
+        Args:
+          grids: `[G, U, h, w, D]`, the bank's of `grids`, of the pictures of each of G questions.
+          shown: `[G, U]` bool, False where a question has fewer grids.
+          question: `[G, I]` int ids of `data.questions.read_questions`, -1 behind them.
+
+        Returns:
+          `[G, scales]` float32, 0 … 1.
+        """
+        return jax.nn.sigmoid(self._expect(grids, shown[:, None], question[:, None])[:, 0])
+
+    def _expect(self, grids, shown, question):
+        """Logits `[G, Q, scales]` for questions `[G, Q, I]`; nothing but the router has a gradient of them."""
+        words = self.decoder.embed(jnp.maximum(question, 0))
+        return self.router(*map(jax.lax.stop_gradient, (grids, shown, words)), question >= 0)
 
     def logits(self, h):
         """Float32 logits of hidden states, see `Decoder.logits`."""
@@ -201,6 +262,7 @@ def build(config) -> LMM:
     vision = make_encoder(config)
     decoder = Decoder(**config.decoder, **common)
     decoder.check()
+    router = Router(len(config.scales), **config.router, **common) if config.router.width else None
     projectors = [Projector(width=decoder.width, **config.projector, **common) for _ in (0, *vision.level_strides)]
     return LMM(
         vision,
@@ -211,4 +273,5 @@ def build(config) -> LMM:
         reduction=config.reduction,
         newline=config.newline,
         newline_in_stacks=config.newline_in_stacks,
+        router=router,
     )

@@ -99,6 +99,8 @@ def model_card(workdir, config, whole, task) -> str:
         f"visual tokens a view, a {decoder} decoder of {model.decoder.depth} layers and width {model.decoder.width}. "
         "Trained and exported by lmm_jax."
     )
+    if model.router.width:
+        what += " The run has a router, which chooses a number of visual tokens by itself; this folder leaves it out."
     return CARD.format(
         library="transformers" if whole else ORIGINAL.name,
         tags=", ".join(["lmm_jax", whole.name if whole else ORIGINAL.name]),

@@ -8,9 +8,9 @@ import collections
 import json
 import pathlib
 import shutil
+import sys
 from concurrent import futures
 
-import jax
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -39,7 +39,8 @@ AHEAD = 2  # tensors that are transposed while one is written
 def export(workdir, folder, layout="hf", verify=False) -> dict:
     """Writes the newest sound checkpoint of a workdir as a folder that others load.
 
-    Parameters are read and written one after the other, so that memory holds little more than the largest.
+    Parameters are read and written one after the other, so that memory holds little more than the largest. A router
+    is left out, and a line says so: nobody else's layout has a place for one.
 
     Args:
       workdir: of `lmm train`, on whatever mesh.
@@ -73,6 +74,8 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
     if not saved_steps(workdir):
         raise ValueError(f"{workdir} holds no checkpoint; did its run save a step?")
     whole = write_config.architecture(config) if layout == "hf" else None
+    if config.model.router.width:
+        print(f"the router of {workdir} is left out: no layout of others has a place for it", file=sys.stderr)
     task = trained_data_set(config.data)
     partial = folder.parent / f"{folder.name}.partial"
     if partial.exists():  # of an export that was killed
@@ -117,7 +120,8 @@ def _check_read_back(folder, config):
         fields = flatten(config)
         if level:  # the same blocks may be said in two ways: those past the state that is read are not there
             fields |= {f"model.vision.{level[0]}": -1, f"model.vision.{level[1]}": blocks}
-        return {name: x for name, x in fields.items() if name.startswith(OF_MODEL) and name not in OF_TRAINING}
+        kept = {name: x for name, x in fields.items() if name.startswith(OF_MODEL) and name not in OF_TRAINING}
+        return {name: x for name, x in kept.items() if not name.startswith(ROUTER_FIELDS)}
 
     ours, theirs = matters(config), matters(found)
     wrong = [
@@ -129,13 +133,15 @@ def _check_read_back(folder, config):
 
 VISUAL_FIELDS = ("template", "aspect", "tilings", "zoom", "sequence", "stacks", "sampling", "length")
 OF_MODEL = ("model.", *(f"data.{name}" for name in VISUAL_FIELDS))
+ROUTER, ROUTER_FIELDS = "router", "model.router."  # which no layout has a place for, so that it is left out
 OF_TRAINING = {"model.vision.remat", "model.decoder.remat", "model.decoder.vocab_size"}
 
 
 def _write_weights(folder, workdir, config, tokenizer, whole):
     """Streams the newest sound checkpoint into safetensors files, with a bar of the bytes."""
     program = make_program(config, sharding.make_mesh({"fsdp": -1}))
-    abstract = flatten_dict(abstract_params(program, jax.numpy.dtype(config.model.dtype)), sep="/")
+    params = {part: x for part, x in abstract_params(program, config.model.dtype).items() if part != ROUTER}
+    abstract = flatten_dict(params, sep="/")
     parts = tensors(config.model, {path: x.shape for path, x in abstract.items()})
     rows = config.model.decoder.vocab_size if whole is None else added_ids(tokenizer)[2]
     pieces = rows if whole is None else tokenizer.vocab_size

@@ -215,7 +215,7 @@ def _take_steps(run, state, profile):
                 with meter.paused():
                     held_out = run.host_batches(validation, 0, t.eval_batches)
                     found = validate(eval_step, state.params, map(run.to_global, held_out))
-                named = _by_scale("validation_loss", *found, config.model.scales)
+                named = _named_losses("validation_", *found, config.model.scales)
                 run.writer.write(step, named)
                 progress.note(f"step {step}: validation loss {named['validation_loss']:.4f}")
                 last |= named
@@ -233,7 +233,7 @@ def _take_steps(run, state, profile):
 
 
 def validate(eval_step, params, batches):
-    """Mean cross-entropy of each group over `batches`: `(losses, counts)`, `[groups]` each."""
+    """Mean loss of each group over `batches`: `(losses, counts)`, of the groups of `step.eval_step`."""
     sums = [jax.device_get(eval_step(params, batch)) for batch in batches]
     loss, count = (np.sum([s[i] for s in sums], axis=0) for i in range(2))
     return loss / np.maximum(count, 1), count
@@ -357,7 +357,7 @@ def _rates(rates):
 
 
 def _summarise(metrics, state, program):
-    named = _by_scale("loss", metrics["group_loss"], metrics["group_count"], program.config.model.scales)
+    named = _named_losses("", metrics["group_loss"], metrics["group_count"], program.config.model.scales)
     return named | {
         "loss": float(metrics["loss"]),
         "grad_norm": float(metrics["grad_norm"]),
@@ -371,6 +371,15 @@ def _progress_of(run, step):
     peak = max(run.program.rates.values())
     share = float(schedule(config.optimizer, config.train.steps)(step - 1))
     return {"learning_rate": peak * share, "epoch": run.packs.stream.epoch(step * run.packs.per_step)}
+
+
+def _named_losses(prefix, losses, counts, scales):
+    """The losses of `step.eval_step` under their names: those of the model, and behind them those of a router."""
+    S = len(scales)
+    named = _by_scale(f"{prefix}loss", losses[:S], counts[:S], scales)
+    if len(losses) > S:
+        named |= _by_scale(f"{prefix}router_loss", losses[S:], counts[S:], scales)
+    return named
 
 
 def _by_scale(name, losses, counts, scales):

@@ -1,4 +1,4 @@
-"""Cross-entropy at supervised positions, averaged inside each loss group and then over the groups."""
+"""Cross-entropy at supervised positions, averaged inside each loss group and then over the groups; a router's."""
 
 import jax
 import jax.numpy as jnp
@@ -64,3 +64,42 @@ def group_weights(bits, counts):
     """
     non_empty = jnp.maximum((counts > 0).sum(), 1)
     return (bits / jnp.maximum(counts, 1)).sum(axis=-1) / non_empty
+
+
+def answered(answer, bits, shown):
+    """Targets `[..., Q, scales]` float32 of each question at each scale: 0 where none stands, or no picture is shown.
+
+    Args:
+      answer: `[..., K]` int, the question that each target belongs to; -1 for none.
+      bits: `[..., K, scales]` membership in the loss groups, one a scale.
+      shown: `[..., Q, U]` int, the grids of each question's pictures.
+    """
+    return _over_answers(answer, bits, shown.shape[-2]) * (shown > 0).any(axis=-1)[..., None]
+
+
+def router_losses(logits, ce, answer, bits, shown):
+    """Binary cross-entropy of a router at each scale, and how many questions have one there.
+
+    The label of a question at a scale is what the model makes of the true answer there: the geometric mean of the
+    probabilities of its tokens, without the one that ends it. It has no gradient.
+
+    Args:
+      logits: `[G, Q, scales]` of the router.
+      ce: `[G, K]` cross-entropy of the targets.
+      answer, bits, shown: as for `answered`, with packs `[G]` in front.
+
+    Returns:
+      sums over the questions and their numbers, `[scales]` float32 each.
+    """
+    targets = answered(answer, bits, shown)
+    total = _over_answers(answer, bits * ce[..., None], shown.shape[-2])
+    label = jax.lax.stop_gradient(jnp.exp(-total / jnp.maximum(targets, 1)))
+    there = targets > 0
+    losses = jnp.where(there, jax.nn.softplus(logits) - label * logits, 0)
+    return losses.sum(axis=(0, 1)), there.sum(axis=(0, 1), dtype=jnp.float32)
+
+
+def _over_answers(answer, values, count):
+    """Sums `[..., Q, scales]` of values `[..., K, scales]` over the targets of each of `count` questions."""
+    own = (answer[..., None] == jnp.arange(count)).astype(jnp.float32)
+    return jnp.einsum("...ka,...ks->...as", own, values, precision=jax.lax.Precision.HIGHEST)

@@ -92,7 +92,10 @@ class Progress:
 
     def show(self, step, values):
         """Shows the latest metrics."""
-        text = f"loss {values['loss']:.4f}, {values['tokens_per_second']:,.0f} tokens/s"
+        losses = [
+            f"{name.replace('_', ' ')} {values[name]:.4f}" for name in ("loss", "router_loss") if name in values
+        ]
+        text = f"{', '.join(losses)}, {values['tokens_per_second']:,.0f} tokens/s"
         self._bar.set_postfix_str(text)
         if self._active and self._bar.disable:
             per_step = (time.monotonic() - self._since) / max(step - self._first, 1)

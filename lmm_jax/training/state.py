@@ -70,7 +70,8 @@ def init_params(model, key):
     tiled = len(decoder.inject_layers) - sum(n * n for n in vision.level_strides)
     if tiled:
         batch["gather"] = jnp.zeros((1, 1 + tiled, 1, vision.grid, vision.grid), jnp.int32)
-    return model.init(key, batch, method=lambda m, b: m.logits(m(b)))["params"]
+    batch["question"] = batch["question_grids"] = jnp.zeros((1, 1, 1), jnp.int32)  # what a router reads
+    return model.init(key, batch, method=lambda m, b: m.logits(m.route(b)[0]))["params"]
 
 
 def make_program(config, mesh=None) -> Program:

@@ -8,22 +8,50 @@ import optax
 
 from lmm_jax.sharding import constrain
 from lmm_jax.training import optimizer
-from lmm_jax.training.loss import cross_entropy, group_bits, group_weights
+from lmm_jax.training.loss import answered, cross_entropy, group_bits, group_weights, router_losses
 
 
 def token_losses(model, params, batch):
-    """Cross-entropy `[G, K]` float32 at the supervised positions of a batch without a micro-batch axis."""
-    h = model.apply({"params": params}, batch)
+    """Losses at the supervised positions of a batch without a micro-batch axis, and a router's logits.
+
+    Returns:
+      cross-entropy `[G, K]` float32, and the logits of `LMM.route`, None without a router.
+    """
+    h, logits = model.apply({"params": params}, batch, method="route")
     # By row and position: a flat index would not be shared out where the positions of a row are.
     read = jax.vmap(lambda h, at: h.at[at // h.shape[1], at % h.shape[1]].get(mode="fill", fill_value=jnp.nan))
     h = constrain(read(h, batch["target_at"]), "batch", "length", "act_embed")
     decoder = model.decoder
     head = decoder.head_matrix(params["decoder"])
-    return cross_entropy(h, head, batch["target"], decoder.vocab_size, decoder.dtype)
+    return cross_entropy(h, head, batch["target"], decoder.vocab_size, decoder.dtype), logits
+
+
+def _sums(model, ce, logits, bits, batch):
+    """Sums over the targets of each group `[S]`; of a model with a router those of its losses behind them, `[2 · S]`.
+
+    Returns:
+      sums and how many are summed, of the same shape.
+    """
+    sums, counts = (bits * ce[..., None]).sum(axis=(0, 1)), bits.sum(axis=(0, 1))
+    if model.router is None:
+        return sums, counts
+    routed = [jnp.zeros_like(sums)] * 2
+    if logits is not None:
+        routed = router_losses(logits, ce, batch["answer"], bits, batch["question_grids"])
+    return tuple(jnp.concatenate(pair) for pair in zip((sums, counts), routed, strict=True))
+
+
+def _no_sums(model):
+    """Zeros of the shapes of `_sums`."""
+    groups = len(model.scales) * (1 if model.router is None else 2)
+    return jnp.zeros(groups), jnp.zeros(groups)
 
 
 def loss_and_grads(model, trainable, frozen, batch):
     """Loss over all micro-batches, its gradient, and the loss of each group.
+
+    Of a model with a router the gradient is that of the loss and of the router's loss, which is the mean over all
+    pairs of a question and a scale, see `loss.router_losses`. No parameter has a gradient of both.
 
     Args:
       model: the `LMM`.
@@ -33,27 +61,33 @@ def loss_and_grads(model, trainable, frozen, batch):
         nothing but the order of additions.
 
     Returns:
-      loss (0 if nothing is supervised), gradients like `trainable`, losses `[groups]`, counts `[groups]`.
+      loss (0 if nothing is supervised), gradients like `trainable`, losses `[groups]`, counts `[groups]`; of a model
+      with a router the latter go on with its losses at each scale and the questions that have one, `[2 · groups]`.
     """
-    bits = group_bits(batch["group"], len(model.scales))
+    S = len(model.scales)
+    bits = group_bits(batch["group"], S)
     counts = bits.sum(axis=(0, 1, 2))
+    pairs = (answered(batch["answer"], bits, batch["question_grids"]) > 0).sum() if "answer" in batch else 0
 
     def loss_fn(trainable, micro, bits):
-        ce = token_losses(model, optimizer.merge(trainable, frozen), micro)
-        return (group_weights(bits, counts) * ce).sum(), (bits * ce[..., None]).sum(axis=(0, 1))
+        ce, logits = token_losses(model, optimizer.merge(trainable, frozen), micro)
+        loss = (group_weights(bits, counts) * ce).sum()
+        sums = _sums(model, ce, logits, bits, micro)
+        return loss + sums[0][S:].sum() / jnp.maximum(pairs, 1), (loss, sums)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if batch["group"].shape[0] == 1:
         micro = {name: x[0] for name, x in batch.items()}
-        (loss, sums), grads = grad_fn(trainable, micro, bits[0])
+        (_, aux), grads = grad_fn(trainable, micro, bits[0])
     else:
 
         def body(total, xs):
-            (loss, sums), grads = grad_fn(trainable, *xs)
-            return jax.tree.map(jnp.add, total, (loss, sums, grads)), None
+            (_, aux), grads = grad_fn(trainable, *xs)
+            return jax.tree.map(jnp.add, total, (aux, grads)), None
 
-        zero = (jnp.zeros(()), jnp.zeros(bits.shape[-1]), jax.tree.map(jnp.zeros_like, trainable))
-        (loss, sums, grads), _ = jax.lax.scan(body, zero, (batch, bits))
+        zero = ((jnp.zeros(()), _no_sums(model)), jax.tree.map(jnp.zeros_like, trainable))
+        (aux, grads), _ = jax.lax.scan(body, zero, (batch, bits))
+    loss, (sums, counts) = aux
     return loss, grads, sums / jnp.maximum(counts, 1), counts
 
 
@@ -68,7 +102,7 @@ def train_step(model, tx, rates, state, batch):
       batch: arrays `[A, G, …]`.
 
     Returns:
-      The new state and metrics: loss, grad_norm, finite, group_loss `[groups]`, group_count `[groups]`.
+      The new state and metrics: loss, grad_norm, finite, and of `loss_and_grads` group_loss and group_count.
     """
     trainable, frozen = optimizer.split(state.params, rates)
     loss, grads, group_loss, counts = loss_and_grads(model, trainable, frozen, batch)
@@ -95,15 +129,17 @@ def train_step(model, tx, rates, state, batch):
 
 
 def eval_step(model, params, batch):
-    """Sums of cross-entropy and member counts of each group, `[groups]` each, for a batch `[A, G, …]`."""
+    """Sums of cross-entropy and member counts of each group for a batch `[A, G, …]`, `[groups]` each.
+
+    Of a model with a router its own follow, as in `loss_and_grads`.
+    """
 
     def body(total, micro):
         bits = group_bits(micro["group"], len(model.scales))
-        ce = token_losses(model, params, micro)
-        return jax.tree.map(jnp.add, total, ((bits * ce[..., None]).sum((0, 1)), bits.sum((0, 1)))), None
+        ce, logits = token_losses(model, params, micro)
+        return jax.tree.map(jnp.add, total, _sums(model, ce, logits, bits, micro)), None
 
-    zero = (jnp.zeros(len(model.scales)), jnp.zeros(len(model.scales)))
-    return jax.lax.scan(body, zero, batch)[0]
+    return jax.lax.scan(body, _no_sums(model), batch)[0]
 
 
 def jit_train_step(program):

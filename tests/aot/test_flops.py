@@ -34,3 +34,16 @@ def test_what_is_computed_again_is_counted_as_it_runs(tiny):
     assert executed["none"] == step_flops(programs["none"], batch) + head
     layer = T * (width * width * 3 + 2 * width * mlp) + 2 * T * T * width
     assert executed["full"] == executed["none"] + 2 * packs * depth * layer
+
+
+def test_a_router_costs_no_gradient_of_what_it_reads(tiny):
+    """Beside a model that trains it adds as much as beside one that is frozen: its own products."""
+    rates = {"trained": (), "frozen": ('optimizer.groups=(("vision", 0.0), ("projector", 0.0), ("decoder", 0.0))',)}
+    router = ("model.router.width=8", "model.router.heads=2", "model.router.tokens=8")
+    added = {}
+    for name, more in rates.items():
+        plain, routed = (make_program(tiny(*more, *extra)) for extra in ((), router))
+        batches = [tool.abstract_batch(program.config, program.mesh) for program in (plain, routed)]
+        assert batches[1]["question"].shape == (1, 8, tool.QUESTIONS, 8)
+        added[name] = step_flops(routed, batches[1]) - step_flops(plain, batches[0])
+    assert added["trained"] == added["frozen"] > 0

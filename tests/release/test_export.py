@@ -131,6 +131,18 @@ def test_a_run_starts_from_the_parts_of_others(exported, tmp_path):
         check(config)
 
 
+def test_a_router_is_left_out_and_said_so(trained, tmp_path, capsys):
+    """Of a run that has one nothing else changes: the folder is that of the run without it."""
+    router = ("model.router.width=8", "model.router.heads=2")
+    for layout in ("hf", "llava"):
+        lmm.export(trained("m3", *router), tmp_path / layout, layout=layout)
+        assert "the router of " in capsys.readouterr().err
+        assert "has a router" in (tmp_path / layout / "README.md").read_text()
+    ours, theirs = lmm.load(trained("m3", *router)).params, lmm.load(tmp_path / "hf").params
+    same({name: x for name, x in ours.items() if name != "router"}, theirs)
+    same(theirs, lmm.load(tmp_path / "llava").params)
+
+
 def test_a_model_that_transformers_has_no_place_for_is_refused(trained, tmp_path):
     with pytest.raises(ValueError, match="model.projector.depth=3 cannot be exported"):
         lmm.export(trained("llava", "model.projector.depth=3"), tmp_path / "out")

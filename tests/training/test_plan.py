@@ -367,6 +367,7 @@ RECIPES = ("m3", "full", "low", "deepstack", "deepstack_v", "high")
 # Config files of `configs/` with their arguments, and the data that each is tried on.
 FILES = {f"digits.py:recipe={recipe}": "digits" for recipe in RECIPES}
 FILES |= {"hybrid.py": "digits", "qwen3vl_style.py": "digits", "pages.py": "pages", "pages.py:stages=4": "pages"}
+FILES |= {"pages.py:encoder=vit": "pages"}
 FILES |= dict.fromkeys(LARGE_FILES, "vicuna_v1") | {"llava.py:stage=align": "plain", "own.py": "vicuna_v1"}
 # Fields of names that any text may be: they are tried with one file alone.
 NAMES = ("init.", "data.path", "data.train", "data.validation")

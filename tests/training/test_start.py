@@ -12,9 +12,11 @@ from flax.traverse_util import flatten_dict
 import lmm_jax as lmm
 from lmm_jax import sharding
 from lmm_jax.config import ConfigError, read_config, save_config
+from lmm_jax.training import start as start_module
 from lmm_jax.training.checkpoint import Checkpoints
+from lmm_jax.training.metrics import read_metrics
 from lmm_jax.training.start import recut, start_from
-from lmm_jax.training.state import abstract_state, init_state, make_program
+from lmm_jax.training.state import abstract_params, abstract_state, init_state, make_program
 
 MESH = ("mesh.fsdp=4", "mesh.tensor=2", "mesh.data=1")
 NEXT = ("seed=1", "model.scales=(4, 9)", "train.scales_per_step=1", 'optimizer.groups=(("vision", 0.0),)')
@@ -69,6 +71,12 @@ def damage(step):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def saved(workdir):
+    """The newest parameters of a run on any mesh."""
+    abstract = abstract_params(make_program(read_config(workdir / "config.json")))
+    return flat(Checkpoints(workdir).restore_params(abstract)[0])
 
 
 def flat(params):
@@ -176,3 +184,38 @@ def test_blocks_cut_into_other_runs_are_the_same_blocks():
         found = recut(old, new)
         assert found.keys() == new.keys()
         jax.tree.map(np.testing.assert_array_equal, found, new)
+
+
+ROUTER = ("model.router.width=8", "model.router.heads=2", "train.log_every=1")
+
+
+@pytest.mark.long
+def test_a_router_is_learned_from_a_run_and_goes_on_after_a_stop(tiny, setup, tmp_path):
+    """The recipe itself: all but the router is as it was, and a run that lost its last steps gives the same again."""
+    s, before = setup(1), tmp_path / "before"
+    before.mkdir()
+    save_config(s.program.config, before / "config.json")
+    write(s.state, before)
+    every = ("train.steps=4", "train.save_every=2", "train.eval_every=4", "train.eval_batches=1")
+    config = tiny(*ROUTER, *every, f"init.from={before}", recipe="router")
+    workdir = tmp_path / "router"
+    result = lmm.train(config, workdir)
+    assert {"router_loss", "router_loss/36", "validation_router_loss", "validation_router_loss/1"} <= result.keys()
+    assert abs(result["router_loss"] - np.log(2)) < 0.3 and result["skipped"] == 0
+    first, rows = saved(workdir), read_metrics(workdir)
+    old = flat(s.state.params)
+    assert {path.split("/")[0] for path in first.keys() - old.keys()} == {"router"}
+    assert same(first, old) == old.keys()
+    shutil.rmtree(workdir / "checkpoints/4")
+    lmm.train(config, workdir)
+    assert same(saved(workdir), first) == first.keys()
+    losses = [[row[name] for name in row if "loss" in name] for row in read_metrics(workdir)]
+    assert losses == [[row[name] for name in row if "loss" in name] for row in rows]
+
+
+def test_a_router_has_to_start_fresh(tiny, before):
+    program = plan(tiny, "model.router.width=8", "model.router.heads=2", f"init.from={before[0]}")
+    with pytest.raises(ConfigError, match=r"name those that shall start fresh in init\.new\n  router/"):
+        start_module.check(program)
+    more = ("model.router.width=8", "model.router.heads=2", f"init.from={before[0]}", 'init.new=("router",)')
+    start_module.check(plan(tiny, *more))
