@@ -15,23 +15,10 @@ import os
 import pathlib
 
 from lmm_jax import storage
-from lmm_jax.training.checkpoint import digest
-
-
-def identity(model) -> str:
-    """A text that two models share only if they answer alike: of their parameters, tokenizers and configs."""
-    config = model.program.config
-    parts = [
-        digest(model.params),
-        model.tokenizer.fingerprint,
-        config.model.to_json_best_effort(),
-        config.data.template,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def asked(question, model) -> str:
-    """The digest of a `Question` to a model, which is given by its `identity`."""
+    """The digest of a `Question` to a model, which is given by its `Model.identity`."""
     told = [model, question.said, [str(picture) for picture in question.images], question.options]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

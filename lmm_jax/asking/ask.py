@@ -6,9 +6,10 @@ import time
 
 from tqdm import tqdm
 
-from lmm_jax.asking.answers import Answers, asked, identity
+from lmm_jax.asking.answers import Answers, asked
 from lmm_jax.asking.questions import abbreviated
 from lmm_jax.generation.answer import ENDED, FULL, STOPPED
+from lmm_jax.generation.model import AUTO, answer_each
 
 WHY = {ENDED: "the model ended it", STOPPED: "a stop text or id ended it", FULL: "there was no room for more"}
 
@@ -40,15 +41,19 @@ def ask_one(model, images, prompt, options, streams, verbose) -> dict:
     seconds = time.monotonic() - begin
     print("" if streams else answer.text)
     first = seconds if first is None else first
-    rate = (len(answer.ids) - 1) / (seconds - first) if len(answer.ids) > 1 and seconds > first else None
+    # Of an answer that came all at once, as a cascade may give it, nothing is known of its tokens.
+    rate = (len(answer.ids) - 1) / (seconds - first) if len(said) > 1 and seconds > first else None
     if verbose:
         told = f"{len(answer.ids)} tokens: the first after {first:.2f} s"
         told += f", then {rate:,.1f} a second" if rate else ""
         _say(f"{told}; {WHY[answer.reason]}")
-        _say(f"prompt: {answer.prompt_positions} positions, {answer.visual_tokens} of them visual tokens")
+        _say(
+            f"prompt: {answer.prompt_positions} positions; {answer.visual_tokens} visual tokens, scale {answer.scale}"
+        )
         _say(_programs(model))
     return {
         "text": answer.text,
+        "scale": answer.scale,
         "visual_tokens": answer.visual_tokens,
         "seconds": seconds,
         "reason": answer.reason,
@@ -79,8 +84,7 @@ def ask_many(model, questions, out=None, skip_bad=False, verbose=False) -> dict:
     """
     digests = {}
     if out is not None:
-        of_model = identity(model)
-        digests = {str(question.id): asked(question, of_model) for question in questions}
+        digests = {str(question.id): asked(question, _identity(model, question)) for question in questions}
     answers = Answers(out, digests) if out is not None else _Printed()
     left = [question for question in questions if str(question.id) not in answers.done]
     check_all(model, left, skip_bad)
@@ -94,10 +98,10 @@ def ask_many(model, questions, out=None, skip_bad=False, verbose=False) -> dict:
             for question, found in _answers(model, left):
                 if not isinstance(found, str):
                     digest = {"asked": digests[str(question.id)]} if out is not None else {}
-                    answers.add(_line(question, *found) | digest)
+                    answers.add(_line(question, found) | digest)
                     counts["answers"] += 1
-                    counts["tokens"] += len(found[1].ids)
-                    counts["visual_tokens"] += found[1].visual_tokens
+                    counts["tokens"] += len(found.ids)
+                    counts["visual_tokens"] += found.visual_tokens
                 elif skip_bad:
                     answers.add({"id": question.id, "error": found})
                     counts["refused"] += 1
@@ -119,6 +123,12 @@ def ask_many(model, questions, out=None, skip_bad=False, verbose=False) -> dict:
     return {**counts, "seconds": seconds, "out": None if out is None else str(out)}
 
 
+def _identity(model, question):
+    """What the answer to a `Question` depends on of a `Model`, in a text: where it chooses the scale, how it does."""
+    chooses = question.options.get("scale") == AUTO and model.auto is not None
+    return f"{model.identity} {model.auto.identity}" if chooses else model.identity
+
+
 def check_all(model, questions, skip_bad):
     """Lays out each question, so that none is refused later; `model` is None while it is not loaded.
 
@@ -138,37 +148,22 @@ def check_all(model, questions, skip_bad):
 
 
 def _answers(model, questions):
-    """`(question, (request, answer))` as the answers end; `(question, why)` of one that cannot be answered."""
-    of, refused = {}, []
+    """`(question, answer)` as the answers end; `(question, why)` of one that cannot be answered."""
 
-    def requests():
-        for question in questions:
-            if question.error:
-                refused.append(question)
-                continue
-            try:  # again, so that not all of them are in memory at the same time
-                request = model.request(question.images, question.prompt, **question.options)
-            except (ValueError, OSError) as error:  # a file is gone by now
-                question.error = str(error)
-                refused.append(question)
-                continue
-            of[request] = question
-            yield request
+    def make(question):  # again, so that not all of them are in memory at the same time
+        if question.error:
+            raise ValueError(question.error)
+        return model.request(question.images, question.prompt, **question.options)
 
-    for request, found in model.answers(requests()):
-        while refused:
-            bad = refused.pop()
-            yield bad, bad.error
-        yield of.pop(request), (str(found) if isinstance(found, Exception) else (request, found))
-    for bad in refused:
-        yield bad, bad.error
+    for question, found in answer_each(model, questions, make):
+        yield question, str(found) if isinstance(found, Exception) else found
 
 
-def _line(question, request, answer):
+def _line(question, answer):
     return {
         "id": question.id,
         **abbreviated(question.said),
-        "scale": request.prompt.scale,
+        "scale": answer.scale,
         "text": answer.text,
         "reason": answer.reason,
         "visual_tokens": answer.visual_tokens,

@@ -6,11 +6,13 @@ import shlex
 import sys
 
 from lmm_jax import errors, interrupts
+from lmm_jax.generation.model import AUTO
 from lmm_jax.generation.prompts import read_pictures, read_sizes
 
 HELP = """\
 /image FILE…   show pictures with the next question; without a FILE, take back those that wait
-/scale N       visual tokens of a picture from now on, in the earlier turns too; without N, say how many
+/scale N       visual tokens of a picture from now on, in the earlier turns too; auto if the model is to choose;
+               without N, say how many
 /clear         forget what was said and shown
 /help          say this again
 /quit          end, as Ctrl-D does
@@ -29,7 +31,7 @@ class Terminal:
     def __init__(self, model, system, options):
         """For a `Model`, the text of a system turn or None, and options of `Model.generate` for every question."""
         self._model, self._chat = model, model.chat(system, **options)
-        self._scale, self._images = model.check_scale(options.get("scale")), []
+        self._scale, self._images = model.check_budget(options.get("scale")), []
         self._commands = {
             "image": self._image,
             "scale": self._set_scale,
@@ -43,7 +45,7 @@ class Terminal:
         if typed:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 - arrow keys and history for `input`
-            _say(f"{self._scale} visual tokens a picture. /help says what can be typed, Ctrl-D ends.")
+            _say(f"{self._budget()}. /help says what can be typed, Ctrl-D ends.")
         if hasattr(sys.stdin, "reconfigure"):  # what is no UTF-8 is refused like other text that cannot be used
             sys.stdin.reconfigure(errors="surrogateescape")
         for line in _typed() if typed else map(str.strip, sys.stdin):
@@ -98,14 +100,19 @@ class Terminal:
         pictures = read_pictures("/image", [os.path.expanduser(name) for name in names])
         read_sizes("/image", pictures)
         self._images += pictures
-        tokens = self._model.visual_tokens(self._images, self._scale)
-        _say(f"{len(self._images)} for the next question, {tokens} visual tokens together")
+        told = ""
+        if self._scale != AUTO:
+            told = f", {self._model.visual_tokens(self._images, self._scale)} visual tokens together"
+        _say(f"{len(self._images)} for the next question{told}")
 
     def _set_scale(self, rest):
         if rest:
-            self._scale = self._model.check_scale(int(rest) if rest.isdecimal() else rest)
+            self._scale = self._model.check_budget(int(rest) if rest.isdecimal() else rest)
         trained = ", ".join(map(str, sorted(self._model.scales)))
-        _say(f"{self._scale} visual tokens a picture; trained: {trained}")
+        _say(f"{self._budget()}; trained: {trained}")
+
+    def _budget(self):
+        return "auto, the model chooses" if self._scale == AUTO else f"{self._scale} visual tokens a picture"
 
     def _clear(self, rest):
         self._chat.clear()

@@ -4,7 +4,7 @@ import dataclasses
 import html
 import time
 
-from lmm_jax.generation.model import NEW_TOKENS
+from lmm_jax.generation.model import AUTO, NEW_TOKENS
 
 PAUSE = 0.05  # seconds between two looks at an answer that is being written
 MOST_NEW_TOKENS = f"{NEW_TOKENS}, or as many as the model's length leaves"  # where nothing else is asked for
@@ -15,21 +15,24 @@ class Column:
     """The answer at one number of visual tokens.
 
     Attributes:
-      scale: visual tokens of a square view.
+      scale: visual tokens of a square view, or "auto", where the model chooses.
       trained: whether the model was trained at it.
-      tokens: visual tokens of the picture in the sequence; 0 without one.
+      tokens: visual tokens of the picture in the sequence; 0 without one. Of "auto" those of all scales that were
+        tried, None until the answer is there.
       text: what has been said so far; or, if it was refused, why.
       first, seconds: until its first piece came and until it ended, counted from its own start; None until then.
       state: "waiting", "writing", "done" or "refused".
+      chosen: the scale that "auto" ended at; None until then, and of other scales.
     """
 
-    scale: int
+    scale: int | str
     trained: bool
-    tokens: int
+    tokens: int | None
     text: str = ""
     first: float | None = None
     seconds: float | None = None
     state: str = "waiting"
+    chosen: int | None = None
 
 
 def answer(model, picture, question, scales, max_new_tokens=None, temperature=0.0, seed=0):
@@ -39,7 +42,7 @@ def answer(model, picture, question, scales, max_new_tokens=None, temperature=0.
       model: that `lmm.load` returned.
       picture: its path, or None.
       question: str.
-      scales: of a square view, each asked once, ascending.
+      scales: of a square view, each asked once, ascending; "auto" comes last.
       max_new_tokens, temperature, seed: see `Model.generate`.
 
     Yields:
@@ -52,15 +55,23 @@ def answer(model, picture, question, scales, max_new_tokens=None, temperature=0.
     images = [] if picture is None else [picture]
     columns = [
         Column(scale, scale in model.scales, model.visual_tokens(images, scale) if images else 0)
-        for scale in sorted(set(scales))
+        for scale in sorted(set(scales) - {AUTO})
     ]
+    columns += [Column(AUTO, True, None)] if AUTO in scales else []
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     for column in columns:
         begin = shown = time.monotonic()
         column.state = "writing"
         yield columns
         try:
-            for piece in model.stream(images, question, scale=column.scale, **options):
+            pieces = model.stream(images, question, scale=column.scale, **options)
+            while True:
+                try:
+                    piece = next(pieces)
+                except StopIteration as end:
+                    if column.scale == AUTO:
+                        column.tokens, column.chosen = end.value.visual_tokens, end.value.scale
+                    break
                 now = time.monotonic()
                 column.text += piece
                 if column.first is None:
@@ -91,8 +102,13 @@ def draw_columns(columns) -> str:
 
 
 def _card(column):
-    title = html.escape(f"{column.tokens:,} visual token{'' if column.tokens == 1 else 's'}")
-    told = [] if column.tokens == column.scale else [f"scale {column.scale:,}"]
+    title, told = "auto", []
+    if column.tokens is not None:
+        title = html.escape(f"{column.tokens:,} visual token{'' if column.tokens == 1 else 's'}")
+    if column.chosen is not None:
+        told = [f"auto, ends at {column.chosen:,}"]
+    elif column.scale != AUTO and column.tokens != column.scale:
+        told = [f"scale {column.scale:,}"]
     told += [] if column.trained else ["not trained"]
     cursor = '<span class="cursor"></span>' if column.state == "writing" else ""
     words = {"waiting": "waits for its turn", "writing": "", "done": "(it said nothing)", "refused": ""}

@@ -9,6 +9,7 @@ from lmm_jax.demo.answers import answer, draw_columns, read_options
 from lmm_jax.demo.drawing import draw
 from lmm_jax.demo.layer_map import draw_map, find_stacks, stack_label
 from lmm_jax.demo.regions import figures
+from lmm_jax.generation.model import AUTO
 
 HINT = "Choose a picture, and what each visual token stands for is drawn over it here."
 
@@ -29,6 +30,12 @@ class Handlers:
     def map(self) -> str:
         """The map of the model's layers."""
         return draw_map(self._visual, self.model.program.model)
+
+    @property
+    def compared(self) -> list[tuple[str, int | str]]:
+        """What can be answered side by side: `(label, scale)`; "auto" if the model can choose."""
+        auto = [(AUTO, AUTO)] if self.model.auto is not None else []
+        return [*((self.label(scale), scale) for scale in self.scales), *auto]
 
     def label(self, scale) -> str:
         """A scale, with an asterisk if the model was not trained at it."""
@@ -76,7 +83,7 @@ class Handlers:
         Yields:
           HTML that takes the place of what was yielded before.
         """
-        scales = {self.scales[int(place)], *map(int, compared)}
+        scales = {self.scales[int(place)], *(one if one == AUTO else int(one) for one in compared)}
         try:
             if picture is not None:
                 self._open(picture)  # found here, damage is told once and not in every column

@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 from lmm_jax.demo.answers import MOST_NEW_TOKENS
 from lmm_jax.demo.examples import find_examples
 from lmm_jax.demo.handlers import Handlers, stopped
+from lmm_jax.generation.model import AUTO
 
 TOGETHER = 16  # visitors that are answered at the same time; others wait in a queue
 KEPT = 3600  # seconds after which an upload is deleted
@@ -122,8 +123,11 @@ def build(handlers, name, max_upload, examples=()) -> gr.Blocks:
                 question = gr.Textbox(label="Question", lines=1, max_lines=6, elem_id="question")
                 place, ticks = _budget(handlers, largest)
                 compared = gr.CheckboxGroup(
-                    [(handlers.label(scale), scale) for scale in handlers.scales],
-                    value=sorted(handlers.model.scales)[-COMPARED:],
+                    handlers.compared,
+                    value=[
+                        *sorted(handlers.model.scales)[-COMPARED:],
+                        *(s for _, s in handlers.compared if s == AUTO),
+                    ],
                     label="Answer side by side at",
                     visible=len(handlers.scales) > 1,
                     elem_id="compared",

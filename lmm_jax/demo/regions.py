@@ -140,13 +140,19 @@ def stack_features(visual, tiling) -> np.ndarray:
 def token_windows(visual, size, scale) -> tuple[list[tuple[int, slice, slice]], int]:
     """Of each visual token in the sequence its grid, and which rows and columns of cells it stands for.
 
+    Those of a reduction that chooses stand for any cells of their grid.
+
     Returns:
       the tokens in order, newlines left out, and how many newlines there are.
     """
     slots = visual.slots(visual.tiling(*size), scale, size)
+    newlines = int((slots == NEWLINE).sum())
     rows, columns = visual.token_grid(scale)
     side, reduction = visual.size // visual.cell, find_reduction(visual.reduction)
     height, width = visual.view_grid
+    if reduction.chooses:
+        grids = slots[slots != NEWLINE] // columns
+        return [(grid, slice(0, height), slice(0, width)) for grid in grids.tolist()], newlines
     down = _edges([reduction.shape(n, width, side, scale)[0] for n in range(height + 1)])
     across = _edges([reduction.shape(height, n, side, scale)[1] for n in range(width + 1)])
     out = []
@@ -154,7 +160,7 @@ def token_windows(visual, size, scale) -> tuple[list[tuple[int, slice, slice]], 
         grid, token = divmod(slot, rows * columns)
         row, column = divmod(token, columns)
         out.append((grid, down[row], across[column]))
-    return out, int((slots == NEWLINE).sum())
+    return out, newlines
 
 
 def _edges(counts):

@@ -18,7 +18,9 @@ class Answer:
       reason: of `REASONS`: "end" if the model ended the answer, "stop" if a stop text or a stop id did, "length" if
         `max_new_tokens` or the trained length left no room for more.
       prompt_positions: positions that the prompt took, pictures included.
-      visual_tokens: how many of them were pictures'.
+      visual_tokens: how many of them were pictures'. Where a cascade chose the budget, of all that it tried.
+      scale: visual tokens of a square view that it was given at.
+      end: natural logarithm of the probability that it ends here; 0 where the model did not end it.
 
     Raises:
       ValueError: an unknown reason, or unlike numbers of ids and of logprobs.
@@ -30,6 +32,8 @@ class Answer:
     reason: str
     prompt_positions: int
     visual_tokens: int
+    scale: int
+    end: float = 0.0
 
     def __post_init__(self):
         if self.reason not in REASONS:

@@ -21,6 +21,7 @@ import threading
 import numpy as np
 
 from lmm_jax import free_memory, sharding, storage
+from lmm_jax.data.questions import pad_questions
 from lmm_jax.generation.pictures import Pictures
 from lmm_jax.generation.prefixes import Prefixes, begin
 from lmm_jax.generation.programs import CHUNK, Programs
@@ -280,6 +281,24 @@ class Engine:
         )
         self._state = self.programs.put(self._state, row, prompt, ids, request.limit, options)
         self._rows[row] = request
+
+    def expect(self, pictures, question) -> np.ndarray:
+        """What the router expects `[S]` of each scale.
+
+        Args:
+          pictures: `Picture`s, one or more.
+          question: ids of the question, see `data.questions`.
+
+        Raises:
+          ValueError, OSError: a picture that cannot be read.
+        """
+        with self._lock:
+            grids = self.pictures.grids(pictures)  # [U, h, w, D]
+            room = 1 << (len(grids) - 1).bit_length()  # so that few numbers of them are compiled
+            shown = np.arange(room) < len(grids)
+            grids = np.concatenate([grids, np.zeros((room - len(grids), *grids.shape[1:]), grids.dtype)])
+            ids = pad_questions([question], 1, self._program.model.router.tokens)
+            return np.asarray(self.programs.expect(grids[None], shown[None], ids))[0]
 
     def score(self, prompt, answers) -> list[float]:
         """Log-probabilities of answers to a `Prompt`, which is read once; `answers` are lists of ids, none empty."""

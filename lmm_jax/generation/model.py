@@ -1,18 +1,25 @@
 """Loading a trained model and asking it about pictures, with a number of visual tokens for every question."""
 
+import collections
 import dataclasses
+import functools
+import hashlib
+import json
 import sys
 
 import jax
+import numpy as np
 from etils import epath
 
 from lmm_jax import families, sharding
 from lmm_jax.config import read_config, save_config, visual_layout
 from lmm_jax.data.conversation import check_template, encode, find_template, stop_id
 from lmm_jax.data.pack_layout import PackLayout
+from lmm_jax.data.questions import read_questions
 from lmm_jax.data.tokenizer import load_tokenizer
 from lmm_jax.generation.answer import Answer
 from lmm_jax.generation.arguments import read_flag, read_number, read_numbers, read_sampling
+from lmm_jax.generation.auto import load_auto
 from lmm_jax.generation.chat import Chat
 from lmm_jax.generation.engine import Engine, bucket
 from lmm_jax.generation.pictures import Picture
@@ -21,16 +28,17 @@ from lmm_jax.generation.requests import Prompt, Request
 from lmm_jax.generation.text import TextStream
 from lmm_jax.hf.load import load_params, stored_dtype
 from lmm_jax.hf.read_config import is_model, read_model_config, read_task
-from lmm_jax.training.checkpoint import Checkpoints, saved_steps
+from lmm_jax.training.checkpoint import Checkpoints, digest, saved_steps
 from lmm_jax.training.memory import check_params
 from lmm_jax.training.state import abstract_params, make_program
 
 NEW_TOKENS = 64  # of an answer, where nothing else is asked for
 AT_A_TIME = 512  # questions of `answers` that are in the engine's hands: several times what it decodes together
+AUTO = "auto"  # the scale that the model chooses, see `generation.auto`
 
 
-def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False):
-    """Loads a model onto whatever devices are here; says first, on stderr, what it takes and what is free.
+def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False, reduction=None):
+    """Loads a model onto the devices of this process; says first, on stderr, what it takes and what is free.
 
     Args:
       path: a workdir of `lmm train`, whose newest sound checkpoint is taken, or a model's folder in LLaVA's original
@@ -40,11 +48,13 @@ def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False):
       template: layout of its prompts, see `data.conversation.find_template`; the one that the folder says if None.
       vision: folder of the vision tower, for a folder that neither holds nor names it.
       allow_pickle: see `hf.safetensors.Folder`.
+      reduction: how a grid becomes visual tokens, a name in `reduction.REDUCTIONS`; as the model was trained if None.
 
     Raises:
       FileNotFoundError: it is neither.
-      ValueError: no such dtype or template, or a template that does not fit the tokenizer; parameters that cannot fit
-        the memory that is free, which is known before they are read; no sound checkpoint; or tensors or keys of the
+      ValueError: no such dtype or template, or a template that does not fit the tokenizer; a reduction that does not
+        exist, or that the encoder or the layout of the pictures does not go with; parameters that cannot fit the
+        memory that is free, which is known before they are read; no sound checkpoint; or tensors or keys of the
         folder that do not fit, which the message lists.
     """
     path = epath.Path(path)
@@ -52,9 +62,9 @@ def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False):
         raise FileNotFoundError(f"{path} is neither a workdir of `lmm train` nor a model (no config.json)")
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r}: 'float32' or 'bfloat16' is valid, or None")
-    table, task = [], ""
+    table, task, step = [], "", None
     if is_model(path):
-        config = _adapted(read_model_config(path, vision), dtype, template)
+        config = _adapted(read_model_config(path, vision), dtype, template, reduction)
         tokenizer = load_tokenizer(path, families.DECODERS[config.model.families.decoder].tokenizer)
         check_template(tokenizer, config.data.template)
         program = make_program(config, _mesh(config))
@@ -64,23 +74,60 @@ def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False):
         params, table = load_params(path, config.model, abstract, vision, allow_pickle)
         task = read_task(path)
     else:
-        config, tokenizer = _adapted(read_config(path / "config.json"), dtype, template), load_tokenizer(path)
+        config = _adapted(read_config(path / "config.json"), dtype, template, reduction)
+        tokenizer = load_tokenizer(path)
         check_template(tokenizer, config.data.template)
         if not saved_steps(path):
             raise ValueError(f"{path} holds no checkpoint; did its run save a step?")
         program = make_program(config, _mesh(config))
         _say(path, check_params(program))
-        params, _ = Checkpoints(path).restore_params(abstract_params(program))
+        params, step = Checkpoints(path).restore_params(abstract_params(program))
         if dtype is not None:
             params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return Model(program, params, tokenizer, table, task)
+    model = Model(program, params, tokenizer, table, task, step)
+    if reduction is None:  # else answers are others than those that it was fitted to
+        model.auto = _auto_of(path, model)
+    return model
 
 
-def _adapted(config, dtype, template):
+def _auto_of(path, model):
+    """The `Auto` beside a model, if it was fitted to it; what is wrong with it is said, and it is left out."""
+    try:
+        auto = load_auto(path)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return None
+    why = "" if auto is None else _unlike(auto, model)
+    if not why:
+        return auto
+    print(f"{path}/auto.json {why}: scale='auto' needs `lmm evaluate --fit-auto` again", file=sys.stderr)
+    return None
+
+
+def _unlike(auto, model):
+    """Why an `Auto` was not fitted to a model; "" if nothing speaks against it."""
+    if auto.step != model.step:
+        return f"was fitted to step {auto.step} and this is step {model.step}"
+    try:
+        for scale in auto.scales:
+            model.check_scale(scale)
+    except ValueError as error:
+        return f"was fitted to another model ({error})"
+    trained = tuple(sorted(model.scales))
+    if auto.of_router and not model.has_router:
+        return "was fitted to a model with a router, which this one has not"
+    if auto.of_router and auto.scales != trained:
+        return f"was fitted to a router of the scales {auto.scales}, and this one knows {trained}"
+    return ""
+
+
+def _adapted(config, dtype, template, reduction):
     """The config of a folder with what its user wants otherwise."""
     with config.unlocked():
         config.model.dtype = dtype or config.model.dtype
         config.data.template = template or config.data.template
+        config.model.reduction = reduction or config.model.reduction
+    visual_layout(config)  # which says what does not go together
     return config
 
 
@@ -99,12 +146,14 @@ class Model:
       tokenizer: the `Tokenizer`.
       table: what became of each tensor of the folder that it was loaded from, see `hf.load.report`.
       task: name of the task of the data that it was trained on, as its export says; "" if that is not known.
+      step: of the checkpoint that it was loaded from; None if it comes from another folder.
+      auto: how it chooses the scale "auto", an `auto.Auto`; None if that was not fitted.
       engine: the `Engine` that answers.
     """
 
-    def __init__(self, program, params, tokenizer, table=(), task=""):
+    def __init__(self, program, params, tokenizer, table=(), task="", step=None):
         self.program, self.params, self.tokenizer, self.table = program, params, tokenizer, table
-        self.task = task
+        self.task, self.step, self.auto = task, step, None
         self._layout = PackLayout.from_config(program.config, visual_layout(program.config))
         self.engine = Engine(program, params, self._layout, stop_id(tokenizer, self._layout.template))
 
@@ -117,6 +166,18 @@ class Model:
     def stop(self) -> int:
         """Id that ends an answer."""
         return self.engine.end
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A text that two models share only if they answer alike: of parameters, tokenizer, sizes and template."""
+        config = self.program.config
+        parts = [
+            digest(self.params),
+            self.tokenizer.fingerprint,
+            config.model.to_json_best_effort(),
+            config.data.template,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
     def length(self) -> int:
@@ -167,7 +228,8 @@ class Model:
             text or parts}` that ends with a user's turn; or a list of either. Each `<image>` in what a user says, and
             each part `{"type": "image"}`, stands for the next picture; pictures without any come before the first
             question. See `prompts.read_queries`.
-          scale: visual tokens of a square view; the largest trained scale if None.
+          scale: visual tokens of a square view; the largest trained scale if None; "auto" if the model is to choose,
+            see `generation.auto`.
           max_new_tokens: at most so many tokens are generated. If None, `NEW_TOKENS`, or as many as `length` leaves
             room for.
           temperature: 0 takes the most probable token; above it tokens are drawn, the more freely the higher.
@@ -227,16 +289,25 @@ class Model:
 
     def _stream(self, request):
         request.eager, said = True, []
-        for _ in self.engine.run([request]):
-            piece, request.piece = request.piece, ""
+        for _, now in self._run([request]):
+            if now.climb is not None and not now.done:
+                continue  # it is shown once it is known that it will do
+            piece, now.piece = now.piece, ""
             if piece:
                 said.append(piece)
                 yield piece
         return _answer(request, "".join(said))
 
-    def request(self, images=None, prompt="", scale=None, max_new_tokens=None, *, truncate=False, **options):
-        """One question, checked and laid out, for `answers`; arguments and errors are those of `stream`."""
-        (request,), many = self._requests(images, prompt, scale, max_new_tokens, options, truncate)
+    def request(
+        self, images=None, prompt="", scale=None, max_new_tokens=None, *, truncate=False, again=True, **options
+    ):
+        """One question, checked and laid out, for `answers`; arguments and errors are those of `stream`.
+
+        Args:
+          again: whether further questions about the same pictures may come later, so that what was read of them is
+            kept; False where all that is asked about them is in the queue already.
+        """
+        (request,), many = self._requests(images, prompt, scale, max_new_tokens, options, truncate, again)
         if many:
             raise ValueError("prompt is a list of prompts; a request is one")
         return request
@@ -253,13 +324,30 @@ class Model:
           `(request, Answer)`, in the order in which the answers end; `(request, error)`, a ValueError or an OSError,
           for one whose picture is damaged behind its header.
         """
-        for request in self.engine.run(requests, at_a_time, give_errors=True):
+        for first, request in self._run(requests, at_a_time, give_errors=True):
             if isinstance(request.error, ValueError | OSError):
-                yield request, request.error
+                yield first, request.error
             elif request.error is not None:
                 raise request.error
             elif request.done:
-                yield request, _answer(request, request.piece)
+                yield first, _answer(first, request.piece)
+
+    def _run(self, requests, at_a_time=None, give_errors=False):
+        """As `Engine.run`, and asks again where an answer is not good enough.
+
+        Yields:
+          `(request, now)`: one of `requests`, and the one that is answered in its place by now.
+        """
+        queue, first = _Queue(requests), {}
+        for now in self.engine.run(queue, at_a_time, give_errors):
+            if now.done and now.error is None and now.climb is not None:
+                now.then = now.climb(now)
+            if now.then is None:
+                yield first.pop(now, now) if now.done else first.get(now, now), now
+            else:
+                now.then.eager = now.eager
+                first[now.then] = first.pop(now, now)
+                queue.again.append(now.then)
 
     def chat(self, system=None, **options) -> Chat:
         """A conversation that remembers what was said and shown; `options` are those of `generate`. See `Chat`."""
@@ -272,7 +360,8 @@ class Model:
         1, says exactly that.
 
         Args:
-          images, prompt, scale: of one prompt, see `generate`.
+          images, prompt, scale: of one prompt, see `generate`; "auto" is the scale that it begins at, as there is no
+            answer to be unsure of.
           answers: list of str.
 
         Raises:
@@ -281,9 +370,12 @@ class Model:
         (query,), many = read_queries(images, prompt, self._captions)
         if many:
             raise ValueError("prompt is a list of prompts; score takes one prompt and a list of answers to it")
+        scale = self.check_budget(scale)
+        if scale == AUTO:
+            scale, _ = self._first_scale(query)
         if isinstance(answers, str) or not isinstance(answers, list | tuple) or not answers:
             raise ValueError(f"answers={answers!r}: a list of the answers to score is expected")
-        laid_out, ids = self._lay_out(query, self.check_scale(scale)), []
+        laid_out, ids = self._lay_out(query, scale), []
         for n, answer in enumerate(answers):
             if not isinstance(answer, str) or not answer.strip():
                 raise ValueError(f"answers[{n}]={answer!r}: text is expected, and not an empty one")
@@ -326,10 +418,9 @@ class Model:
         """`scale`, the largest that was trained if None; ValueError lists the valid ones if it is none of them."""
         if scale is None:
             return max(self.scales)
-        if isinstance(scale, str) and scale == "auto":
+        if isinstance(scale, str) and scale == AUTO:
             raise ValueError(
-                f"{name}='auto' is for a model that chooses by itself, which none can yet; give the visual tokens of "
-                f"a picture, one of {self._layout.visual.valid_scales}, or nothing for {max(self.scales)}"
+                f"{name}='auto' is no number of visual tokens; give one of {self._layout.visual.valid_scales}"
             )
         scale = read_number(name, scale, f"valid scales are {self._layout.visual.valid_scales}")
         try:
@@ -338,11 +429,56 @@ class Model:
             raise ValueError(f"{name}={scale}: {error}") from error
         return scale
 
+    def check_budget(self, scale, name="scale"):
+        """As `check_scale`, but lets "auto" pass where the model can choose."""
+        if not isinstance(scale, str) or scale != AUTO:
+            return self.check_scale(scale, name)
+        if self.auto is None:
+            raise ValueError(
+                f"{name}='auto' is for a model that has learned to choose, by `lmm evaluate --split validation "
+                f"--fit-auto`, which this one has not; give the visual tokens of a picture, one of "
+                f"{self._layout.visual.valid_scales}, or nothing for {max(self.scales)}"
+            )
+        return AUTO
+
+    def expect(self, images, prompt) -> list[float] | None:
+        """How likely the model's router thinks it to be right at each of `scales`, ascending; see `models.router`.
+
+        Args:
+          images, prompt: of one prompt, see `generate`.
+
+        Returns:
+          a number 0 … 1 for each scale; None without a router or without pictures.
+        """
+        if not self.has_router:
+            return None
+        (query,), _ = read_queries(images, prompt, self._captions)
+        return self._expect(query) if query.pictures else None
+
+    @property
+    def has_router(self) -> bool:
+        """Whether it has a router, which says what to expect of each budget before a question is asked."""
+        return self.program.model.router is not None
+
+    def _expect(self, query):
+        most = self.program.config.model.router.tokens
+        question = read_questions(query.turns, self.tokenizer, self._layout.template, most)[-1]
+        expected = self.engine.expect(_pictures(query), question.ids)
+        return expected[np.argsort(self.scales)].tolist()
+
+    def _first_scale(self, query):
+        """Where "auto" begins, and what the router expects if it is asked; without pictures nothing is to choose."""
+        if not query.pictures:
+            return max(self.auto.scales), None
+        way = self.auto.way
+        expected = self._expect(query) if way.start is None else None
+        return self.auto.first(way, expected), expected
+
     @property
     def _captions(self):
         return find_template(self._layout.template).captions
 
-    def _requests(self, images, prompt, scale, max_new_tokens, options, truncate):
+    def _requests(self, images, prompt, scale, max_new_tokens, options, truncate, again=True):
         """The `Request`s of a call, and whether a list was asked; all are checked before the first is answered."""
         queries, many = read_queries(images, prompt, self._captions)
         count, optional = len(queries), max_new_tokens is None
@@ -352,27 +488,50 @@ class Model:
         samplings = read_sampling(count, many, self.tokenizer.vocab_size, **options)
         requests = []
         for query, at, tokens, sampling in zip(queries, scales, asked, samplings, strict=True):
-            laid_out = self._fitting(query, at, 1 if optional else tokens, truncate)
-            limit = min(tokens, self.length - len(laid_out))
-            text = TextStream(self.tokenizer, sampling.stop_texts)
             # Who asks one thing at a time asks the next about the same picture, or goes on with the conversation.
-            requests.append(Request(laid_out, limit, sampling, text, asked_again=not many))
-            self.engine.check(requests[-1])
+            make = functools.partial(self._request, query, tokens, optional, sampling, truncate, again and not many)
+            if at == AUTO:
+                make(max(self.auto.scales))  # so that what does not fit is known before anything is answered
+                requests.append(self._climbing(make, *self._first_scale(query)))
+            else:
+                requests.append(make(at))
         return requests, many
+
+    def _request(self, query, tokens, optional, sampling, truncate, asked_again, scale):
+        """The `Request` of a query at a scale; ValueError if it does not fit."""
+        laid_out = self._fitting(query, scale, 1 if optional else tokens, truncate)
+        limit = min(tokens, self.length - len(laid_out))
+        text = TextStream(self.tokenizer, sampling.stop_texts)
+        request = Request(laid_out, limit, sampling, text, asked_again=asked_again)
+        self.engine.check(request)
+        return request
+
+    def _climbing(self, make, scale, expected):
+        """`make(scale)`, which makes the next one at a larger scale if its answer is not good enough."""
+        request = make(scale)
+        way = self.auto.way
+        if way.climbs and scale < max(self.auto.scales) and request.prompt.pictures:
+
+            def climb(answered):
+                up = self.auto.next(way, scale, answered.logprobs, answered.end, expected)
+                return None if up is None else self._climbing(make, up, expected)
+
+            request.climb = climb
+        return request
 
     def _check_scales(self, scale, count, many):
         if not many or not isinstance(scale, list | tuple):
-            return [self.check_scale(scale)] * count
+            return [self.check_budget(scale)] * count
         if len(scale) != count:
             raise ValueError(f"scale has {len(scale)} entries for {count} prompts; give one number, or one for each")
-        return [self.check_scale(one, f"scale[{n}]") for n, one in enumerate(scale)]
+        return [self.check_budget(one, f"scale[{n}]") for n, one in enumerate(scale)]
 
     def _answer_all(self, requests, batch_size):
         """The `Answer`s to requests."""
         at_a_time = None if batch_size is None else read_number("batch_size", batch_size)
-        for _ in self.engine.run(requests, at_a_time):
+        for _ in self._run(requests, at_a_time):
             pass
-        return [_answer(request, request.piece) for request in requests]
+        return [_answer(request, _last(request).piece) for request in requests]
 
     def _fitting(self, query, scale, new_tokens, truncate):
         """The `Prompt` of a query, of its last turns if it may be cut, that leaves room for `new_tokens`."""
@@ -423,20 +582,76 @@ class Model:
         return Prompt(query.name, segment.id, segment.slot, layout.newline, _pictures(query), tuple(slots), scale)
 
 
+def answer_each(model, items, make):
+    """Answers many items as one queue, some of which may turn out not to be answerable.
+
+    Args:
+      model: a `Model`.
+      items: iterable; no more of them are taken than the model answers at a time.
+      make: gives the `Model.request` of an item, or raises the ValueError or OSError that is wrong with it.
+
+    Yields:
+      `(item, Answer)`, in the order in which the answers end; `(item, error)` for one that has none.
+    """
+    of, refused = {}, []
+
+    def requests():
+        for item in items:
+            try:
+                request = make(item)
+            except (ValueError, OSError) as error:
+                refused.append((item, error))
+                continue
+            of[request] = item
+            yield request
+
+    for request, found in model.answers(requests()):
+        while refused:
+            yield refused.pop()
+        yield of.pop(request), found
+    yield from refused
+
+
 def _pictures(query):
     pairs = zip(query.pictures, query.sizes, strict=True)
     return tuple(Picture(source, size, query.name) for source, size in pairs)
 
 
+class _Queue:
+    """An iterator over requests that others can be added to, also when it was at its end."""
+
+    def __init__(self, requests):
+        self._left, self.again = iter(requests), collections.deque()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.again.popleft() if self.again else next(self._left)
+
+
+def _last(request):
+    """The request whose answer counts in the place of `request`."""
+    while request.then is not None:
+        request = request.then
+    return request
+
+
 def _answer(request, text):
-    """The `Answer` of a request that is done, whose text is `text`."""
+    """The `Answer` to a request that is done, whose text is `text`."""
+    last, visual = _last(request), 0
+    while request is not None:
+        visual += request.prompt.visual
+        request = request.then
     return Answer(
         text=text,
-        ids=tuple(request.ids),
-        logprobs=tuple(request.logprobs),
-        reason=request.reason,
-        prompt_positions=len(request.prompt),
-        visual_tokens=request.prompt.visual,
+        ids=tuple(last.ids),
+        logprobs=tuple(last.logprobs),
+        reason=last.reason,
+        prompt_positions=len(last.prompt),
+        visual_tokens=visual,
+        scale=last.prompt.scale,
+        end=last.end,
     )
 
 
@@ -445,7 +660,8 @@ def _count(n, noun):
 
 
 def _mesh(config):
+    """The mesh of the devices of this process: each of several hosts answers on its own."""
     try:
-        return sharding.make_mesh(config.mesh)
+        return sharding.make_mesh(config.mesh, jax.local_devices())
     except ValueError:  # trained on other devices
-        return sharding.make_mesh({"fsdp": -1})
+        return sharding.make_mesh({"fsdp": -1}, jax.local_devices())

@@ -50,6 +50,24 @@ class Picture:
         return opened
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What is kept of a picture.
+
+    Attributes:
+      grids: `[1 + S, U, h, w, D]`, as encoder and projector gave them: the bank's, then those of each stack.
+      importance: `[U, h, w]` float32 of the bank's cells, where the model's reduction needs it; else None.
+    """
+
+    grids: np.ndarray
+    importance: np.ndarray | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the host's memory."""
+        return self.grids.nbytes + (0 if self.importance is None else self.importance.nbytes)
+
+
 class Pictures:
     """Visual vectors of pictures at any number of tokens, from grids that are computed once each.
 
@@ -105,6 +123,17 @@ class Pictures:
             for first in range(0, len(members), count):
                 self._encode(views, members[first : first + count], count)
 
+    def grids(self, pictures):
+        """Grids `[U, h, w, D]` of the bank of some pictures, one behind the other."""
+        self.see(pictures)
+        return np.concatenate([self._seen(picture).grids[0] for picture in pictures])
+
+    def _seen(self, picture):
+        """What was seen of a picture; it is encoded again if that had to go."""
+        if self.number(picture) not in self._kept:
+            self.see([picture])
+        return self._kept[self.number(picture)]
+
     def _encode(self, views, members, count):
         layout = dataclasses.replace(self._layout, views=views)
         packs = [layout.assemble([], [(size, pixels)]) for _, size, pixels in members]
@@ -112,15 +141,18 @@ class Pictures:
         arrays = [
             np.stack([pack[n] for pack in packs]) if n in packs[0] else None for n in ("pixels", "gather", "extent")
         ]
-        grids = np.asarray(self._programs.see(*arrays))  # [1 + S, G, U, h, w, D]
+        grids, importance = self._programs.see(*arrays)
+        grids = np.asarray(grids)  # [1 + S, G, U, h, w, D]
+        importance = None if importance is None else np.asarray(importance)  # [G, U, h, w]
         for n, (number, size, _) in enumerate(members):
             used = layout.visual.grids_of_tiling(layout.visual.tiling(*size))
-            self._keep(number, np.array(grids[:, n, :used]))
+            weights = None if importance is None else np.array(importance[n, :used])
+            self._keep(number, Seen(np.array(grids[:, n, :used]), weights))
         self.encoded += len(members)
 
-    def _keep(self, number, grids):
-        self._kept[number] = grids
-        self._bytes += grids.nbytes
+    def _keep(self, number, seen):
+        self._kept[number] = seen
+        self._bytes += seen.nbytes
         while self._bytes > KEPT and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
@@ -144,10 +176,10 @@ class Pictures:
         model = self._program.model
         reduce, tokens = find_reduction(model.reduction), []
         for picture in pictures:
-            if self.number(picture) not in self._kept:
-                self.see([picture])
-            grids = self._kept[self.number(picture)].astype(np.float32)
-            reduced = reduce(grids, scale, model.vision.grid)  # [1 + S, U, tokens, D]
+            seen = self._seen(picture)
+            further = () if seen.importance is None else (seen.importance,)
+            # [1 + S, U, tokens, D]
+            reduced = reduce(seen.grids.astype(np.float32), scale, model.vision.grid, *further)
             tokens.append(reduced.reshape(len(reduced), -1, reduced.shape[-1]).astype(self._dtype))
         bank = np.concatenate([*tokens, self._newline], axis=1)
         out[:, at] = bank[:, np.where(slot[at] == newline, bank.shape[1] - 1, slot[at])]

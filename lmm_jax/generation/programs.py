@@ -1,6 +1,7 @@
 """The device's part of generation: a handful of programs, compiled once for each size of what they work on.
 
     see      pictures to grids of visual vectors, before any number of tokens is chosen
+    expect   what the router expects of each number of tokens, where there is one
     read     prompts, packed into a row as segments, to their keys and values
     read_on  the rest of a prompt whose beginning was read before
     put      a prompt that was read into a free row of the batch
@@ -64,11 +65,13 @@ class Programs:
         self._layers = _split(params["decoder"]["layers"], self._one) if _is_cpu(program.mesh) else None
         self._see = jax.jit(functools.partial(_see, model), out_shardings=self._one)
         self._score = jax.jit(functools.partial(_score, model), out_shardings=self._one)
+        self._expect = jax.jit(functools.partial(_expect, model), out_shardings=self._one)
         self._of_rows = {}
 
     def compiled(self) -> dict[str, int]:
         """How many programs of each kind were compiled so far."""
-        found = collections.Counter(see=self._see._cache_size(), score=self._score._cache_size())
+        once = {"see": self._see, "score": self._score, "expect": self._expect}
+        found = collections.Counter({name: program._cache_size() for name, program in once.items()})
         for programs in self._of_rows.values():
             found.update({name: program._cache_size() for name, program in programs.items()})
         return dict(found)
@@ -106,9 +109,14 @@ class Programs:
         return self._of_rows[rows]
 
     def see(self, pixels, gather, extent):
-        """Grids `[1 + S, G, U, h, w, D]` of pictures, see `LMM.grids`."""
+        """Grids `[1 + S, G, U, h, w, D]` of pictures, and how important their cells are: `LMM.weighed_grids`."""
         with self._program.use():
             return self._see(self._params, pixels, gather, extent)
+
+    def expect(self, grids, shown, question):
+        """What the router expects of each scale, see `LMM.expect`."""
+        with self._program.use():
+            return self._expect(self._params, grids, shown, question)
 
     def read(self, batch, visual):
         """See `LMM.read`: hidden states `[G, T, D]`, keys and values `[L, G, N, T, d]`."""
@@ -177,7 +185,12 @@ class Programs:
 
 
 def _see(model, params, pixels, gather, extent):
-    return jnp.stack(model.apply({"params": params}, pixels, gather, extent, method="grids"))
+    grids, importance = model.apply({"params": params}, pixels, gather, extent, method="weighed_grids")
+    return jnp.stack(grids), importance
+
+
+def _expect(model, params, grids, shown, question):
+    return model.apply({"params": params}, grids, shown, question, method="expect")
 
 
 def _read(model, params, batch, visual):

@@ -1,6 +1,7 @@
 """A prompt on its way to an answer: what it holds at each position, and what has come of it so far."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -71,10 +72,14 @@ class Request:
       eager: whether somebody reads the answer as it comes.
       asked_again: whether other questions about the same are to be expected, so that what was read is kept.
       ids, logprobs: of the answer so far.
+      end: log-probability of its end, once the model has ended it.
       piece: text of the answer that nobody has taken yet.
       news: whether something came of it that nobody was told yet.
       reason: why the answer ended, see `Answer`; "" until then.
       error: what ended it instead.
+      climb: what is asked next, at more visual tokens, if the answer is not good enough: a function of this request
+        that gives a `Request`, or None if the answer will do; None where nothing else would be asked.
+      then: what `climb` gave, whose answer counts instead.
     """
 
     prompt: Prompt
@@ -89,6 +94,9 @@ class Request:
     news: bool = False
     reason: str = ""
     error: Exception | None = None
+    end: float = 0.0
+    climb: Callable[["Request"], "Request | None"] | None = None
+    then: "Request | None" = None
 
     @property
     def positions(self) -> int:
@@ -105,10 +113,11 @@ class Request:
         self.news = True
         if ids and ids[-1] == end:
             self.reason = "end"
+            self.end = float(logprobs[-1])
             ids = ids[:-1]
         stop = next((n for n, i in enumerate(ids) if i in self.sampling.stop_ids), None)
         if stop is not None:
-            self.reason = "stop"
+            self.reason, self.end = "stop", 0.0
             ids = ids[:stop]
         self.ids += ids
         self.logprobs += logprobs[: len(ids)]
@@ -118,7 +127,7 @@ class Request:
         if self.reason:
             self.piece += self.text.finish()
         if self.text.ended:
-            self.reason = "stop"
+            self.reason, self.end = "stop", 0.0
             del self.ids[self.text.count :], self.logprobs[self.text.count :]
 
     def fail(self, error):

@@ -11,10 +11,12 @@ class Talker:
 
     scales = (1, 9)
 
-    def __init__(self, pause=0.0):
-        self.pause = pause  # seconds, after each word
+    def __init__(self, pause=0.0, auto=None):
+        self.pause, self.auto = pause, auto  # seconds, after each word; whether it chooses a scale
 
-    def check_scale(self, scale):
+    def check_budget(self, scale):
+        if scale == "auto" and self.auto:
+            return scale
         return 9 if scale in (None, 9) else read_number("scale", scale, "valid scales are [1, 9]", 1, 1)
 
     def visual_tokens(self, images, scale):

@@ -1,12 +1,13 @@
 """Many questions as one queue, answered as they come, and a run of them that goes on."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lmm_jax.asking.ask import ask_many, ask_one, check_all
+from lmm_jax.asking.ask import _identity, ask_many, ask_one, check_all
 from lmm_jax.asking.questions import read_questions
 from lmm_jax.data.prepared import Prepared, as_pictures
 from lmm_jax.generation.model import Model
@@ -34,6 +35,15 @@ ASKED = [
     {"prompt": "digit at b2?", "images": ["1.png", "2.png"], "scale": 9, "max_new_tokens": 5},
     {"id": "words", "messages": [{"role": "user", "content": "how many?"}], "temperature": 1.0, "max_new_tokens": 4},
 ]
+
+
+def test_an_answer_at_a_chosen_scale_depends_on_how_it_was_chosen(model, folder, monkeypatch):
+    chooses, fixed = questions(folder, [{"prompt": "a", "scale": "auto"}, {"prompt": "a", "scale": 9}])
+    told = []
+    for name in ("one", "two"):
+        monkeypatch.setattr(model, "auto", types.SimpleNamespace(identity=name))
+        told.append([_identity(model, question) for question in (chooses, fixed)])
+    assert told[0][0] != told[1][0] and told[0][1] == told[1][1] == model.identity
 
 
 def questions(folder, asked=ASKED, name="asks.jsonl", **options):
@@ -140,8 +150,8 @@ def test_one_answer_is_shown_as_it_comes_or_at_its_end(model, folder, capsys):
     for streams in (True, False):
         result = ask_one(model, [picture], "read all", {"scale": 4, "max_new_tokens": 12}, streams, verbose=streams)
         out, err = capsys.readouterr()
-        assert out == f"{text}\n" and result["text"] == text and result["visual_tokens"] == 4
+        assert out == f"{text}\n" and result["text"] == text and result["visual_tokens"] == result["scale"] == 4
         assert bool(err) == streams
         assert {"seconds", "tokens", "reason", "prompt_positions", "first_token_seconds"} <= result.keys()
-    with pytest.raises(ValueError, match="for a model that chooses by itself"):
+    with pytest.raises(ValueError, match="for a model that has learned to choose"):
         ask_one(model, [picture], "read all", {"scale": "auto"}, False, False)

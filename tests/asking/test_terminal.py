@@ -17,11 +17,11 @@ from lmm_jax.asking.terminal import Terminal
 from tests.asking.talker import Talker
 
 
-def talk(monkeypatch, capsys, *lines, **options):
+def talk(monkeypatch, capsys, *lines, auto=None, **options):
     """What is printed when `lines` are piped in: the lines of stdout and of stderr."""
     content = "\n".join(lines).encode(errors="surrogateescape")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
-    Terminal(Talker(), None, options).run()
+    Terminal(Talker(auto=auto), None, options).run()
     out, err = capsys.readouterr()
     return [line.strip() for line in out.splitlines()], err.splitlines()
 
@@ -51,6 +51,18 @@ def test_pictures_go_with_the_next_question_and_scales_with_all_that_follow(monk
         "1 visual tokens a picture; trained: 1, 9",
         "forgotten",
         "1 visual tokens a picture; trained: 1, 9",
+    ]
+
+
+def test_a_model_that_has_learned_to_is_left_the_choice_of_the_scale(monkeypatch, capsys, picture):
+    out, err = talk(
+        monkeypatch, capsys, f'/image "{picture}"', "one", "/scale 1", "/scale auto", "two", auto=True, scale="auto"
+    )
+    assert out == ["1 turns, 1 pictures at auto: one", "3 turns, 1 pictures at auto: two"]
+    assert err == [
+        "1 for the next question",
+        "1 visual tokens a picture; trained: 1, 9",
+        "auto, the model chooses; trained: 1, 9",
     ]
 
 

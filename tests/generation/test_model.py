@@ -1,6 +1,10 @@
 """A model answers: one prompt or many, at any scale, the same in any batch and after it was saved and loaded."""
 
+import dataclasses
+import types
+
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +12,7 @@ from PIL import Image
 import lmm_jax as lmm
 from lmm_jax import free_memory
 from lmm_jax.data.prepared import Prepared, as_pictures
+from lmm_jax.generation.auto import CASCADE, Auto, Way
 from lmm_jax.generation.model import Model
 from lmm_jax.training.checkpoint import Checkpoints
 
@@ -200,3 +205,97 @@ def test_what_a_model_takes_is_said_before_it_is_read_and_refused_if_it_cannot_f
     monkeypatch.undo()
     lmm.load(tmp_path / "run")
     assert f"loading {tmp_path / 'run'}: " in capsys.readouterr().err
+
+
+def test_a_router_is_understood_whatever_the_order_of_the_scales(model):
+    """`Auto` and result files have budgets ascending; the router's logits are in the order of the config."""
+    config = {"model": {"router": {"tokens": 4}}}
+    asked = types.SimpleNamespace(
+        scales=(9, 1, 4),
+        program=types.SimpleNamespace(config=ml_collections.ConfigDict(config)),
+        tokenizer=model.tokenizer,
+        _layout=model._layout,
+        engine=types.SimpleNamespace(expect=lambda pictures, question: np.array([0.9, 0.1, 0.4])),
+    )
+    query = types.SimpleNamespace(turns=[("user", "read all")], pictures=(), sizes=())
+    assert Model._expect(asked, query) == [0.1, 0.4, 0.9]
+
+
+@pytest.fixture
+def climbs(model, monkeypatch):
+    """Makes the model choose: from 1 over 4 to 9 tokens, whatever is answered."""
+    promise = {(a, s): (5.0 if s > a else 0.0, 0.0, 0.0, 0.0) for a in (1, 4, 9) for s in (1, 4, 9) if s >= a}
+    way = Way(1, True, 0.001)  # of budgets that promise the same the smallest is the cheapest
+    auto = Auto((1, 4, 9), promise, {}, {}, {CASCADE: way}, CASCADE)
+    monkeypatch.setattr(model, "auto", auto)
+    return auto
+
+
+def test_auto_answers_as_the_budget_that_it_ends_at_and_counts_all_that_it_tried(model, pictures, climbs):
+
+    def told(answer):
+        return answer.text, answer.ids, answer.scale, answer.visual_tokens, answer.prompt_positions
+
+    options = {"max_new_tokens": 6, "return_logprobs": True}
+    seen = model.engine.pictures.encoded
+    auto = model.generate(pictures[:1], "read all", scale="auto", **options)
+    assert model.engine.pictures.encoded <= seen + 1
+    fixed = model.generate(pictures[:1], "read all", scale=9, **options)
+    assert (auto.text, auto.ids, auto.reason) == (fixed.text, fixed.ids, fixed.reason)
+    assert (auto.scale, auto.visual_tokens, fixed.visual_tokens) == (9, 1 + 4 + 9, 9)
+    assert auto.prompt_positions == fixed.prompt_positions
+    # A list of unlike budgets, a stream and a queue go up alike, and text alone has nothing to choose.
+    many = model.generate([pictures[:1], pictures[1:2], None], ["read all"] * 3, scale=["auto", 4, "auto"], **options)
+    assert (
+        told(many[0]) == told(auto) and [answer.scale for answer in many] == [9, 4, 9] and many[2].visual_tokens == 0
+    )
+    assert "".join(model.stream(pictures[:1], "read all", scale="auto", max_new_tokens=6)) == auto.text
+    queue = [model.request([p], "read all", "auto", 6) for p in pictures[:5]]
+    found = dict(model.answers(iter(queue), at_a_time=2))
+    assert told(found[queue[0]]) == told(auto) and {answer.visual_tokens for answer in found.values()} == {14}
+    chat = model.chat(scale="auto", max_new_tokens=6)
+    assert chat.ask("read all", images=pictures[:1]) == auto.text
+
+
+def test_auto_stays_where_the_answer_promises_enough(model, pictures, climbs, monkeypatch):
+    stays = {pair: (9.0, 0.0, 0.0, 0.0) for pair in climbs.of_answer}
+    monkeypatch.setattr(model, "auto", dataclasses.replace(climbs, of_answer=stays))
+    answer = model.generate(pictures[:1], "read all", scale="auto", max_new_tokens=6, return_logprobs=True)
+    assert (answer.scale, answer.visual_tokens) == (1, 1)
+    assert answer.text == model.generate(pictures[:1], "read all", scale=1, max_new_tokens=6)
+
+
+def test_auto_is_refused_by_a_model_that_has_not_learned_to_choose(unasked, pictures):
+    with pytest.raises(
+        ValueError, match=r"scale='auto' is for a model that has learned .*--fit-auto`, which this one"
+    ):
+        unasked.generate(pictures[:1], "read all", scale="auto")
+    with pytest.raises(ValueError, match=r"scale\[1\]='auto' is for a model that has learned"):
+        unasked.generate([pictures[:1]] * 2, ["read all"] * 2, scale=[9, "auto"])
+
+
+def test_what_was_fitted_to_another_step_is_not_used(model, climbs, tmp_path, capsys):
+    model.save(tmp_path / "saved")
+    dataclasses.replace(climbs, step=0).save(tmp_path / "saved")
+    assert lmm.load(tmp_path / "saved").auto == dataclasses.replace(climbs, step=0)
+    dataclasses.replace(climbs, step=5).save(tmp_path / "saved")
+    capsys.readouterr()
+    assert lmm.load(tmp_path / "saved").auto is None
+    assert "auto.json was fitted to step 5 and this is step 0: scale='auto' needs" in capsys.readouterr().err
+    with_router = dataclasses.replace(
+        climbs,
+        step=0,
+        of_router=dict.fromkeys((1, 4, 9), (0.0,) * 4),
+        of_both=dict.fromkeys(climbs.of_answer, (0.0,) * 7),
+    )
+    with_router.save(tmp_path / "saved")
+    assert lmm.load(tmp_path / "saved").auto is None
+    assert "was fitted to a model with a router, which this one has not" in capsys.readouterr().err
+    of_other = {pair: weights for pair, weights in climbs.of_answer.items() if 4 not in pair}
+    of_other = {tuple(7 if s == 9 else s for s in pair): weights for pair, weights in of_other.items()}
+    dataclasses.replace(climbs, step=0, scales=(1, 7), of_answer=of_other).save(tmp_path / "saved")
+    assert lmm.load(tmp_path / "saved").auto is None
+    assert "auto.json was fitted to another model (scale=7: " in capsys.readouterr().err
+    (tmp_path / "saved" / "auto.json").write_text("{}")
+    assert lmm.load(tmp_path / "saved").auto is None  # or it could not be fitted again
+    assert "auto.json is not what `lmm evaluate --fit-auto` writes" in capsys.readouterr().err
