@@ -164,7 +164,7 @@ def _parser(datasets, tasks):
     _cache_argument(sub)
 
     sub = verb(verbs.evaluate, "score a model at each number of visual tokens")
-    _model_argument(sub)
+    _model_argument(sub, required=False)
     _cache_argument(sub)
     told = "; ".join(
         ["tasks (default: that of the data trained on)", *(f"{name} reads {files}" for name, files in tasks.items())]
@@ -174,14 +174,28 @@ def _parser(datasets, tasks):
         "--scales",
         default="all",
         metavar="N,N",
-        help="visual tokens of a picture, such as 1,9,36 (default: all trained)",
+        help="visual tokens of a picture, such as 1,9,36; auto, where the model chooses (default: all trained)",
     )
     told = "folder of the tasks, or one of each: --data digits=DIR,pages=DIR (default: the one trained on)"
     sub.add_argument("--data", metavar="DIR|TASK=DIR,…", help=told)
     sub.add_argument("--split", metavar="NAME", help="split of the folder (default: the task's own, mostly test)")
     sub.add_argument("--limit", type=_count, metavar="N", help="questions of each kind (default: all)")
-    told = "folder of the results as JSON and as plots (default: that of the model)"
+    told = "folder of the results: every answer, a summary, plots (default: that of the model)"
     sub.add_argument("--out", metavar="DIR", help=told)
+    told = "leave out questions whose pictures are missing or damaged, and name them (default: none is asked then)"
+    sub.add_argument("--skip-bad", action="store_true", help=told)
+    of_needs = sub.add_argument_group("how many tokens are needed")
+    told = "write OUT/oracle_TASK.html: what each question needs, which are hard, what falls as tokens grow"
+    of_needs.add_argument("--oracle", action="store_true", help=told)
+    told = "fit how the model chooses the budget of a question, scale auto (default split: validation)"
+    of_needs.add_argument("--fit-auto", action="store_true", help=told)
+    told = "which cells become tokens, without training for it: zip, random or strided (default: as it was trained)"
+    of_needs.add_argument("--reduction", metavar="NAME", help=told)
+    of_others = sub.add_argument_group("without a model")
+    told = "compare two result files, OUT/evaluation/TASK/SCALE.jsonl, question by question"
+    of_others.add_argument("--compare", nargs=2, metavar="FILE", help=told)
+    told = "print which files the tasks read, where they are to be had, and how answers are scored"
+    of_others.add_argument("--describe", action="store_true", help=told)
 
     sub = verb(verbs.generate, "answer a question about pictures, or many questions")
     _model_argument(sub)
@@ -296,8 +310,8 @@ DTYPES = ("float32", "bfloat16")
 PICKLE = "read PyTorch's .bin files, by torch's weights-only reader"
 
 
-def _model_argument(sub):
-    which = sub.add_mutually_exclusive_group(required=True)
+def _model_argument(sub, required=True):
+    which = sub.add_mutually_exclusive_group(required=required)
     which.add_argument("--workdir", metavar="DIR", help="folder of a run")
     which.add_argument("--model", metavar="DIR", help="folder of an export, or as released by LLaVA or llava-hf")
     sub.add_argument("--allow-pickle", action="store_true", help=PICKLE)

@@ -58,31 +58,151 @@ def train(args):
 
 
 def evaluate(args):
-    """Asks every question of the tasks at each number of visual tokens, and draws accuracy against tokens."""
+    """Asks every question of the tasks at each number of visual tokens, and draws accuracy against tokens.
+
+    Every answer is kept in OUT/evaluation as it comes; the same command continues what was interrupted, on any number
+    of hosts. --oracle adds a page that shows what each question needs. --fit-auto teaches the model to choose, on the
+    split that is asked: then --scales auto, and --scale auto of the other verbs.
+    """
+    if args.compare:
+        _refuse_beside("--compare", args, ("tasks", "describe", *ASKED_WITH))
+        return _compare(*args.compare)
+    if args.describe:
+        _refuse_beside("--describe", args, ASKED_WITH)
+        return _describe(args.tasks)
+    if not (args.workdir or args.model):
+        raise ValueError("name a model by --workdir DIR or by --model DIR")
     from lmm_jax.pods import hosts
 
-    hosts.refuse("lmm evaluate")
-    from lmm_jax import evaluation
+    hosts.start(in_step=False)  # before all that takes a while to import
+    import jax
+
+    from lmm_jax import evaluation, storage
+    from lmm_jax.evaluation import auto, summary
     from lmm_jax.generation.model import load
     from lmm_jax.tools import plots
 
     folder, data = args.workdir or args.model, _folders(args.data)
-    scales = None if args.scales == "all" else [_integer("--scales", s) for s in args.scales.split(",")]
+    scales = _scales(args.scales)
+    split = args.split or ("validation" if args.fit_auto else None)
+    if args.reduction and not args.out:
+        raise ValueError(
+            f"--reduction={args.reduction} gives other answers than the model's own, which {folder} keeps: name a "
+            "folder for them by --out DIR"
+        )
+    if args.reduction and args.fit_auto:
+        raise ValueError("--fit-auto is for the model as it was trained, without --reduction")
+    if args.reduction and "auto" in (scales or ()):
+        raise ValueError("--scales auto is for the model as it was trained, without --reduction")
+    if args.fit_auto and "auto" in (scales or ()):
+        raise ValueError("--fit-auto asks at fixed budgets; --scales auto is for a command of its own, afterwards")
+    if args.fit_auto and not storage.is_remote(folder):
+        storage.check_place(folder, "--fit-auto writes auto.json to")
+    # What the model reaches on the split that it learns to choose on is no result of it.
+    out = args.out or (os.path.join(folder, "fit_auto") if args.fit_auto else folder)
+    if not storage.is_remote(out):
+        storage.check_place(out, "--out")
     _keep_programs(args)
-    model, out = load(folder, allow_pickle=args.allow_pickle), args.out or folder
+    model = load(folder, allow_pickle=args.allow_pickle, reduction=args.reduction)
     tasks = args.tasks.split(",") if args.tasks else evaluation.find_tasks(model, data)
-    results = evaluation.evaluate(model, tasks, scales, data, args.limit, args.split)
-    print(evaluation.table(results))
+    if args.fit_auto and len(tasks) > 1:
+        raise ValueError(f"--fit-auto fits to the questions of one task, and these are {', '.join(tasks)}")
+    budgets = {scale for scale in scales or model.scales if scale != "auto"}
+    if args.fit_auto:
+        auto.check_budgets(model, budgets)
+    if args.oracle and len(budgets) < 2:
+        raise ValueError("--oracle needs answers at two budgets or more, as --scales all gives of M3's models")
+    options = {"out": out, "skip_bad": args.skip_bad, "scored": args.oracle or args.fit_auto}
+    found = evaluation.evaluate_tasks(model, tasks, scales, data, args.limit, split, **options)
+    if jax.process_index() > 0:
+        return found.results
+    print(evaluation.table(found.results))
+    if args.fit_auto:
+        model.auto = auto.fit_to(model, found, tasks[0])
+        print(auto.words(model.auto))
     try:
-        evaluation.save_results(results, os.path.join(out, "evaluation.json"))
+        if args.fit_auto:
+            model.auto.save(folder)
+        evaluation.save_results(found.results, os.path.join(out, "evaluation.json"))
+        summary.write_summary(model, found, os.path.join(out, "evaluation.md"))
+        for path in found.submissions:
+            print(f"for the server or the judge: {path}")
+        for task, asked in found.asked.items():
+            answered = len(next(iter(found.runs[task].values())))
+            if found.submissions and answered < asked.examples:
+                print(f"they hold {answered:,} of the {asked.examples:,} questions of {task}")
+        for task in found.results if args.oracle else ():
+            print(_draw_needs(model, found, task, os.path.join(out, f"oracle_{task}.html")))
     except OSError as error:  # what took hours to find out has been said by now
         if args.json:
-            print(json.dumps(results))
+            print(json.dumps(found.results))
         raise OSError(f"the results above are not saved: {error}; name a folder for them by --out DIR") from error
-    _draw(lambda: plots.draw_accuracy(results, out))
-    shown = {"split": args.split, "scales": scales, "limit": args.limit}
+    _draw(lambda: plots.draw_accuracy(found.results, out))
+    shown = {"split": split, "scales": scales, "limit": args.limit}
     _draw(lambda: plots.draw_answers(model, data, out, tasks[0], **shown))
-    return results
+    return found.results
+
+
+def _draw_needs(model, found, task, path):
+    """The page of `lmm evaluate --oracle`; returns its path."""
+    from lmm_jax.evaluation import auto
+    from lmm_jax.tools import oracle_page
+
+    runs = {scale: records for scale, records in found.runs[task].items() if scale.isdigit()}
+    of_auto = None
+    if model.auto is not None and model.auto.scales == tuple(sorted(map(int, runs))):
+        of_auto = auto.report(model.auto, auto.collect(runs))
+        of_auto["fitted_here"] = auto.is_fitted_on(model.auto, task, found.asked[task])
+        print(auto.report_words(of_auto))
+    return oracle_page.write(path, task, runs, found.questions(task), of_auto)
+
+
+# What a model is asked with, and how: nothing for flags of `lmm evaluate` that need no model.
+ASKED_WITH = (
+    *("workdir", "model", "allow_pickle", "data", "split", "limit", "out", "skip_bad", "oracle", "fit_auto"),
+    "reduction",
+)
+
+
+def _refuse_beside(flag, args, names):
+    """Raises ValueError if one of the arguments `names` was given beside a flag that has no use for it."""
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')} does not go with {flag}, which asks no model; leave it out")
+    if args.scales != "all":
+        raise ValueError(f"--scales does not go with {flag}, which asks no model; leave it out")
+
+
+def _scales(text):
+    """What `--scales` of `lmm evaluate` says: budgets, "auto" among them; None for all trained ones."""
+    if text == "all":
+        return None
+    return [one if one == "auto" else _integer("--scales", one) for one in text.split(",")]
+
+
+def _compare(first, second):
+    """`lmm evaluate --compare A B`."""
+    from lmm_jax.evaluation import compare, records
+
+    found = compare.compare(records.read(first), records.read(second), names=(first, second))
+    print(compare.text(found))
+    return {
+        "difference": found.all.difference,
+        "low": found.all.low,
+        "high": found.all.high,
+        "questions": found.all.questions,
+    }
+
+
+def _describe(names):
+    """`lmm evaluate --describe`: the help pages of tasks."""
+    from lmm_jax.config import choose
+    from lmm_jax.evaluation.tasks import TASKS
+
+    tasks = {name: choose("task", name, TASKS) for name in (names.split(",") if names else TASKS)}
+    for name, task in tasks.items():
+        print(f"# {name}\n\nreads {task.FILES}\n\n{(task.__doc__ or '').strip()}\n")
+    return {}
 
 
 def _folders(text):

@@ -14,6 +14,7 @@ import pytest
 
 from lmm_jax import cli, evaluation, interrupts, verbs
 from lmm_jax.data.prepared import Prepared
+from lmm_jax.evaluation import summary
 from lmm_jax.generation import model
 from lmm_jax.tools import plots
 from lmm_jax.training import loop
@@ -21,6 +22,7 @@ from lmm_jax.training import loop
 TRAIN = ("train", "--workdir", "w", "--config")
 DATASET = ("prepare", "--dataset", "digits", "--out", "x")
 GENERATE = ("generate", "--workdir", "w", "--prompt", "x")
+COMPARE = ["evaluate", "--compare", "a.jsonl", "b.jsonl"]
 PROMPTS = ("generate", "--workdir", "w", "--prompts")
 WRONG_COUNTS = ("abc", "0", "-1", "2.5", "")
 DIGITS = str(pathlib.Path(__file__).parents[1] / "configs/digits.py")
@@ -146,6 +148,23 @@ def test_show_prints_tables_and_a_page(capsys, tiny_args, tmp_path):
         ([*TRAIN, f"{DIGITS}:data=nowhere"], "run `lmm prepare`"),
         (["evaluate", "--workdir", "nowhere"], "neither a workdir of `lmm train`"),
         (["evaluate", "--workdir", "nowhere", "--scales", "9,x"], "--scales: expected whole numbers"),
+        (["evaluate", "--workdir", "w", "--reduction", "zip"], "name a folder for them by --out DIR"),
+        (
+            ["evaluate", "--workdir", "w", "--reduction", "zip", "--out", "x", "--scales", "auto"],
+            "--scales auto is for the model as it was trained",
+        ),
+        (["evaluate", "--scales", "9"], "name a model by --workdir DIR or by --model DIR"),
+        ([*COMPARE, "--workdir", "w"], "--workdir does not go with --compare, which asks no model"),
+        ([*COMPARE, "--tasks", "digits"], "--tasks does not go with --compare"),
+        ([*COMPARE, "--describe"], "--describe does not go with --compare"),
+        ([*COMPARE, "--scales", "9"], "--scales does not go with --compare"),
+        ([*COMPARE, "--fit-auto"], "--fit-auto does not go with --compare"),
+        (COMPARE, "no result file a.jsonl"),
+        (["evaluate", "--describe", "--oracle"], "--oracle does not go with --describe"),
+        (["evaluate", "--describe", "--tasks", "digits,x"], "task 'x' does not exist; choose from digits"),
+        (["evaluate", "--workdir", "w", "--fit-auto", "--scales", "1,9,auto"], "--fit-auto asks at fixed budgets"),
+        (["evaluate", "--workdir", DIGITS, "--fit-auto"], f"--fit-auto writes auto.json to {DIGITS}: "),
+        (["evaluate", "--workdir", "w", "--out", DIGITS], f"--out {DIGITS}: "),
         (
             ["generate", "--workdir", "w", "--prompt", "x", "--image", "nothere.png"],
             "--image[0]: no file nothere.png",
@@ -230,7 +249,9 @@ def test_results_are_printed_although_they_cannot_be_saved(capsys, monkeypatch, 
     """A folder stands in the place of the file; a plot that cannot be written says so, and ends nothing."""
     results = {"digits": {"9": {"read": 0.5, "n_read": 2}}}
     monkeypatch.setattr(model, "load", lambda *_, **__: types.SimpleNamespace(scales=(9,)))
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: results)
+    found = evaluation.Evaluation(results, {}, {}, [])
+    monkeypatch.setattr(evaluation, "evaluate_tasks", lambda *_, **__: found)
+    monkeypatch.setattr(summary, "write_summary", lambda *_: None)
 
     def fails(*_, **__):
         raise PermissionError(13, "Permission denied", "plot.png")

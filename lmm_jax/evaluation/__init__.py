@@ -1,180 +1,214 @@
 """Evaluation: every task at every token budget. Tasks stand in `lmm_jax.evaluation.tasks`."""
 
 import collections.abc
+import contextlib
 import dataclasses
 import json
 import sys
-from typing import Any
 
+import jax
 from etils import epath
-from tqdm import tqdm
 
-from lmm_jax.config import ConfigError, choose
-from lmm_jax.data.prepared import data_set, folders_of, trained_data_set
-from lmm_jax.evaluation.tasks import TASKS, Example
-from lmm_jax.generation.model import load
+from lmm_jax import lock
+from lmm_jax.config import ConfigError
+from lmm_jax.evaluation import records
+from lmm_jax.evaluation.questions import Asked, Question, ask, find_tasks, load_examples, prepare
+from lmm_jax.evaluation.records import Record, Results
+from lmm_jax.evaluation.run import answer_all, header
+from lmm_jax.evaluation.tables import metric_names, table
+from lmm_jax.evaluation.tasks import TASKS
+from lmm_jax.generation.model import AUTO, load
+from lmm_jax.pods import hosts
+
+__all__ = [
+    "TASKS",
+    "Evaluation",
+    "Question",
+    "answer",
+    "ask",
+    "evaluate",
+    "evaluate_tasks",
+    "find_tasks",
+    "load_examples",
+    "metric_names",
+    "save_results",
+    "table",
+]
 
 
-def evaluate(workdir, tasks=None, scales=None, data=None, limit=None, split=None):
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a model answered to the questions of some tasks, and what that is worth.
+
+    Attributes:
+      results: `{task: {str(scale): {metric: value}}}`, see `evaluate`.
+      asked: `{task: Asked}`.
+      runs: `{task: {str(scale): Records}}`, for all scales of the same questions in the same order.
+      submissions: paths of the files for a server or a judge.
+    """
+
+    results: dict[str, dict[str, dict[str, float]]]
+    asked: dict[str, Asked]
+    runs: dict[str, dict[str, list[Record]]]
+    submissions: list[str]
+
+    def questions(self, task) -> list[Question]:
+        """Those of a task that every run answered, in the order of `runs`."""
+        by_number = {question.number: question for question in self.asked[task].questions}
+        return [by_number[record.number] for record in next(iter(self.runs[task].values()))]
+
+
+def evaluate(workdir, tasks=None, scales=None, data=None, limit=None, split=None, *, out=None, skip_bad=False):
     """Answers every example of every task at every scale.
 
     Args:
       workdir: a workdir of `lmm train`, or a model that `lmm.load` returned.
       tasks: names in `tasks.TASKS`; if None, see `find_tasks`.
-      scales: visual tokens a picture; all trained ones if None.
+      scales: visual tokens a picture, or "auto" for a model that chooses; one or several, all trained ones if None.
       data: folder of the tasks, or a dict {task: folder}. A task that it does not name reads the folder that the
         model was trained on.
       limit: examples of a kind; all if None.
       split: of the folders; each task's own `SPLIT` if None.
+      out: folder that every answer is written to, see `evaluation.records`: what it holds is not asked again, so that
+        the same call continues what was interrupted. None keeps the answers in memory. Several hosts need one that
+        they share.
+      skip_bad: leave out questions whose pictures are missing or damaged, which are named, instead of refusing them.
 
     Returns:
       `{task: {str(scale): {metric: value}}}`. The metrics are the mean score of each kind of question, or what the
-      task's `score_all` gives; `n_KIND` are the questions of each kind. `n_left_out`, if there are any, are questions
-      that `ask` leaves out at the largest scale; they are asked at none.
+      task's `score_all` gives; `n_KIND` are the questions of each kind, and `tokens` the mean visual tokens of a
+      question where the model chose. `n_left_out`, if there are any, are questions that do not fit at the largest
+      scale; they are asked at none. `n_unreadable` are those that `skip_bad` left out.
 
     Raises:
-      ConfigError: a task that does not exist, or whose folder is not known, or has no examples that can be asked.
+      ConfigError: a task that does not exist, or whose folder is not known, or has no examples that can be asked, or
+        none of which could be answered.
       FileNotFoundError, ValueError: what a task says of a folder that it cannot read, or a scale that is none.
     """
+    return evaluate_tasks(workdir, tasks, scales, data, limit, split, out=out, skip_bad=skip_bad).results
+
+
+def evaluate_tasks(
+    workdir, tasks=None, scales=None, data=None, limit=None, split=None, *, out=None, skip_bad=False, scored=False
+) -> Evaluation:
+    """As `evaluate`, and gives the single answers, too.
+
+    Args:
+      workdir, tasks, scales, data, limit, split, out, skip_bad: see `evaluate`.
+      scored: whether each answer has to have a score of its own; a task that gives none is then refused with a
+        ConfigError before anything is asked.
+    """
     model = load(workdir) if isinstance(workdir, str | epath.PathLike) else workdir
-    tasks = find_tasks(model, data) if tasks is None else (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    tasks = find_tasks(model, data) if tasks is None else (tasks,) if isinstance(tasks, str) else tasks
+    tasks = tuple(dict.fromkeys(tasks))
     if isinstance(data, collections.abc.Mapping) and not data.keys() <= set(tasks):
         unknown = ", ".join(sorted(data.keys() - set(tasks)))
         raise ConfigError(f"--data names a folder for {unknown}; the tasks are {', '.join(tasks)}")
-    scales = [model.check_scale(scale) for scale in (scales or model.scales)]
+    if out is None and jax.process_count() > 1:
+        raise ConfigError("several hosts share out what is asked by a folder that all of them see: name it by out")
+    scales = (scales,) if isinstance(scales, str | int) else scales or model.scales
+    scales = list(dict.fromkeys(model.check_budget(scale) for scale in scales))
+    most = max(max(model.auto.scales) if scale == AUTO else scale for scale in scales)
     # All of them before the first answer, so that a folder that is missing does not end a run of hours.
-    asked = {name: _questions(model, name, load_examples(model, name, data, split, limit), scales) for name in tasks}
-    return {
-        name: {
-            str(scale): evaluate_task(model, TASKS[name], questions, scale, f"{name} at {scale} tokens") | left_out
-            for scale in scales
-        }
-        for name, (questions, left_out) in asked.items()
-    }
+    asked = {name: prepare(model, name, data, split, limit, most, skip_bad) for name in tasks}
+    for name in tasks if scored else ():
+        check_scored(name, asked[name])
+    found = Evaluation({}, asked, {}, [])
+    with _hold(out):
+        for name in tasks:
+            results, bad = {}, set()
+            for scale in scales:
+                results[str(scale)] = _open(model, name, asked[name], scale, limit, out)
+                title = f"{name} at {scale}{'' if scale == AUTO else ' tokens'}"
+                bad |= answer_all(model, asked[name], scale, results[str(scale)], title, skip_bad)
+            _score(found, name, results, bad, out)
+    return found
 
 
-def _questions(model, name, examples, scales):
-    """`ask` at the largest scale, and `{"n_left_out": …}` if that leaves some out, which is said."""
-    questions = ask(model, TASKS[name], examples, max(scales))
-    left_out = len(examples) - len(questions)
-    if not left_out:
-        return questions, {}
-    of_them = f"{left_out:,} of {len(examples):,} questions with their answers"
-    trained = f"the {model.length:,} positions that were trained (data.length)"
-    why = f"do not fit into {trained} at {max(scales)} visual tokens"
-    if not questions:
-        raise ConfigError(f"task '{name}': {of_them} {why}; ask at smaller --scales")
-    print(f"{name}: {of_them} {why}, and are left out", file=sys.stderr)
-    return questions, {"n_left_out": left_out}
+def _hold(out):
+    """Keeps other evaluations from writing to the same folder."""
+    if out is None or jax.process_index() > 0:
+        return contextlib.nullcontext()
+    folder = epath.Path(out) / records.FOLDER
+    return lock.hold(folder, "lmm evaluate", note=lambda line: print(line, file=sys.stderr))
 
 
-def find_tasks(model, data=None) -> tuple[str, ...]:
-    """The tasks to ask where none is named.
-
-    Args:
-      model: that `lmm.load` returned.
-      data: see `evaluate`. Of a dict the tasks are those that it names a folder for. Otherwise the task is called as
-        the data set of the folder, or as that of the folder that the model was trained on; or an export says it.
+def _open(model, name, asked, scale, limit, out):
+    """The `Results` of a task at a scale; those of another run, which are in the way, are moved aside.
 
     Raises:
-      ConfigError: none of them says so.
-      FileNotFoundError: `data` is no prepared folder.
+      ValueError: the hosts ask unlike models or questions, so that one would take the other's results for foreign.
     """
-    if data and isinstance(data, collections.abc.Mapping):
-        return tuple(data)
-    name = data_set(data) if data else trained_data_set(model.program.config.data) or model.task
-    if name in TASKS:
-        return (name,)
-    why = (
-        f"its data are '{name}', which no task is called" if name else "the model does not say what it was trained on"
-    )
-    known = "; ".join(f"{name} reads {task.FILES}" for name, task in TASKS.items())
-    raise ConfigError(f"name a task by --tasks, and its folder by --data DIR, since {why}: {known}")
+    if out is None:
+        return Results(None, str(scale), {})
+    folder, told = records.folder(out, name), header(model, name, asked, scale, limit)
+    hosts.check_same(**{key: value for key, value in told.items() if key not in records.FREE})
+    if jax.process_index() == 0:
+        moved, back = records.make_room(folder, str(scale), told)
+        said = [f"answers of another model or to other questions lie in {path} now" for path in moved]
+        said += [f"the answers that lay in {path} are taken up again" for path in back]
+        for line in said:
+            print(f"{name} at {scale}: {line}", file=sys.stderr)
+    hosts.everywhere(True)  # none reads while the first still moves files
+    return Results(folder, str(scale), told, jax.process_index())
 
 
-def load_examples(model, name, data=None, split=None, limit=None) -> list:
-    """The examples of the task `name`; arguments and errors as of `evaluate`."""
-    task = choose("task", name, TASKS)
-    folder = _folder(name, task, data, model.program.config.data)
-    examples = list(task.examples(folder, split or task.SPLIT, limit))
-    if not examples:
+def check_scored(name, asked):
+    """Raises ConfigError if answers to an `Asked` of the task `name` have no scores of their own, or no pictures."""
+    unknown = sum(not question.example.answers for question in asked.questions)
+    if unknown or not hasattr(asked.task, "score"):
+        why = f"the truth of {unknown:,} questions is not in its files" if unknown else "it scores all at once"
         raise ConfigError(
-            f"task '{name}' has no examples in {folder}, split '{split or task.SPLIT}'; it reads {task.FILES}"
+            f"task '{name}', split '{asked.split}', has no score of each answer, which tells what a question needs: "
+            f"{why}; name another --split, or another of --tasks"
         )
-    return examples
+    if not any(question.example.images for question in asked.questions):
+        raise ConfigError(
+            f"task '{name}' asks about no picture, so that there is no number of visual tokens to choose"
+        )
 
 
-def _folder(name, task, data, of_run):
-    """The folder of a task: the one that `data` names, else that of the run."""
-    folder = data.get(name) if isinstance(data, collections.abc.Mapping) else data
-    if folder:
-        return folder
-    trained_on = folders_of(of_run)
-    if len(trained_on) == 1:
-        return trained_on[0]
-    known = f"was trained on several: {', '.join(trained_on)}" if trained_on else "names no folder of data"
-    raise ConfigError(
-        f"task '{name}' reads {task.FILES}, and the model {known}; name one by --data DIR or --data {name}=DIR"
-    )
+def _score(found, name, results, bad, out):
+    """Puts metrics and records of a task into an `Evaluation`."""
+    asked = found.asked[name]
+    answered = set.intersection(*(set(one.done) for one in results.values()))
+    questions = [question for question in asked.questions if question.number in answered]
+    if not questions:
+        raise ConfigError(f"task '{name}': none of {asked.examples:,} questions could be answered at all scales")
+    found.runs[name] = {scale: [one.done[q.number] for q in questions] for scale, one in results.items()}
+    about = {"n_left_out": asked.left_out} if asked.left_out else {}
+    unreadable = len(asked.unreadable) + len(bad)
+    about |= {"n_unreadable": unreadable} if unreadable else {}
+    found.results[name] = {}
+    for scale, of_scale in found.runs[name].items():
+        tokens = {}
+        if scale == AUTO:
+            tokens = {"tokens": sum(record.visual_tokens for record in of_scale) / len(of_scale)}
+        pairs = [(question.example, record.answer) for question, record in zip(questions, of_scale, strict=True)]
+        found.results[name][scale] = score(asked.task, pairs) | tokens | about
+        if out is not None and hasattr(asked.task, "submission") and jax.process_index() == 0:
+            file, content = asked.task.submission(pairs)
+            path = records.folder(out, name) / f"{scale}-{file}"
+            path.write_bytes(content)
+            found.submissions.append(str(path))
 
 
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """An example as a model is asked it.
-
-    Attributes:
-      example: an `Example`.
-      prompt: as `Model.generate` takes it.
-      max_new_tokens: that its answer may have.
-    """
-
-    example: Example
-    prompt: Any
-    max_new_tokens: int
-
-
-def ask(model, task, examples, scale) -> list[Question]:
-    """The questions of a task that fit into what a model was trained on.
+def score(task, pairs) -> dict:
+    """Metrics of a task, and the number of questions of each kind as `n_KIND`; see `evaluate`.
 
     Args:
-      model: that `lmm.load` returned.
       task: module of `tasks.TASKS`.
-      examples: its `Example`s.
-      scale: visual tokens of a picture, the most that will be asked.
-
-    Returns:
-      a `Question` for each example whose prompt leaves room for its shortest true answer. The answer may have as many
-      tokens as the task says, or as there is room for.
+      pairs: `(example, answer)`. Examples whose true answer only a server knows are counted and not scored.
     """
-    form, questions = getattr(task, "PROMPT", "{question}"), []
-    depends = hasattr(task, "max_new_tokens")
-    most = task.max_new_tokens(examples, model.tokenizer) if depends else task.MAX_NEW_TOKENS
-    for example in examples:
-        prompt = form.format(question=example.question)
-        if example.history:
-            turns = (*example.history, ("user", prompt))
-            prompt = [{"role": role, "content": text} for role, text in turns]
-        room = model.room(example.images, prompt, scale)
-        if room >= min(len(model.tokenizer.encode(truth)) for truth in example.answers):
-            questions.append(Question(example, prompt, min(most, max(1, room))))
-    return questions
-
-
-def evaluate_task(model, task, questions, scale, title="") -> dict:
-    """Metrics of one task at one scale, and the number of questions of each kind as `n_KIND`; see `evaluate`."""
-    pairs = {}
-    with tqdm(total=len(questions), desc=title, unit=" questions", disable=None, leave=False) as progress:
-        for kind in sorted({question.example.kind for question in questions}):
-            asked = [question for question in questions if question.example.kind == kind]
-            answers = answer(model, asked, scale)
-            pairs[kind] = [(question.example, text) for question, text in zip(asked, answers, strict=True)]
-            progress.update(len(asked))
+    kinds = {kind: [pair for pair in pairs if pair[0].kind == kind] for kind in sorted({e.kind for e, _ in pairs})}
+    counts = {f"n_{kind}": len(of_kind) for kind, of_kind in kinds.items()}
+    if any(not example.answers for example, _ in pairs):
+        return counts
     if hasattr(task, "score_all"):
-        metrics = task.score_all([pair for of_kind in pairs.values() for pair in of_kind])
-        found = {metric: float(value) for metric, value in metrics.items()}
-        return found | {f"n_{kind}": len(of_kind) for kind, of_kind in pairs.items()}
+        in_order = [pair for of_kind in kinds.values() for pair in of_kind]
+        return {metric: float(value) for metric, value in task.score_all(in_order).items()} | counts
     found = {}
-    for kind, of_kind in pairs.items():
+    for kind, of_kind in kinds.items():
         scores = [task.score(example, text) for example, text in of_kind]
         found |= {kind: float(sum(scores) / len(scores)), f"n_{kind}": len(scores)}
     return found
@@ -195,40 +229,3 @@ def save_results(results, path):
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def metric_names(values) -> list[str]:
-    """The metrics among the values of a task at a scale; the others are numbers of questions."""
-    return [name for name in values if "/" in name or not name.startswith("n_")]
-
-
-def table(results) -> str:
-    """What `evaluate` returned as a table: a row per scale, a column per metric.
-
-    Metrics that are called "KIND/METRIC" stand below, a row per scale and kind, with the number of questions.
-    """
-    lines = []
-    for task, by_scale in results.items():
-        names = metric_names(next(iter(by_scale.values())))
-        metrics = [name for name in names if "/" not in name]
-        lines.append("  ".join([f"{task:>8} tokens", *(f"{m:>8}" for m in metrics)]))
-        for scale, values in by_scale.items():
-            lines.append("  ".join([f"{scale:>15}", *(_cell(values, m, len(m)) for m in metrics)]))
-        kinds = list(dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name))
-        if kinds:
-            lines += ["", *_table_of_kinds(by_scale, kinds, metrics)]
-    return "\n".join(lines)
-
-
-def _table_of_kinds(by_scale, kinds, metrics):
-    width = max(4, *map(len, kinds))
-    yield "  ".join([f"{'tokens':>15}", f"{'kind':<{width}}", "questions", *(f"{m:>8}" for m in metrics)])
-    for scale, values in by_scale.items():
-        for kind in kinds:
-            cells = [_cell(values, f"{kind}/{metric}", len(metric)) for metric in metrics]
-            yield "  ".join([f"{scale:>15}", f"{kind:<{width}}", f"{values[f'n_{kind}']:>9,}", *cells])
-
-
-def _cell(values, name, width):
-    """A metric right-aligned under its name; a dash where there is none."""
-    return f"{values[name]:{max(8, width)}.3f}" if name in values else f"{'–':>{max(8, width)}}"

@@ -74,10 +74,12 @@ def _given_place(given):
     return Place(coordinator, int(count), int(number)) if int(count) > 1 else None
 
 
-def start():
+def start(in_step=True):
     """Joins this process with the other hosts of a run, before any device is used; nothing on a single host.
 
-    From here on SIGTERM or Ctrl-C asks all hosts to stop, see `is_last`.
+    Args:
+      in_step: whether SIGTERM or Ctrl-C from here on asks all hosts to stop after the same step, see `is_last`. False
+        where each may end at any time: the signals end it as they do any process, and the others learn of it.
 
     Raises:
       ValueError: see `find_place`, or the other hosts run another command.
@@ -95,8 +97,9 @@ def start():
     _wire = Wire(place)
     _wire.meet(int(limit), lambda missing: _remedy(place, missing))
     jax.distributed.initialize(place.coordinator, place.count, place.number, cluster_detection_method="deactivate")
-    with contextlib.suppress(ValueError):  # not the main thread
-        handle_signals(_wire.ask_to_stop)
+    if in_step:
+        with contextlib.suppress(ValueError):  # not the main thread
+            handle_signals(_wire.ask_to_stop)
     atexit.register(_at_exit)  # after JAX's own, so that it runs before
     place.say(f"{jax.local_device_count()} of {jax.device_count()} devices are here")
 
@@ -156,6 +159,12 @@ def settle():
 def everywhere(fine) -> bool:
     """Whether `fine` holds on all hosts, all of which must ask."""
     return fine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(fine)).all())
+
+
+def anywhere(flags) -> np.ndarray:
+    """Of each of some flags `[n]`, as many on all hosts, whether it holds on any host; all of them must ask."""
+    flags = np.array(flags, bool)
+    return flags if jax.process_count() == 1 else multihost_utils.process_allgather(flags).any(axis=0)
 
 
 def check_same(**values):

@@ -12,6 +12,7 @@ from lmm_jax import evaluation
 from lmm_jax.config import ConfigError
 from lmm_jax.data.prepare.datasets.digits import KINDS
 from lmm_jax.evaluation.tasks import TASKS, Example, digits, pages
+from lmm_jax.generation.answer import Answer
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -77,21 +78,27 @@ def repeats(*answers):
     """A model that gives these answers to whatever it is asked, and keeps what it was asked."""
     asked = []
 
-    def generate(images, prompt, scale, max_new_tokens):
-        asked.extend(zip(images, prompt, [scale] * len(prompt), max_new_tokens, strict=True))
-        return [answers[len(asked) - len(prompt) + i] for i in range(len(prompt))]
+    def request(images, prompt, scale, max_new_tokens, again):
+        asked.append((images, prompt, scale, max_new_tokens))
+        return len(asked) - 1
+
+    def answer(requests):
+        for n in requests:
+            yield n, Answer(answers[n], (), (), "end", 1, asked[n][2], asked[n][2])
 
     data = types.SimpleNamespace(path=None, mixture=())
     program = types.SimpleNamespace(config=types.SimpleNamespace(data=data))
     return types.SimpleNamespace(
-        generate=generate,
+        request=request,
+        answers=answer,
+        expect=lambda images, prompt: None,
         scales=(9,),
         program=program,
         asked=asked,
         task="",
         length=60,
         tokenizer=types.SimpleNamespace(encode=str.split),  # a token a word
-        check_scale=lambda scale: scale,
+        check_budget=lambda scale: scale,
         room=lambda images, prompt, scale: 60 - scale * len(images) - len(str(prompt).split()),
     )
 
@@ -117,9 +124,7 @@ def test_a_task_may_score_all_answers_at_once(monkeypatch):
     results = evaluation.evaluate(model, ("odd",), data="anywhere")
     assert results == {"odd": {"9": {"share of yes": pytest.approx(0.6), "longest": 7.0, "n_even": 3, "n_odd": 2}}}
     assert json.loads(json.dumps(results)) == results
-    assert [prompt for _, prompt, *_ in model.asked] == [
-        f"is there a {n}? Answer yes or no." for n in (0, 2, 4, 1, 3)
-    ]
+    assert [prompt for _, prompt, *_ in model.asked] == [f"is there a {n}? Answer yes or no." for n in range(5)]
     assert {tuple(rest) for _, _, *rest in model.asked} == {(9, 4)}
     assert "share of yes" in evaluation.table(results)
 
