@@ -66,7 +66,7 @@ def write_page(config, count, path) -> str:
     shape = f":root {{ --view: {width} / {height} }}\n"
     page = PAGE.format(
         title=_escape(", ".join(data.name for data in packs.datasets)),
-        style=STYLE.read_text() + shape + pictures,
+        style=style(STYLE) + shape + pictures,
         summary=_summary(config, packs, shown),
         contents=" ".join(f'<a href="#pack-{pack.position}">{pack.position}</a>' for pack in shown),
         packs="".join(map(_pack, shown)),
@@ -382,12 +382,12 @@ def _tokens(pack, copy, begin, end):
     for shown in pack.packs.tokenizer.shown(ids):
         title = f"{positions[at]}: {', '.join(map(str, ids[at : at + shown.count]))}"
         kind = ' class="c"' if shown.control else ' class="broken"' if shown.broken else ""
-        out.append(f'<i{kind} title="{title}">{_visible(shown.text)}</i>')
+        out.append(f'<i{kind} title="{title}">{visible(shown.text)}</i>')
         at += shown.count
     return "".join(out)
 
 
-def _visible(text):
+def visible(text):
     """HTML of a text in which line breaks and characters that show nothing are to be seen."""
     return "".join(map(_character, text))
 
@@ -398,7 +398,7 @@ def _character(character):
     if character == "\t":
         return "<b>→</b>\t"
     joins = character in "\u200c\u200d"  # within words of some scripts, and within emoji
-    if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and not joins:
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and not joins:
         return f"<b>U+{ord(character):04X}</b>"
     return _escape(character)
 
@@ -431,6 +431,12 @@ def _scales(scales):
 
 
 STYLE = pathlib.Path(__file__).with_suffix(".css")
+
+
+def style(path) -> str:
+    """The style that the pages of this room have in common, and that of one of them in a file beside it."""
+    return path.with_name("page.css").read_text() + path.read_text()
+
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
