@@ -13,7 +13,7 @@ setup(
         "lmm_jax.data.prepare.datasets": ["digits.npz", "digits.LICENSE.txt"],
         "lmm_jax.bench": ["shapes/*.json"],
         "lmm_jax.demo": ["page.css"],
-        "lmm_jax.tools": ["batch_page.css"],
+        "lmm_jax.tools": ["*.css"],
     },
     install_requires=[
         "jax>=0.10.2,<0.12",
@@ -41,6 +41,9 @@ setup(
         "plots": ["matplotlib>=3.11,<4"],  # loss.png, accuracy_vs_tokens.png, answers.png
         "demo": ["gradio>=6.30,<7"],  # `lmm demo`; before 6.30 it does not go with huggingface-hub 2
         "hf": ["torch>=2.13,<3", "transformers>=5.23,<5.25"],  # `lmm export --verify` and `lmm bench --peer`
+        # lmms-eval asks models of ours; 3 GB or more. Some of its tasks, and its own LLaVA, import decord without
+        # declaring it; it changes the insides of filelock, and failed with version 4.
+        "eval": ["lmms_eval>=0.7.3,<0.8", "decord>=0.6,<0.7", "filelock>=3.16,<4"],
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.31,<1"],
         "test": [
@@ -57,5 +60,8 @@ setup(
         ],
         "notebooks": ["nbclient>=0.10,<1", "ipykernel>=6,<8", "matplotlib>=3.11,<4"],
     },
-    entry_points={"console_scripts": ["lmm = lmm_jax.cli:main"]},
+    entry_points={
+        "console_scripts": ["lmm = lmm_jax.cli:main"],
+        "lmms_eval.models": ["lmm_jax = lmm_jax.integrations:lmms_eval_models"],
+    },
 )

@@ -68,6 +68,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--demo", action="store_true", help="also run the page in a browser: gradio, playwright, Chromium"
     )
+    parser.addoption("--eval", action="store_true", help="also let lmms-eval ask a model: the extra eval is needed")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -77,6 +78,8 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.path.name != "test_notebooks.py"]
     if not config.getoption("--demo"):
         items[:] = [item for item in items if item.path != ROOT / "tests/demo/test_page.py"]
+    if not config.getoption("--eval"):
+        items[:] = [item for item in items if item.path != ROOT / "tests/integrations/test_lmms_eval.py"]
 
 
 BEGIN = time.monotonic()
@@ -105,7 +108,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 def _limited(config):
     """Whether this is the main process of a run that has a limit."""
-    more = any(map(config.getoption, ("--long", "--notebooks", "--demo")))
+    more = any(map(config.getoption, ("--long", "--notebooks", "--demo", "--eval")))
     return not more and bool(config.getoption("numprocesses", None))
 
 

@@ -39,6 +39,7 @@ ALLOWED = {
     "aot": {"training", "models", "data", "config", *LOWEST},
     "generation": {"training", "hf", "models", "data", "config", "reduction", *LOWEST},
     "evaluation": {"generation", "data", "config", *LOWEST},
+    "integrations": {"generation", "data", *LOWEST},
     "release": {"generation", "training", "hf", "models", "data", "config", *LOWEST},
     "bench": {"aot", "generation", "training", "models", "data", "config", *LOWEST},
     "demo": {"tools", "generation", "models", "data", "config", "reduction", *LOWEST},
