@@ -10,6 +10,7 @@ from lmm_jax import evaluation
 from lmm_jax.data.conversation import IMAGE_TAG
 from lmm_jax.data.images import open_picture
 from lmm_jax.evaluation.tasks import TASKS
+from lmm_jax.generation.model import AUTO
 from lmm_jax.training.metrics import read_metrics
 
 QUESTIONS = 6  # about a picture that `draw_answers` has room for
@@ -54,14 +55,18 @@ def draw_accuracy(results, workdir) -> str:
     """Accuracy against visual tokens, one line a kind of question; returns the path."""
     figure, axes = _axes(1, len(results), figsize=(6 * len(results), 4), squeeze=False)
     for ax, (task, by_scale) in zip(axes[0], results.items(), strict=True):
-        scales = sorted(by_scale, key=int)
-        top = 1.0
+        scales, top = sorted((scale for scale in by_scale if scale.isdigit()), key=int), 1.0
+        chosen = [values for scale, values in by_scale.items() if not scale.isdigit()]  # by the model
         # The scores of each kind beside those of all would be too many lines.
-        for kind in [m for m in evaluation.metric_names(by_scale[scales[0]]) if "/" not in m]:
+        of_any = next(iter(by_scale.values()))
+        for kind in [m for m in evaluation.metric_names(of_any) if "/" not in m and m != "tokens"]:
             values = [by_scale[s][kind] for s in scales]
-            ax.plot([int(s) for s in scales], values, "o-", label=kind)
-            top = max(top, *values)  # a metric of `score_all` may be above 1
-        ax.set(title=task, xlabel="visual tokens", ylabel="accuracy", xscale="log", ylim=(0, 1.02 * top))
+            (line,) = ax.plot([int(s) for s in scales], values, "o-", label=kind)
+            stars = [(of["tokens"], of[kind]) for of in chosen if of["tokens"] > 0]
+            ax.plot(*zip(*stars, strict=True), "*", color=line.get_color(), ms=11) if stars else None
+            top = max([top, *values, *(y for _, y in stars)])  # a metric of `score_all` may be above 1
+        told = "visual tokens (stars: chosen by the model, mean)" if chosen else "visual tokens"
+        ax.set(title=task, xlabel=told, ylabel="accuracy", xscale="log", ylim=(0, 1.02 * top))
         ax.set_xticks([int(s) for s in scales], scales)
         ax.grid(alpha=0.3)
         ax.legend()
@@ -80,11 +85,11 @@ def draw_answers(model, data, workdir, task="digits", count=5, split=None, scale
       scales: visual tokens of a picture; all trained ones if None.
       limit: questions of a kind that were evaluated, of which these are some; all if None.
     """
-    scales = scales or model.scales
+    scales = [scale for scale in scales or () if scale != AUTO] or model.scales
     enough = 2 * count * QUESTIONS
     examples = evaluation.load_examples(model, task, data, split, min(limit or enough, enough))
     of_pictures = {}  # the questions about the same pictures
-    for question in evaluation.ask(model, TASKS[task], examples, max(scales)):
+    for question in evaluation.ask(model, TASKS[task], examples, max(scales), skip_bad=True)[0]:
         of_pictures.setdefault(tuple(map(id, question.example.images)), []).append(question)
     shown = [questions[:QUESTIONS] for questions in of_pictures.values()][:count]
     asked = [question for questions in shown for question in questions]
@@ -110,32 +115,53 @@ def _short(text):
     return textwrap.shorten(text, 30, placeholder=" …").replace("$", r"\$")
 
 
-def draw_effects(results, folder) -> str:
+def draw_effects(results, folder, beside=None) -> str:
     """Accuracy against visual tokens in the sequence, a panel an effect; returns the path of `effects.png`.
+
+    A small dot is one seed, a little right of the mean; where the values of seeds are not known, only their range is
+    drawn. The mean is a large dot, and a hollow one where the seeds disagree.
 
     Args:
       results: `tools.effects.Result`s.
       folder: that exists.
+      beside: `{effect: (effect, label)}` of what stands in the panel of another effect too, to compare with.
     """
-    effects = list(dict.fromkeys(r.effect for r in results))
-    figure, axes = _axes(1, len(effects), figsize=(4.6 * len(effects), 3.8), squeeze=False, sharey=True)
-    axes[0, 0].set_ylabel("share of digits read right")
-    for ax, effect in zip(axes[0], effects, strict=True):
+    effects, beside = list(dict.fromkeys(r.effect for r in results)), beside or {}
+    columns = min(3, len(effects))
+    rows = -(-len(effects) // columns)
+    figure, axes = _axes(rows, columns, figsize=(4.6 * columns, 3.8 * rows), squeeze=False, sharey=True)
+    for ax in axes.flat[len(effects) :]:
+        ax.remove()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("share that is right")
+    for ax, effect in zip(axes.flat, effects, strict=False):
         mine = [r for r in results if r.effect == effect]
-        for label in dict.fromkeys(r.label for r in mine):
-            points = [r for r in mine if r.label == label]
-            x, y = [r.context for r in points], np.array([r.mean for r in points])
-            below, above = y - [r.low for r in points], [r.high for r in points] - y
-            ax.errorbar(x, y, (np.maximum(below, 0), np.maximum(above, 0)), fmt="o-", capsize=3, label=label)
+        compared = [r for r in results if (r.effect, r.label) == beside.get(effect)]
+        for of, label in dict.fromkeys((r.effect, r.label) for r in compared + mine):
+            points = [r for r in compared + mine if (r.effect, r.label) == (of, label)]
+            _draw_row(ax, points, label if of == effect else f"{of}: {label}", of != effect)
         ax.set(title=effect, xlabel="visual tokens in the sequence", xscale="log")
         ax.margins(x=0.15)
-        ticks = sorted({r.context for r in mine})
-        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ticks = sorted({r.tokens for r in compared + mine if r.tokens == round(r.tokens)})
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
         ax.set_ylim(0, 1.02)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=7, framealpha=0.6)
+    figure.supxlabel("small dots: seeds; bars: lowest to highest; hollow: the seeds disagree", fontsize=8)
     return _save(figure, folder, "effects.png", dpi=80)
+
+
+def _draw_row(ax, points, label, compared):
+    """One line of `draw_effects`, of `tools.effects.Result`s: means, ranges, seeds; grey and dashed if `compared`."""
+    x, y = [r.tokens for r in points], np.array([r.mean for r in points])
+    ranges = np.maximum([y - [r.low for r in points], [r.high for r in points] - y], 0)  # the mean is rounded
+    style = {"color": "grey", "ls": "--"} if compared else {"ls": "-"}
+    line, *_ = ax.errorbar(x, y, ranges, capsize=3, label=label, lw=1, **style)
+    colour = line.get_color()
+    for r in points:
+        ax.plot(r.tokens, r.mean, "o", color=colour, mfc="white" if r.disagree else colour, ms=7, zorder=3)
+        ax.plot([r.tokens * 1.09] * len(r.values), r.values, "o", color=colour, ms=3, alpha=0.7)
 
 
 def draw_growth(folder) -> str:
