@@ -23,6 +23,20 @@ def test_each_module_has_its_file_or_a_row_that_says_where_it_is_tested():
         assert (TESTS / place).exists(), place
 
 
+def test_what_is_no_module_is_installed_with_its_package():
+    """An installation that is not editable has only what `package_data` of setup.py names."""
+    setup = ast.parse((TESTS.parent / "setup.py").read_text())
+    calls = [node for node in ast.walk(setup) if isinstance(node, ast.Call)]
+    (named,) = (ast.literal_eval(key.value) for call in calls for key in call.keywords if key.arg == "package_data")
+    installed = {path for package, names in named.items() for name in names for path in _folder(package).glob(name)}
+    others = (path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".md"))
+    assert installed == set(others)
+
+
+def _folder(package):
+    return TESTS.parent.joinpath(*package.split("."))
+
+
 def marked_long(path):
     """Names of a file's tests that, as a whole or with some of their parameters, need --long."""
     text = path.read_text()
