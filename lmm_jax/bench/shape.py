@@ -136,6 +136,7 @@ def model_config(shape, dtype, scales, checkpoint=False):
     return types.SimpleNamespace(
         seed=0,
         model=types.SimpleNamespace(
+            router=types.SimpleNamespace(width=0),  # none
             dtype=dtype,
             scales=tuple(scales),
             reduction="pool",
