@@ -26,6 +26,7 @@ from lmm_jax.data.prepare import datasets, folder
 from lmm_jax.data.tokenizer import TOKENIZERS, Tokenizer
 from lmm_jax.evaluation.tasks import TASKS, Example
 from lmm_jax.families.llama import LLAMA
+from lmm_jax.generation.answer import Answer
 from lmm_jax.generation.model import Model
 from lmm_jax.hf.names import tensors, transformers_name
 from lmm_jax.hf.write_config import architecture, transformers_keys
@@ -292,7 +293,8 @@ def test_a_task(tiny, tmp_path, monkeypatch):
     )
     monkeypatch.setitem(TASKS, "colours", task)
     model = walk(tiny(recipe="full"), tmp_path / "run", task="colours", data={"colours": tmp_path})
-    monkeypatch.setattr(Model, "generate", lambda *_, prompt, **__: ["red"] * len(prompt))
+    red = Answer("red", (), (), "end", 37, 36, 36)
+    monkeypatch.setattr(Model, "answers", lambda _, requests: ((request, red) for request in requests))
     found = lmm.evaluate(model, tasks=("colours",), scales=(36,), data={"colours": tmp_path})
     assert found == {"colours": {"36": {"answered": 0.5, "n_colour": 2}}}
 
