@@ -195,7 +195,7 @@ class Zip(Choice):
     needs_importance = True
 
     def contextual(self, scale) -> int:
-        """How many of the tokens are merged ones: 5 of 32, the paper's 10 of 64, 20 of 128 and 30 of 192."""
+        """How many of the tokens are merged ones: 5 of 32, close to the paper's shares, which were not checked."""
         return round(scale * 5 / 32)
 
     def __call__(self, grids, scale, side, importance):

@@ -57,6 +57,8 @@ def test_a_cascade_goes_up_where_a_larger_budget_promises_more_than_it_costs(aut
     assert auto.next(cascade, 1, [-0.01], -0.01) is None  # sure enough
     assert auto.next(cascade, 1, [-3.0, -1.0], 0.0) == 4  # 4 promises as much as 9 and costs less
     assert auto.next(cascade, 9, [-3.0, -1.0], 0.0) is None  # there is none larger
+    spent = dataclasses.replace(cascade, price=0.02)  # 9 tokens promise .88 - .18, less than the answer's .75
+    assert auto.next(spent, 4, [-0.9], 0.0) is None  # whose own 4 tokens are spent already, and cost nothing more
     dear = dataclasses.replace(cascade, price=0.3)
     assert auto.next(dear, 1, [-3.0, -1.0], 0.0) is None
 
