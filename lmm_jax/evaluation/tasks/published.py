@@ -204,6 +204,11 @@ def missing_pictures(examples) -> list[str]:
     return [path for path in paths if epath.Path(path).name not in names[epath.Path(path).parent]]
 
 
+def answers_by_id(name, form, pairs) -> tuple[str, bytes]:
+    """A submission file called `name` as EvalAI takes it: each question's id, and `form(answer)`."""
+    return name, as_json([{"question_id": example.id, "answer": form(answer)} for example, answer in pairs])
+
+
 def as_json(rows) -> bytes:
     """A file that a server takes."""
-    return json.dumps(rows, ensure_ascii=False).encode()
+    return json.dumps(rows).encode()

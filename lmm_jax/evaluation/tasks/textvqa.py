@@ -92,5 +92,4 @@ def score_all(pairs) -> dict:
 
 def submission(pairs) -> tuple[str, bytes]:
     """The file for EvalAI's server."""
-    rows = [{"question_id": example.id, "answer": vqa_text.textvqa_form(answer)} for example, answer in pairs]
-    return "textvqa_submission.json", published.as_json(rows)
+    return published.answers_by_id("textvqa_submission.json", vqa_text.textvqa_form, pairs)

@@ -97,5 +97,4 @@ def score_all(pairs) -> dict:
 
 def submission(pairs) -> tuple[str, bytes]:
     """The file for EvalAI's server."""
-    rows = [{"question_id": example.id, "answer": vqa_text.vqav2_form(answer)} for example, answer in pairs]
-    return "vqav2_submission.json", published.as_json(rows)
+    return published.answers_by_id("vqav2_submission.json", vqa_text.vqav2_form, pairs)
