@@ -44,6 +44,24 @@ def find_template(name) -> Prompt:
     return known[name]
 
 
+NAMES_KEY, NAMES = "template_names", 2  # in files of today, beside a name that meant another layout before
+
+
+def names_key(template) -> dict:
+    """What is stored beside the name of a template, so that `stored_template` reads it as it is."""
+    return {NAMES_KEY: NAMES} if template in families.RENAMED_PROMPTS else {}
+
+
+def stored_template(template, beside) -> str:
+    """Today's name of the template that a stored file names.
+
+    Args:
+      template: what stands there.
+      beside: dict of what stands beside it.
+    """
+    return template if NAMES_KEY in beside else families.RENAMED_PROMPTS.get(template, template)
+
+
 def template_for(config) -> str:
     """The template of a loaded model, from the contents of its `config.json`; nothing of the model is executed.
 
@@ -57,13 +75,21 @@ def template_for(config) -> str:
     text = config.get("text_config") or {}
     decoder = text.get("model_type") or " ".join([config.get("model_type", ""), *config.get("architectures", ())])
     name = (text.get("_name_or_path") or config.get("_name_or_path") or "").rstrip("/").split("/")[-1]
-    family = next((f for f in families.DECODERS.values() if f.types and re.search(f.types, decoder.lower())), None)
+    family = _family_of(decoder.lower(), config.get("model_type") or "")
     rules = family.prompt_rules if family else ()
-    template = next((template for pattern, template in rules if re.search(pattern, name.lower())), None)
+    told = f"{name} {decoder}".lower()
+    template = next((template for pattern, template in rules if re.search(pattern, told)), None)
     if template is None:
         known = ", ".join(families.prompts())
         raise ValueError(f"no template for decoder '{decoder}', name '{name}'; set data.template to one of {known}")
     return template
+
+
+def _family_of(decoder, whole):
+    """The family of decoders whose prompts a model has, by what it says of its decoder and of itself; or None."""
+    found = [f for f in families.DECODERS.values() if f.wholes and re.search(f.wholes, whole)]
+    found += [f for f in families.DECODERS.values() if f.types and re.search(f.types, decoder)]
+    return found[0] if found else None
 
 
 # Pieces of a template that structure the prompt: `<|im_end|>`, `</s>`, `<start_of_turn>`. Brackets such as `[INST]`
@@ -77,7 +103,8 @@ ANSWERS = ("a", "a cat", "a cat.", "2)")
 def structural_pieces(template) -> tuple[str, ...]:
     """The pieces of a template that must be single ids, in order of appearance."""
     form = find_template(template)
-    found = [piece for part in (form.opening, *form.user, *form.assistant) for piece in STRUCTURAL.findall(part)]
+    parts = (form.opening, *form.user, *form.assistant, *(form.picture or ()))
+    found = [piece for part in parts for piece in STRUCTURAL.findall(part)]
     return tuple(dict.fromkeys(found))
 
 
@@ -165,14 +192,15 @@ class Encoded:
 def encode(turns, tokenizer, template) -> Encoded:
     """Encodes a conversation; each turn is tokenised once, so the mask cannot drift from the ids.
 
-    The ids are those of LLaVA's tokenisation of the whole prompt, except that control pieces written by data are
-    spelled out.
+    The ids are those of the whole prompt tokenised at once, except that control pieces written by data are spelled
+    out, and that an answer never shares a piece with what stands before it: one that begins with a line break has a
+    piece of its own for it, as it has when it is generated.
 
     Args:
       turns: `Turn`s, or `(role, text)` pairs. User and assistant alternate; a system turn may come before and takes
-        the place of the template's system prompt; a last user turn is left open, for the model to answer. A single
-        `<image>` is moved to the front of its turn, on a line of its own, as the checkpoints were trained (not in
-        "qa"); several stay where they are.
+        the place of the template's system prompt; a last user turn is left open, for the model to answer. Where a
+        `Prompt` says nothing of pictures, a single `<image>` is moved to the front of its turn, on a line of its own,
+        as LLaVA's checkpoints were trained (not in "qa"); several stay where they are.
       tokenizer: a `Tokenizer`.
       template: a name that `find_template` knows.
 
@@ -184,10 +212,12 @@ def encode(turns, tokenizer, template) -> Encoded:
     system, turns = _check_turns([Turn(*turn) for turn in turns], template)
     head, slot, tail = form.opening.partition(SYSTEM)
     before = [*tokenizer.markup(head), system if slot else "", *tokenizer.markup(tail)]
-    ids, ends, prompt = [tokenizer.bos], [], []
+    if system is None:
+        before = tokenizer.markup(form.without_system)
+    ids, ends, prompt = [] if tokenizer.bos is None else [tokenizer.bos], [], []
     for role, text, _ in turns:
         if role == "user":
-            prompt.append(_join([*before, *_user_items(text, form), *tokenizer.markup(form.user[1])]))
+            prompt.append(_join([*before, *_user_items(text, form, tokenizer), *tokenizer.markup(form.user[1])]))
             before = tokenizer.markup(form.user[0])
         else:
             prompt.append(_join([*tokenizer.markup(form.assistant[0]), text, *tokenizer.markup(form.assistant[1])]))
@@ -196,7 +226,7 @@ def encode(turns, tokenizer, template) -> Encoded:
         encoded = [tokenizer.encode(item) if isinstance(item, str) else [item] for item in items]
     else:
         encoded = tokenizer.encode_items(items)
-    rest, supervised = iter(encoded), [False]
+    rest, supervised = iter(encoded), [False] * len(ids)
     for (role, _, in_loss), turn in zip(turns, prompt, strict=True):
         new = [i for _ in turn for i in next(rest)]
         ids += new
@@ -208,12 +238,13 @@ def encode(turns, tokenizer, template) -> Encoded:
 
 
 def _check_turns(turns, template):
-    """The system prompt, and the other turns with our names for their roles."""
+    """The system prompt, or None if there is none, and the other turns with our names for their roles."""
     form = find_template(template)
-    system, named = form.system, []
+    system, named = form.system if form.without_system is None else None, []
     for number, (role, text, in_loss) in enumerate(turns, start=1):
         if role not in ROLES:
             raise ValueError(f"turn {number}: unknown role '{role}'; known are {', '.join(ROLES)}")
+        text = text.strip() if form.trimmed else text
         role, expected = ROLES[role], ("user", "assistant")[len(named) % 2]
         if number == 1 and role == "system" and SYSTEM in form.opening:
             system = text
@@ -232,9 +263,14 @@ def _check_turns(turns, template):
     return system, named
 
 
-def _user_items(text, form):
-    """Texts and `IMAGE`s of a user's turn."""
+def _user_items(text, form, tokenizer):
+    """Texts, `IMAGE`s and the ids beside them of a user's turn."""
     parts = text.split(IMAGE_TAG)
+    if form.picture is not None:
+        first, *others = [parts[0], *(part.removeprefix("\n") for part in parts[1:])]
+        around = [*tokenizer.markup(form.picture[0]), IMAGE, *tokenizer.markup(form.picture[1])]
+        begins = form.before_text if first or not others else ""
+        return [begins + first, *(item for part in others for item in (*around, part))]
     if form.captions:
         parts = [""] * len(parts)
     elif form.apart:

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from lmm_jax import storage
-from lmm_jax.data.conversation import Turn
+from lmm_jax.data.conversation import Turn, stored_template
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.tokenizer import load_tokenizer
 
@@ -38,7 +38,7 @@ def read_about(folder) -> dict:
         raise ValueError(f"{path} is damaged: {error}; prepare the folder again") from error
     if fault := _fault(about):
         raise ValueError(f"{path} is damaged: {fault}; prepare the folder again")
-    return about
+    return about | {"template": stored_template(about["template"], about)}
 
 
 def _fault(about) -> str:

@@ -106,10 +106,10 @@ def answer_numbers(packed, segments, count) -> np.ndarray:
       count: as of `question_arrays`.
     """
     at = packed["target_at"]
-    segment, position = packed["segment"].reshape(-1)[at], packed["position"].reshape(-1)[at]
+    every = packed["segment"].reshape(-1)
     out = np.full(len(at), NO_QUESTION, np.int32)
     for number, own in enumerate(segments, start=1):
         if own.question is not None:
-            of_segment = (segment == number) & (packed["group"] > 0)
-            out[of_segment] = own.question[position[of_segment]]
+            of_segment = (every[at] == number) & (packed["group"] > 0)
+            out[of_segment] = own.question[at[of_segment] - np.argmax(every == number)]  # it lies in one piece
     return np.where(out < count, out, NO_QUESTION)

@@ -16,6 +16,7 @@ out the word mark before a text that starts with a space. What is left:
 import base64
 import dataclasses
 import enum
+import json
 import struct
 
 SPACE, MARK = " ", "▁"
@@ -101,10 +102,15 @@ def added(tokenizer) -> dict[str, int]:
     return {piece: i for piece, (i, _) in tokenizer.added.items()}
 
 
-def spaces(tokenizer) -> tuple[bool, bool]:
-    """`(prefix, one_space)` of `Model`."""
+def pad(tokenizer) -> None:
+    """The piece that pads: none that we know of."""
+    return None
+
+
+def spaces(tokenizer) -> tuple[bool, bool, bool]:
+    """`(prefix, one_space)` of `Model`, and that a text which begins with a space gets a mark all the same."""
     model = read_model(tokenizer.model)
-    return model.prefix, model.one_space
+    return model.prefix, model.one_space, False
 
 
 def tokenizer_config(tokenizer, extra) -> dict:
@@ -118,10 +124,12 @@ def tokenizer_config(tokenizer, extra) -> dict:
         "bos_token": tokenizer.piece(tokenizer.bos),
         "eos_token": tokenizer.piece(tokenizer.eos),
         "unk_token": tokenizer.piece(read_model(tokenizer.model).unk),
+        "add_bos_token": True,
+        "add_eos_token": False,
     }
 
 
-def tokenizer_json(tokenizer, extra) -> dict:
+def tokenizer_json(tokenizer, extra) -> bytes:
     """The content of Hugging Face's tokenizer.json, for BPE and Unigram models.
 
     Args:
@@ -143,7 +151,7 @@ def tokenizer_json(tokenizer, extra) -> dict:
     if model.prefix:
         decoders.append({"type": "Strip", "content": SPACE, "start": 1, "stop": 0})
     normalizers, pre_tokenizers = _spaces(model, tokenizer.legacy)
-    return {
+    content = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -159,6 +167,7 @@ def tokenizer_json(tokenizer, extra) -> dict:
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": _unigram(model, vocabulary) if model.kind == UNIGRAM else _bpe(model, vocabulary),
     }
+    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
 
 def _vocabulary(tokenizer, model, extra):
@@ -187,7 +196,7 @@ def added_tokens(tokenizer, extra) -> list[dict]:
             "lstrip": False,
             "rstrip": strips[i],
             "normalized": False,
-            "special": i not in user_defined,
+            "special": i not in user_defined and vocabulary[i] not in tokenizer.ordinary,
         }
         for i in sorted(strips)
     ]

@@ -11,7 +11,9 @@ from lmm_jax.data.conversation import (
     check_template,
     encode,
     find_template,
+    names_key,
     stop_id,
+    stored_template,
     structural_pieces,
     template_for,
     truncate,
@@ -90,7 +92,7 @@ PROMPTS = {
     "phi3": "<|system|>\nYou are a helpful AI assistant.<|end|>"
     "\n<|user|>\n<image>\nlook:<|end|>\n<|assistant|>\n42<|end|>"
     "\n<|user|>\nwhy? <|end|>\n<|assistant|>\n so.\nyes<|end|>",
-    "chatml": "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nlook:<|im_end|>"
+    "chatml_direct": "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nlook:<|im_end|>"
     "<|im_start|>assistant\n42<|im_end|><|im_start|>user\nwhy? <|im_end|><|im_start|>assistant\n so.\nyes<|im_end|>",
 }
 MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|im_start|>", "<|im_end|>")
@@ -182,18 +184,26 @@ def test_data_cannot_forge_an_end(llama_like, template):
         ({"model_type": "llava_llama", "_name_or_path": "/models/llava-llama-2-13b-chat/"}, "llama_2"),
         ({"model_type": "fast_vlm", "text_config": {"model_type": "llama"}}, "vicuna_v1"),
         ({"text_config": {"model_type": "llama", "_name_or_path": "meta-llama/Llama-2-7b-chat-hf"}}, "llama_2"),
-        ({"text_config": {"model_type": "llama", "_name_or_path": "NousResearch/Nous-Hermes-2-Yi-34B"}}, "chatml"),
+        ({"text_config": {"model_type": "llama", "_name_or_path": "Nous-Hermes-2-Yi-34B"}}, "chatml_direct"),
         ({"model_type": "llava_next", "text_config": {"model_type": "mistral"}}, "mistral"),
         ({"model_type": "llava_mistral", "architectures": ["LlavaMistralForCausalLM"]}, "mistral"),
         ({"model_type": "llava", "architectures": ["LlavaPhi3ForCausalLM"]}, "phi3"),
         ({"model_type": "phi3"}, "phi3"),
+        ({"text_config": {"model_type": "llama", "_name_or_path": "x/Meta-Llama-3-8B-Instruct"}}, "llama_3"),
+        ({"model_type": "llava_onevision", "text_config": {"model_type": "qwen2"}}, "chatml"),
+        ({"model_type": "qwen2_5_vl"}, "qwen2_vl"),
+        ({"model_type": "qwen2_5_vl", "text_config": {"model_type": "qwen2_5_vl_text"}}, "qwen2_vl"),
+        ({"model_type": "llava", "text_config": {"model_type": "qwen3"}}, "qwen3"),
+        ({"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text"}}, "qwen3_vl"),
+        ({"model_type": "smolvlm", "text_config": {"model_type": "llama"}}, "smolvlm"),
+        ({"model_type": "granite_docling", "text_config": {"model_type": "granite"}}, "granite"),
     ],
 )
 def test_a_family_has_its_template(config, template):
     assert template_for(config) == template
 
 
-@pytest.mark.parametrize("decoder", ["qwen2", "mllama_text_model", "gemma", "llama4_text", "phi", "gpt2", "llama"])
+@pytest.mark.parametrize("decoder", ["mllama_text_model", "gemma", "llama4_text", "phi", "gpt2", "mixture"])
 def test_a_family_without_template_is_refused(decoder):
     config = {"model_type": "llava", "text_config": {"model_type": decoder, "_name_or_path": "x/Meta-Llama-3-8B"}}
     with pytest.raises(
@@ -205,10 +215,10 @@ def test_a_family_without_template_is_refused(decoder):
 @pytest.mark.parametrize("template", [name for name in families.prompts() if name != "plain"])
 def test_generation_stops_where_training_ended_an_answer(llama_like, template):
     encoded = encode([("user", "why?"), ("assistant", "because")], llama_like, template)
-    if llama_like.added or template not in ("phi3", "chatml"):
+    if set(structural_pieces(template)) <= {"<s>", "</s>", *llama_like.added}:
         assert stop_id(llama_like, template) == encoded.ids[-1]
     else:
-        with pytest.raises(ValueError, match=rf"template '{template}' does not fit .*qa, plain, mistral, vicuna_v1"):
+        with pytest.raises(ValueError, match=rf"template '{template}' does not fit .*qa, plain, .*vicuna_v1"):
             stop_id(llama_like, template)
 
 
@@ -348,3 +358,9 @@ def test_a_conversation_that_is_out_of_the_loss_trains_nothing(llama_like):
     assert not encoded.supervised.any() and not len(encoded.turn_ends)
     with pytest.raises(ValueError, match="no answer that is trained on"):
         truncate(encoded, [1] * encoded.images, 1000, "cut")
+
+
+def test_a_name_of_before_keeps_its_meaning():
+    """Yi's layout was called chatml before Qwen's."""
+    assert stored_template("chatml", {}) == "chatml_direct" and stored_template("phi3", {}) == "phi3"
+    assert stored_template("chatml", names_key("chatml")) == "chatml" and names_key("phi3") == {}

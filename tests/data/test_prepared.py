@@ -93,3 +93,19 @@ def npy():
     out = io.BytesIO()
     np.save(out, np.arange(4))
     return out.getvalue()
+
+
+def test_a_folder_of_before_that_says_chatml_means_the_layout_of_yi(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    flags = {"template": "chatml", "workers": 0}
+    prepare_rows(tmp_path / "rows.json", None, tmp_path / "out", **flags)
+    assert Prepared(tmp_path / "out", "train").about["template"] == "chatml"
+    path = tmp_path / "out/prepared.json"
+    about = json.loads(path.read_text())
+    for content in (about, about["source"]):  # as they were before Qwen's layout had the name
+        del content["template_names"]
+    path.write_text(json.dumps(about))
+    assert Prepared(tmp_path / "out", "train").about["template"] == "chatml_direct"
+    with pytest.raises(FileExistsError, match="prepared from something else"):
+        prepare_rows(tmp_path / "rows.json", None, tmp_path / "out", **flags)

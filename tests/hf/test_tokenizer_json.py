@@ -18,7 +18,7 @@ def test_added_ids_follow_the_pieces_or_are_those_that_are_there(models):
 
 def test_a_kind_without_a_converter_is_refused_by_name():
     letters = types.SimpleNamespace(kind="letters", vocab_size=30)
-    message = r"kind 'letters' has no converter \(kinds that have one: sentencepiece\)"
-    for ask in (added_ids, tokenizer_json, tokenizer_config):
+    message = r"kind 'letters' has no converter \(kinds that have one: sentencepiece, huggingface\)"
+    for ask in (added_ids, tokenizer_json, lambda tokenizer: tokenizer_config(tokenizer, 2)):
         with pytest.raises(ValueError, match=message):
             ask(letters)

@@ -29,7 +29,7 @@ from etils import epath
 from tqdm import tqdm
 
 from lmm_jax import families
-from lmm_jax.data.conversation import IMAGE_TAG, check_template, structural_pieces
+from lmm_jax.data.conversation import IMAGE_TAG, check_template, names_key, structural_pieces
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.prepare.check import check_rows, measure
 from lmm_jax.data.prepare.datasets import DATASETS
@@ -184,6 +184,7 @@ def prepare_rows(
         "images": files[0].images,
         "tokenizer": given.fingerprint if given else "trained on the first rows",
         "template": template,
+        **names_key(template),
         **({"follow_links": True} if follow_links else {}),
         **amounts,
         **{
@@ -345,6 +346,7 @@ def _write(out, name, splits, rows, tokenizer, template, source, held, refused=N
         "source": source,
         "builder": builder,
         "template": template,
+        **names_key(template),
         "tokenizer": tokenizer.fingerprint,
         "fingerprint": digest.hexdigest(),
         "splits": counts,

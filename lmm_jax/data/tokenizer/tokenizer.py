@@ -2,8 +2,11 @@
 
 import abc
 import dataclasses
+import re
 
 from etils import epath
+
+MARKER = re.compile(r"<\|[^|\s]+\|>")  # how ChatML and its relatives write the pieces that structure a prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Tokenizer(abc.ABC):
     Attributes:
       kind: its name in `lmm_jax.data.tokenizer.TOKENIZERS`.
       FILES: names of the files that it is made of. It is recognised by the first, which has to be there.
-      bos, eos: ids of the begin and the end piece.
+      bos, eos: ids of the piece that stands before every text and of the one that ends it; None of a tokenizer
+        without.
       vocab_size: number of ids, that is, the largest one plus 1.
       prefix_after_control: whether text that follows a control id is encoded with `prefix`, as at the start of a
         text. Only a tokenizer that encodes the start of a text in a way of its own needs to say so.
@@ -44,8 +48,8 @@ class Tokenizer(abc.ABC):
 
     kind: str
     FILES: tuple[str, ...]
-    bos: int
-    eos: int
+    bos: int | None
+    eos: int | None
     vocab_size: int
     prefix_after_control: bool = False
 
@@ -145,6 +149,14 @@ class Tokenizer(abc.ABC):
                 out.append([item])
                 prefix = item < 0 or self.prefix_after_control
         return out
+
+
+def read_bytes(path) -> bytes:
+    """Bytes of a file of a tokenizer; the OSError of one that cannot be read names it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(f"the tokenizer's file {path} cannot be read: {error.strerror or error}") from error
 
 
 def _utf8(spellings):

@@ -657,8 +657,8 @@ def arguments(tmp_path, digits_folder):
             "--tokenizer: the tokenizer's file .*hollow/tokenizer.model cannot be read: Is a dir",
         ),
         (
-            {"tokenizer": DIGITS, "template": "chatml"},
-            r"--tokenizer .*: template 'chatml' does not fit .*<\|im_start\|>",
+            {"tokenizer": DIGITS, "template": "chatml_direct"},
+            r"--tokenizer .*: template 'chatml_direct' does not fit .*<\|im_start\|>",
         ),
         ({"tokenizer": DIGITS, "template": "phi3"}, r"--tokenizer .*: template 'phi3' does not fit .*<\|end\|>"),
         ({"tokenizer": DIGITS, "template": "plain"}, "--tokenizer .*: template 'plain' does not fit"),
@@ -793,12 +793,12 @@ def test_one_process_writes_to_a_folder(pictures, tmp_path, digits_folder):
 def test_a_finished_folder_whose_template_does_not_fit_is_told(pictures, tmp_path, digits_folder):
     """Earlier versions wrote such folders."""
     path, out = write(pictures, text_rows(5)), tmp_path / "out"
-    prepare.prepare_rows(path, None, out, template="chatml", workers=0)
+    prepare.prepare_rows(path, None, out, template="chatml_direct", workers=0)
     assert Prepared(out, "train").tokenizer.piece(3) == "<|im_start|>"
     before = (out / "prepared.json").read_bytes()
     shutil.copy(digits_folder / "tokenizer.model", out / "tokenizer.model")
-    with pytest.raises(ValueError, match="out was prepared with .*template 'chatml' does not fit"):
-        prepare.prepare_rows(path, None, out, template="chatml", workers=0)
+    with pytest.raises(ValueError, match="out was prepared with .*template 'chatml_direct' does not fit"):
+        prepare.prepare_rows(path, None, out, template="chatml_direct", workers=0)
     assert (out / "prepared.json").read_bytes() == before
 
 

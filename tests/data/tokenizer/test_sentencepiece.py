@@ -164,6 +164,55 @@ def test_settings_survive_and_are_in_the_fingerprint(llama_like, tmp_path):
             assert again.fingerprint == tokenizer.fingerprint
 
 
+ENTRIES = [  # as transformers writes them into tokenizer.json
+    {"id": 2, "content": "</s>", "special": True},
+    {"id": 400, "content": "<|end|>", "rstrip": True, "special": False},
+    {"id": 401, "content": "<image>", "special": True},
+    {"id": 402, "content": "<loc>", "special": False},
+]
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "tokenizer.json", "added_tokens.json"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_added_pieces_are_found_wherever_they_stand(llama_like, tmp_path, where, legacy):
+    (tmp_path / "tokenizer.model").write_bytes(llama_like)
+    settings = {"legacy": legacy}
+    if where == "tokenizer_config.json":
+        settings["added_tokens_decoder"] = {str(entry["id"]): entry for entry in ENTRIES}
+    elif where == "tokenizer.json":
+        (tmp_path / where).write_text(json.dumps({"added_tokens": ENTRIES}))
+    else:
+        (tmp_path / where).write_text(json.dumps({entry["content"]: entry["id"] for entry in ENTRIES}))
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>", "image": "<image>"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = SentencePiece.load(tmp_path)
+    assert (tokenizer.ordinary, tokenizer.vocab_size) == ({"<loc>"}, 403)
+    assert tokenizer.added["<|end|>"] == (400, where != "added_tokens.json")
+    assert tokenizer.markup("a<|end|><image><loc>") == ["a", 400, 401, "<loc>"]
+    text = "<loc> a cat<loc>b</s> <image><|end|>"
+    ids = tokenizer.encode(text)
+    assert ids.count(402) == 2 and not {2, 400, 401} & set(ids)
+    marked = [402, *tokenizer.encode(" a cat", legacy), 402, *tokenizer.encode("b</s> <image><|end|>", legacy)]
+    assert ids == marked
+    assert tokenizer.decode(tokenizer.encode("a<loc>")) == "a<loc>" and tokenizer.spelling(402) == b"<loc>"
+    tokenizer.save(tmp_path)
+    for again in (SentencePiece.load(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+        assert (again.fingerprint, again.ordinary) == (tokenizer.fingerprint, tokenizer.ordinary)
+        assert again.encode(text) == ids
+    plain = SentencePiece(llama_like, legacy, tokenizer.added)
+    assert plain.fingerprint != tokenizer.fingerprint and 402 not in plain.encode("<loc>")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"added_tokens": [3]}', '{"added_tokens": [{"content": 3, "id": 1}]}']
+)
+def test_a_damaged_tokenizer_json_beside_a_model_is_named(llama_like, tmp_path, content):
+    (tmp_path / "tokenizer.model").write_bytes(llama_like)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not what Hugging Face writes"):
+        SentencePiece.load(tmp_path)
+
+
 def test_settings_of_others_are_read(llama_like, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(llama_like)
     assert not SentencePiece.load(tmp_path / "tokenizer.model").legacy

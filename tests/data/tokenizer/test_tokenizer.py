@@ -132,6 +132,8 @@ def test_a_folder_or_a_file_says_which_kind_it_is(characters, digits_folder, tmp
     sentencepiece.save(tmp_path)  # beside the other's: who knows which it is says so
     for known in (characters, sentencepiece):
         assert load_tokenizer(tmp_path, known.kind).fingerprint == known.fingerprint
+    (tmp_path / "characters.json").unlink()  # a kind that is expected and not there: the others are asked
+    assert load_tokenizer(tmp_path, "characters").fingerprint == sentencepiece.fingerprint
     (tmp_path / "spiece.model").write_bytes((digits_folder / "tokenizer.model").read_bytes())
     assert load_tokenizer(tmp_path / "spiece.model").fingerprint == sentencepiece.fingerprint
 
@@ -139,12 +141,19 @@ def test_a_folder_or_a_file_says_which_kind_it_is(characters, digits_folder, tmp
 def test_what_is_no_tokenizer_is_told_with_what_each_kind_looks_for(characters, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: there is no such"):
         load_tokenizer(tmp_path / "nowhere")
-    looked = r"sentencepiece looks for tokenizer\.model, characters looks for characters\.json"
+    looked = r"sentencepiece looks for tokenizer\.model, huggingface looks for tokenizer\.json, characters"
     with pytest.raises(FileNotFoundError, match=f"holds no tokenizer .*{looked}"):
         load_tokenizer(tmp_path)
+    for name, hint in (
+        ("tekken.json", "same model"),
+        ("qwen.tiktoken", "Qwen1.5's"),
+        ("vocab.txt", "save_pretrained"),
+    ):
+        (tmp_path / name).write_text("a")
+        with pytest.raises(FileNotFoundError, match=f"; its {name} is of another kind, .*: .*{hint}"):
+            load_tokenizer(tmp_path)
+        (tmp_path / name).unlink()
     (tmp_path / "vocab.txt").write_text("a")
-    with pytest.raises(FileNotFoundError, match="; its vocab.txt is of another kind, which we do not read"):
-        load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=rf"vocab\.txt is not the file .*{looked}"):
         load_tokenizer(tmp_path / "vocab.txt")
 
