@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections.config_dict import placeholder
 
 from lmm_jax import families
+from lmm_jax.data.conversation import NAMES_KEY, names_key, stored_template
 from lmm_jax.data.visual_layout import VisualLayout
 
 
@@ -81,8 +82,35 @@ def use_family(config, name, size=""):
     else:
         use_encoder(config, family.encoder)
         config.model.families.vision = name
-        config.model.vision.update(fields | {"mean": family.mean, "std": family.std})
+        config.model.vision.update(fields | dict(family.usual) | {"mean": family.mean, "std": family.std})
 
+
+def use_projector(config, name, shuffle):
+    """Gives `config.model` the projector of a published family, and the same behind each level of the encoder.
+
+    Args:
+      config: whose `model` is set.
+      name: in `families.PROJECTORS`.
+      shuffle: cells a side that become one token, of each path of the projector.
+
+    Raises:
+      ConfigError: another family; the message lists them.
+    """
+    family = choose("family", name, families.PROJECTORS)
+    config.model.families.projector = name
+    config.model.projector.update(dict(family.fields), shuffle=tuple(shuffle))
+    config.model.level_projector.update(dict(family.level_fields))
+
+
+# Fields of `config.data` that belong to a model: how pictures and turns become what it was trained on.
+CANVAS = ("canvas", "canvases")
+PIXELS = ("min_pixels", "max_pixels")
+OF_MODEL = (
+    *("template", "aspect", "tilings", "zoom", "sequence", "stacks", "sampling", "choice", "marks"),
+    *("shrink", "tiled_alone"),
+    *CANVAS,
+    *PIXELS,
+)
 
 # Arguments of the configs at real size: where prepared folders and others' models lie, and a workdir to start from.
 FOLDERS = {"data": "data", "models": "models", "start": ""}
@@ -180,6 +208,12 @@ def check(config):
     """
     _check_fields(config)
     _check_data_and_training(config)
+    rates = [rate for prefix, rate in config.optimizer.groups if prefix == "density_router"]
+    if config.model.density_router.width and rates[:1] != [0.0]:
+        raise ConfigError(
+            f"model.density_router.width={config.model.density_router.width}: it is read, not trained; add "
+            "('density_router', 0.0) to optimizer.groups"
+        )
     _check_visual_layout(config)
     _check_model(config.model)
 
@@ -227,6 +261,16 @@ def _check_data_and_training(config):
         raise ConfigError(f"init.from and {', '.join(parts)} are both set; a run starts from either")
     if init.new and not init["from"] and not parts:
         raise ConfigError(f"init.new={init.new} names what is not read, but init names no folder to read from")
+    if init.lora and not config.lora.rank:
+        raise ConfigError(
+            f"init.lora={init.lora} gives adapters and lora.rank=0 makes none; set lora.rank, lora.alpha and "
+            "lora.paths to those of its adapter_config.json"
+        )
+    if config.optimizer.frozen_dtype == "bfloat16" and config.model.dtype != "bfloat16":
+        raise ConfigError(
+            f"optimizer.frozen_dtype=bfloat16 with model.dtype={config.model.dtype}: kernels would lose what the "
+            "computation uses of them; set model.dtype=bfloat16, or leave it at float32"
+        )
     if list(config.mesh.values()).count(-1) > 1:
         raise ConfigError(f"config.mesh: only one axis may be -1, got {dict(config.mesh)}")
 
@@ -293,22 +337,46 @@ def _check_visual_layout(config):
             f"encoder beside it, model.vision takes {encoder.extra_views}; set model.vision.regroup=(layer, n) for "
             "stacks 'encoder' with tilings ((n, n),), and () for others"
         )
-    if data.aspect == "own" and not encoder.any_shape:
-        raise ConfigError(f"data.aspect='own' needs an encoder of any shape, model.encoder='{model.encoder}' has one")
+    if data.canvas and data.canvases:
+        raise ConfigError(
+            f"data.canvas={tuple(data.canvas)} is one canvas for all pictures, data.canvases="
+            f"{tuple(data.canvases)} are several; set one of both"
+        )
+    if visual.on_canvas and not encoder.any_shape:
+        raise ConfigError(
+            f"data.aspect='{data.aspect}' needs an encoder of any shape, model.encoder='{model.encoder}' has one"
+        )
+    if visual.canvas_each and model.router.width:
+        raise ConfigError(
+            f"model.router.width={model.router.width}: a router looks at grids of one shape, and data.aspect="
+            f"'{data.aspect}' gives each picture its own; set model.router.width=0"
+        )
+    if model.decoder.rope_axes and data.sequence not in ("whole", "blank"):
+        raise ConfigError(
+            f"data.sequence='{data.sequence}' with model.decoder.rope_axes: rows and columns are known of a picture "
+            "that is one grid, data.sequence='whole'"
+        )
+    if model.finer and any(factor % model.finer for factor in model.projector.shuffle):
+        raise ConfigError(
+            f"model.finer={model.finer} does not divide model.projector.shuffle={tuple(model.projector.shuffle)}: so "
+            "many cells a side become one token, and a finer merge takes a part of them"
+        )
     # A map that is n times as fine as the grid is sampled onto it n · n times.
     of_encoder = sum(n * n for n in encoder.level_strides)
     layers = tuple(model.decoder.inject_layers)
-    if len(layers) != visual.added + of_encoder:
+    if len(layers) != visual.added + of_encoder + model.finer**2:
         raise ConfigError(
             f"data.stacks='{data.stacks}' with data.tilings={visual.tilings} gives {visual.added} stacks, "
-            f"the levels of the encoder (model.vision) {of_encoder}; model.decoder.inject_layers={layers} names "
+            f"the levels of the encoder (model.vision) {of_encoder}, model.finer={model.finer} {model.finer**2}; "
+            f"model.decoder.inject_layers={layers} names "
             f"{len(layers)} layers, one is needed for each"
         )
 
 
 def save_config(config, path):
     """Writes a config as JSON."""
-    epath.Path(path).write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=1) + "\n")
+    stored = json.loads(config.to_json_best_effort()) | names_key(config.data.template)
+    epath.Path(path).write_text(json.dumps(stored, indent=1) + "\n")
 
 
 def read_config(path) -> ml_collections.ConfigDict:
@@ -329,6 +397,8 @@ def read_config(path) -> ml_collections.ConfigDict:
         raise ConfigError(f"{path} has config schema {stored['schema']}, this version reads {SCHEMA}")
     config = base()
     try:
+        stored["data"]["template"] = stored_template(stored["data"]["template"], stored)
+        stored.pop(NAMES_KEY, None)
         stored = ml_collections.ConfigDict(_tuples(stored))
         use_encoder(config, stored.model.encoder)
         unknown = sorted(flatten(stored).keys() - flatten(config).keys())

@@ -11,10 +11,11 @@ from typing import Any
 from lmm_jax import families
 from lmm_jax.data.conversation import TOO_LONG
 from lmm_jax.data.views import ASPECTS
-from lmm_jax.data.visual_layout import SAMPLINGS, SEQUENCES, STACKS
+from lmm_jax.data.visual_layout import CHOICES, MOST_SHRINK, SAMPLINGS, SEQUENCES, STACKS
 from lmm_jax.models.decoder import REMAT_POLICIES
 from lmm_jax.models.encoders import ENCODERS, encoder_fields, encoder_meanings, encoder_ranges
-from lmm_jax.models.layers import ROPE_SCALINGS
+from lmm_jax.models.layers import MULTIPLIERS, ROPE_AXES, ROPE_SCALINGS
+from lmm_jax.models.projector import Projector
 from lmm_jax.ranges import Range, each, either, flag, number, one_of, text, together, unset, whole
 from lmm_jax.reduction import REDUCTIONS
 from lmm_jax.sharding import LOGICAL_AXES, MESH_AXES
@@ -46,6 +47,7 @@ FOLDER = text("the path of a folder")
 RATE = number(0, 1)
 SPLIT = text("the name of a split")
 PREFIX = text("the first names of a parameter's path, such as vision or decoder/layers")
+PATTERN = text("the first names of a parameter's path, such as decoder/layers/q or vision/blocks_*/q")
 RATES = each(
     together(PREFIX, RATE, what=""), what="pairs (path prefix, learning rate from 0 to 1): (('vision', 0.0),)"
 )
@@ -60,9 +62,33 @@ TILINGS = each(
 CANVAS = either(
     each(whole(1, 65_536), least=2, most=2, what="(height, width) in pixels"), each(whole(), most=0, what="()")
 )
+CANVASES = each(
+    each(whole(1, 65_536), least=2, most=2, what="(height, width)"),
+    distinct=True,
+    what="different pairs (height, width) in pixels: ((1536, 1536), (1024, 2048))",
+)
 AXIS = either(one_of(MESH_AXES), each(one_of(MESH_AXES), distinct=True, what="a tuple of these, () for none"))
 AXES = dataclasses.replace(AXIS, kind=tuple)
 DEVICES = either(whole(1, 1_000_000), Range(int, "-1 for the devices that are left", lambda x: x == -1))
+
+
+PROJECTOR = {field.name: field.default for field in dataclasses.fields(Projector)}
+PROJECTOR_FIELDS = {
+    name: (Projector.RANGES[name], meaning)
+    for name, meaning in {
+        "depth": "linear layers between encoder and decoder, with GELU between",
+        "shuffle": "k × k cells of the encoder's become one token; several k: a path for each number of tokens",
+        "order": "of a shuffled block: cell by cell, or channel by channel",
+        "norm": "a norm before the first layer: of the cells before they are shuffled, or of the block; '' = none",
+        "hidden": "width between the layers: that of the output, or of the input",
+        "bias": "of the layers",
+        "positions": "fixed sine positions are added behind the first layer",
+        "mid_norm": "a norm before each GELU",
+        "last_norm": "a norm behind the last layer",
+        "shared": "of several paths all but the first layer is the same",
+        "norm_eps": "of these norms",
+    }.items()
+}
 
 
 def shared_fields() -> list[Field]:
@@ -101,13 +127,33 @@ def shared_fields() -> list[Field]:
             "model.families.decoder", families.DEFAULT_DECODER, one_of(families.DECODERS), "likewise of the decoder"
         ),
         Field(
+            "model.families.projector",
+            "",
+            one_of(["", *families.PROJECTORS]),
+            "likewise of the projector; '' for LLaVA's",
+        ),
+        Field(
             "model.encoder",
             "vit",
             one_of(ENCODERS),
             "which module the vision encoder is; `config.use_encoder` sets it",
         ),
+        *(
+            Field(f"model.projector.{name}", PROJECTOR[name], valid, meaning)
+            for name, (valid, meaning) in PROJECTOR_FIELDS.items()
+        ),
+        *(
+            Field(
+                f"model.level_projector.{name}", None, unset(valid), f"of the encoder's levels, if other: {meaning}"
+            )
+            for name, (valid, meaning) in PROJECTOR_FIELDS.items()
+            if name != "shuffle"
+        ),
         Field(
-            "model.projector.depth", 2, whole(1, 64), "linear layers between encoder and decoder, with GELU between"
+            "model.finer",
+            0,
+            whole(0, 64, "0 = none"),
+            "n: the n × n finer merges beneath each visual token are stacks (DeepStack-E); divides projector.shuffle",
         ),
         Field("model.decoder.vocab_size", 32000, whole(2, 16_000_000), "pieces of the tokenizer"),
         Field("model.decoder.width", 4096, SIZE, "of the residual stream"),
@@ -121,6 +167,8 @@ def shared_fields() -> list[Field]:
         Field("model.decoder.qkv_bias", False, flag(), "the maps to queries, keys and values have biases (Qwen2)"),
         Field("model.decoder.rope_theta", 10000.0, number(1, 1e12, above=True), "base of the rotary positions"),
         Field("model.decoder.rope_scaling", (), ROPE_SCALINGS, "for rows longer than a model was first trained on"),
+        Field("model.decoder.rope_axes", (), ROPE_AXES, "positions have three axes: frequencies of each (Qwen3-VL)"),
+        Field("model.decoder.multipliers", (), MULTIPLIERS, "of embeddings, layers, scores and logits (Granite)"),
         Field("model.decoder.norm_eps", 1e-5, number(0, 0.1, above=True), "of every norm"),
         Field(
             "model.decoder.inject_layers",
@@ -148,11 +196,19 @@ def shared_fields() -> list[Field]:
         ),
         Field("model.router.heads", 16, SIZE, "queries by which a question looks at its pictures; divides the width"),
         Field("model.router.tokens", 64, whole(1, 65_536), "of a question that it reads; those behind are left out"),
+        Field(
+            "model.density_router.width",
+            0,
+            whole(0, 1_000_000, "0 = none"),
+            "of a head that says whether pictures need the largest scale (Granite-Docling); it is read, not trained",
+        ),
+        Field("model.density_router.threshold", 0.4, number(0, 1), "probability from which on they do"),
         # What a run starts with.
         Field("init.from", None, unset(FOLDER), "workdir whose newest parameters a run starts with"),
         Field("init.vision", None, unset(FOLDER), "folder of a CLIP, a ConvNeXt or a whole model, for the encoder"),
         Field("init.language", None, unset(FOLDER), "folder of a LLaMA or of a whole model, for the decoder"),
         Field("init.projector", None, unset(FOLDER), "folder of a whole model, for projector and newline"),
+        Field("init.lora", None, unset(FOLDER), "folder of adapters as PEFT writes them, for those of lora.paths"),
         Field(
             "init.allow_pickle", False, flag(), "reads PyTorch's .bin files in these, by torch's weights-only reader"
         ),
@@ -186,7 +242,20 @@ def shared_fields() -> list[Field]:
             "data.views", None, unset(whole(0, 1_000_000)), "views of a pack; what leaves the least unused if not set"
         ),
         Field("data.aspect", "pad", one_of(ASPECTS), "how a picture becomes a view: see lmm_jax/data/views.py"),
-        Field("data.canvas", (), CANVAS, "of a view with aspect own; image_size² if empty"),
+        Field(
+            "data.canvas",
+            (),
+            CANVAS,
+            "of a view with aspect own or native; image_size², or a square of max_pixels, if empty",
+        ),
+        Field(
+            "data.canvases",
+            (),
+            CANVASES,
+            "several of them, of which each step has one: pictures of like shape go together",
+        ),
+        Field("data.min_pixels", 65_536, whole(1), "of a picture with aspect native, which is enlarged to that"),
+        Field("data.max_pixels", 16_777_216, whole(1), "of a picture with aspect native, which is made smaller"),
         Field("data.tilings", (), TILINGS, "tiles of a picture, those that keep most of it if several; () = none"),
         Field(
             "data.zoom",
@@ -201,6 +270,20 @@ def shared_fields() -> list[Field]:
             "what of a picture stands in the sequence: see the table of lmm_jax/data/visual_layout.py",
         ),
         Field("data.stacks", "", one_of(STACKS), "what is added over it in the decoder's layers: see there"),
+        Field("data.choice", "most", one_of(CHOICES), "which of several tilings a picture has: see there"),
+        Field("data.marks", "", one_of(["", *families.MARKS]), "text inside a picture's block, beside its tiles"),
+        Field(
+            "data.shrink",
+            0,
+            whole(0, MOST_SHRINK, "0 = never"),
+            "the tiles' tokens are shrunk to about so many views' worth, with data.sequence unpad (LLaVA-OneVision)",
+        ),
+        Field(
+            "data.tiled_alone",
+            False,
+            flag(),
+            "pictures of a conversation that has several are seen whole, padded, without tiles (LLaVA-OneVision)",
+        ),
         Field("data.sampling", "2d", one_of(SAMPLINGS), "how tiles become samples: see there"),
         Field("data.rows", None, unset(whole(1, 65_536)), "rows of a pack; as few as leave little unused if not set"),
         Field("data.length", 2048, whole(2, 16_777_216), "positions of a row"),
@@ -240,6 +323,41 @@ def shared_fields() -> list[Field]:
             "of matrices; norms, biases and tables of positions never decay",
         ),
         Field("optimizer.clip", 1.0, number(0, 1e9, special="0 = no clipping"), "global gradient norm"),
+        Field(
+            "optimizer.moments",
+            "float32",
+            one_of(("float32", "bfloat16")),
+            "what AdamW's two moments are stored in; bfloat16 is rounded up or down at random",
+        ),
+        Field(
+            "optimizer.second_moment",
+            "full",
+            one_of(("full", "factored")),
+            "factored keeps its means over rows and columns alone, as Adafactor does, and Adam becomes that",
+        ),
+        Field(
+            "optimizer.frozen_dtype",
+            "float32",
+            one_of(("float32", "bfloat16")),
+            "what kernels and the token table are held in if they do not train; bfloat16 needs model.dtype=bfloat16",
+        ),
+        # Adapters.
+        Field("lora.rank", 0, whole(0, 65_536, "0 = no adapters"), "of adapters beside frozen kernels; LLaVA: 128"),
+        Field(
+            "lora.alpha",
+            None,
+            unset(number(0, 1e6, above=True)),
+            "what adapters give is scaled by alpha / rank; twice the rank if not set, as LLaVA has it",
+        ),
+        Field(
+            "lora.dropout", 0.05, number(0, 1, below=True), "share of what adapters read that is left out in training"
+        ),
+        Field(
+            "lora.paths",
+            ("decoder/layers",),
+            each(PATTERN, least=1, distinct=True),
+            "the linear layers that have one, by the first names of their path; never the head or a router",
+        ),
         # Devices.
         Field("mesh.data", 1, DEVICES, "devices over which packs are shared out, with a copy of the parameters each"),
         Field("mesh.fsdp", -1, DEVICES, "devices over which packs and parameters are shared out"),
@@ -253,6 +371,7 @@ def shared_fields() -> list[Field]:
         Field("rules.heads", "tensor", AXIS, f"mesh axes for {LOGICAL_AXES['heads']}"),
         Field("rules.kv_heads", "tensor", AXIS, f"mesh axes for {LOGICAL_AXES['kv_heads']}"),
         Field("rules.mlp", "tensor", AXIS, f"mesh axes for {LOGICAL_AXES['mlp']}"),
+        Field("rules.lora", ("fsdp", "context"), AXES, f"mesh axes for {LOGICAL_AXES['lora']}"),
         # Beside metrics.jsonl.
         Field("log.tensorboard", False, flag(), "writes metrics for TensorBoard too: extra tensorboard"),
         Field("log.wandb", False, flag(), "sends metrics to Weights & Biases too: extra wandb"),

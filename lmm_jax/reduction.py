@@ -27,6 +27,20 @@ import math
 import numpy as np
 
 
+def factor_of(scale, side, factors) -> int:
+    """Which of the projector's shuffles makes a scale: the coarsest whose grid has as many cells as tokens.
+
+    Of more tokens than any grid has cells it is the finest, whose reduction then refuses them.
+
+    Args:
+      scale: tokens of a square view.
+      side: of its grid of features.
+      factors: cells a side that become one, of each path of the projector.
+    """
+    fitting = [factor for factor in factors if (side // factor) ** 2 >= scale]
+    return max(fitting, default=min(factors))
+
+
 class Reduction(abc.ABC):
     """What every reduction gives.
 

@@ -34,6 +34,7 @@ LOGICAL_AXES = {
     "positions": "learned positions",
     "window": "rows of a convolution's window",
     "window_2": "columns of a convolution's window",
+    "lora": "rank of adapters",
     "norm": "scales and biases of norms",
 }
 
@@ -177,7 +178,8 @@ def param_shardings(boxed, mesh, rules):
             raise ValueError(f"parameter {where}: {len(names)} axis names {names} for shape {shape}")
         wanted = [tuple(a for a in _mesh_axes(name, rules) if mesh.shape[a] > 1) for name in names]
         spec = _divisible(shape, names, mesh.shape, rules)
-        if math.prod(shape) > SMALL:
+        # Of an adapter either side may be shared out, or neither: it is a small part of its kernel.
+        if math.prod(shape) > SMALL and "lora" not in names:
             for dim, name, want, got in zip(shape, names, wanted, spec, strict=True):
                 size = math.prod(mesh.shape[a] for a in want)
                 if size > 1 and not got and dim % size == 0:

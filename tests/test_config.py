@@ -1,6 +1,7 @@
 """Config files, overrides and their errors."""
 
 import dataclasses
+import json
 import pathlib
 
 import pytest
@@ -10,8 +11,8 @@ from lmm_jax import config as c
 from lmm_jax.models.decoder import Decoder
 from lmm_jax.models.encoders import ENCODERS, encoder_ranges
 from lmm_jax.models.lmm import LMM
+from lmm_jax.models.projector import Projector
 from lmm_jax.models.router import Router
-from lmm_jax.models.visual_tokens import Projector
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs/digits.py")
@@ -86,7 +87,7 @@ def test_stacks_of_data_and_encoder_each_have_a_layer():
         config.data.update(aspect="own", canvas=(64, 128))
     c.check(config)  # stage 4 lies over stage 5 four times
     config.model.decoder.inject_layers = (0, 1)
-    with pytest.raises(c.ConfigError, match=r"levels of the encoder \(model.vision\) 4; .* names 2 layers"):
+    with pytest.raises(c.ConfigError, match=r"inject_layers=\(0, 1\) names 2 layers"):
         c.check(config)
 
 
@@ -151,7 +152,7 @@ def test_every_field_of_a_module_is_a_field_of_the_config():
     assert dict(model.decoder) == own_fields(Decoder)
     assert dict(model.projector) == own_fields(Projector, "width")  # the decoder's
     assert dict(model.router) == own_fields(Router, "scales")  # the model's
-    parts = ("vision", "projector", "level_projectors", "decoder", "router")
+    parts = ("vision", "projector", "level_projectors", "decoder", "router", "density_router", "finer_projector")
     assert own_fields(LMM, *parts, "scales").items() <= dict(model).items()
 
 
@@ -162,7 +163,7 @@ def test_whatever_a_run_sets_of_its_encoder_is_read_back(name, tmp_path):
     c.use_encoder(config, name)
     ranges = encoder_ranges(name)
     for field, value in own_fields(ENCODERS[name]).items():
-        others = (7, -3, 0.25, 0.001, not value, (0.25, 0.5, 0.75), (1, 2), (1, 2, 3, 4))
+        others = (7, -3, 0.25, 0.001, "gelu", not value, (0.25, 0.5, 0.75), (1, 2), (1, 2, 3, 4))
         config.model.vision[field] = next(x for x in others if ranges[field].holds(x) and x != value)
     c.save_config(config, tmp_path / "config.json")
     assert c.flatten(c.read_config(tmp_path / "config.json")) == c.flatten(config)
@@ -226,3 +227,14 @@ def test_fields_that_contradict_each_other_are_named(overrides, words):
     with pytest.raises(c.ConfigError) as error:
         lmm.load_config(DIGITS, *overrides)
     assert words in str(error.value)
+
+
+def test_a_stored_chatml_of_before_is_that_of_yi(tmp_path):
+    config = c.base()
+    config.data.template = "chatml"
+    c.save_config(config, tmp_path / "config.json")
+    assert c.read_config(tmp_path / "config.json").data.template == "chatml"
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["template_names"]  # as it was written before Qwen's layout had the name
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert c.read_config(tmp_path / "config.json").data.template == "chatml_direct"

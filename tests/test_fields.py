@@ -16,7 +16,8 @@ NAN, INFINITY, BILLION = float("nan"), float("inf"), 10**9
 TRIED = (0, -1, NAN, INFINITY, -INFINITY, BILLION, 10**30, "fulll", "", True, None, 0.5, (), (0,), ("a", 1.0), [], {})
 
 # Extremes that a field takes, and has a meaning for; whatever else is tried is refused.
-FREE = {"init.from", "init.vision", "init.language", "init.projector", "data.path", "data.train", "data.validation"}
+FREE = {"init.from", "init.vision", "init.language", "init.projector", "init.lora", "data.path"}
+FREE |= {"data.train", "data.validation"}
 SHARES = {
     "data.max_left_out",
     "data.max_bad_share",
@@ -27,14 +28,30 @@ SHARES = {
     "optimizer.b2",
     "optimizer.weight_decay",
     "optimizer.clip",
+    "model.density_router.threshold",
+    "lora.dropout",
 }
+PROJECTORS, SWITCHES = ("projector", "level_projector"), ("bias", "positions", "mid_norm", "last_norm", "shared")
 TAKEN = {
-    0: {*SHARES, "seed", "model.decoder.head_dim", "model.router.width", "data.workers", "train.eval_every"},
+    0: {
+        *SHARES,
+        "seed",
+        "model.decoder.head_dim",
+        "model.finer",
+        "model.router.width",
+        "model.density_router.width",
+        "data.workers",
+        "data.shrink",
+        "train.eval_every",
+        "lora.rank",
+    },
     -1: {"mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "model.vision.level"},
     BILLION: {
         "seed",
         "model.decoder.rope_theta",
         "data.targets",
+        "data.min_pixels",
+        "data.max_pixels",
         "data.max_bad_run",
         "train.steps",
         "train.log_every",
@@ -45,22 +62,32 @@ TAKEN = {
         "train.max_skipped",
         "optimizer.clip",
     },
-    0.5: SHARES,
+    0.5: {*SHARES, "lora.alpha"},
     "fulll": FREE,
-    "": {"data.stacks", "model.families.vision"},
+    "": {
+        "data.stacks",
+        "data.marks",
+        "model.families.vision",
+        "model.families.projector",
+        "model.projector.norm",
+        "model.level_projector.norm",
+    },
     (): {
         "model.decoder.rope_scaling",
+        "model.decoder.rope_axes",
+        "model.decoder.multipliers",
         "model.decoder.inject_layers",
         "model.vision.stack_levels",
         "model.vision.regroup",
         "init.new",
         "data.mixture",
         "data.canvas",
+        "data.canvases",
         "data.tilings",
         "optimizer.groups",
     },
     (0,): {"model.decoder.inject_layers"},
-    None: {*FREE, "data.views", "data.rows", "data.targets", "train.scales_per_step"}
+    None: {*FREE, "data.views", "data.rows", "data.targets", "train.scales_per_step", "lora.alpha"}
     - {"data.train", "data.validation"},
     True: {
         "init.allow_pickle",
@@ -71,11 +98,19 @@ TAKEN = {
         "model.decoder.tied",
         "model.newline",
         "model.newline_in_stacks",
+        "data.tiled_alone",
         "model.vision.remat",
+        *(f"model.vision.{name}" for name in ("cut_rest", "class_token", "patch_bias", "pre_norm", "post_norm")),
+        *(f"model.{part}.{name}" for part in PROJECTORS for name in SWITCHES),
     },
 }
+TAKEN[None] |= {
+    f"model.level_projector.{name}" for name in ("depth", "order", "norm", "hidden", "norm_eps", *SWITCHES)
+}
 TAKEN[0] |= {"data.views"}  # of packs of text alone
-RULES = {f"rules.{axis}" for axis in ("batch", "views", "length", "embed", "vocab", "heads", "kv_heads", "mlp")}
+RULES = {
+    f"rules.{axis}" for axis in ("batch", "views", "length", "embed", "vocab", "heads", "kv_heads", "mlp", "lora")
+}
 TAKEN[()] |= RULES  # what is replicated
 
 

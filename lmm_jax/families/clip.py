@@ -14,6 +14,26 @@ _LARGE = {
     "patch_size": 14,
 }
 _BLOCK = "encoder.layers.{layer}."
+TENSORS = {
+    "cls": ("embeddings.class_embedding", SAME),
+    "position": ("embeddings.position_embedding.weight", SAME),
+    "patches/kernel": ("embeddings.patch_embedding.weight", PATCHES),
+    "norm_pre/scale": ("pre_layrnorm.weight", SAME),  # their spelling
+    "norm_pre/bias": ("pre_layrnorm.bias", SAME),
+    **{
+        f"blocks_#/{ours}/{leaf}": (f"{_BLOCK}{theirs}.{name}", SAME)
+        for ours, theirs in (("norm_1", "layer_norm1"), ("norm_2", "layer_norm2"))
+        for leaf, name in (("scale", "weight"), ("bias", "bias"))
+    },
+    **{f"blocks_#/{n}/kernel": (f"{_BLOCK}self_attn.{n}_proj.weight", LINEAR) for n in "qkv"},
+    **{f"blocks_#/{n}/bias": (f"{_BLOCK}self_attn.{n}_proj.bias", FLAT) for n in "qkv"},
+    "blocks_#/o/kernel": (f"{_BLOCK}self_attn.out_proj.weight", FROM_HEADS),
+    "blocks_#/o/bias": (f"{_BLOCK}self_attn.out_proj.bias", SAME),
+    "blocks_#/up/kernel": (f"{_BLOCK}mlp.fc1.weight", LINEAR),
+    "blocks_#/up/bias": (f"{_BLOCK}mlp.fc1.bias", SAME),
+    "blocks_#/down/kernel": (f"{_BLOCK}mlp.fc2.weight", LINEAR),
+    "blocks_#/down/bias": (f"{_BLOCK}mlp.fc2.bias", SAME),
+}
 
 CLIP = Encoder(
     name="clip",
@@ -24,7 +44,15 @@ CLIP = Encoder(
     mean=MEAN,
     std=STD,
     image_processor="CLIPImageProcessor",
-    fields={"stack_levels": ()},
+    fields={
+        "stack_levels": (),
+        "cut_rest": False,
+        "class_token": True,
+        "patch_bias": False,
+        "pre_norm": True,
+        "post_norm": False,
+        "activation": "quick_gelu",
+    },
     keys={
         "width": "hidden_size",
         "mlp_dim": "intermediate_size",
@@ -50,26 +78,7 @@ CLIP = Encoder(
     },
     told_apart=("heads", "image_size", "norm_eps"),
     prefix="vision_model.",
-    tensors={
-        "cls": ("embeddings.class_embedding", SAME),
-        "position": ("embeddings.position_embedding.weight", SAME),
-        "patches/kernel": ("embeddings.patch_embedding.weight", PATCHES),
-        "norm_pre/scale": ("pre_layrnorm.weight", SAME),  # their spelling
-        "norm_pre/bias": ("pre_layrnorm.bias", SAME),
-        **{
-            f"blocks_#/{ours}/{leaf}": (f"{_BLOCK}{theirs}.{name}", SAME)
-            for ours, theirs in (("norm_1", "layer_norm1"), ("norm_2", "layer_norm2"))
-            for leaf, name in (("scale", "weight"), ("bias", "bias"))
-        },
-        **{f"blocks_#/{n}/kernel": (f"{_BLOCK}self_attn.{n}_proj.weight", LINEAR) for n in "qkv"},
-        **{f"blocks_#/{n}/bias": (f"{_BLOCK}self_attn.{n}_proj.bias", FLAT) for n in "qkv"},
-        "blocks_#/o/kernel": (f"{_BLOCK}self_attn.out_proj.weight", FROM_HEADS),
-        "blocks_#/o/bias": (f"{_BLOCK}self_attn.out_proj.bias", SAME),
-        "blocks_#/up/kernel": (f"{_BLOCK}mlp.fc1.weight", LINEAR),
-        "blocks_#/up/bias": (f"{_BLOCK}mlp.fc1.bias", SAME),
-        "blocks_#/down/kernel": (f"{_BLOCK}mlp.fc2.weight", LINEAR),
-        "blocks_#/down/bias": (f"{_BLOCK}mlp.fc2.bias", SAME),
-    },
+    tensors=TENSORS,
     blocks="encoder.layers.",
     level=("level", "depth"),
     unread_norm=("post_layernorm.", "width"),
@@ -84,7 +93,7 @@ CLIP = Encoder(
     ),
     ignored={
         r"embeddings\.position_ids$": "computed",
-        r"vision_model\.post_layernorm\.": "follows the last block, which is not read",
+        r"vision_model\.post_layernorm\.": "follows the last block, whose output is read without it",
         r"^(text_model|text)\.|^(text_projection|visual_projection|logit_scale|logit_bias)\b": "of CLIP's text side",
         r"^(token_embedding|transformer|ln_final|positional_embedding|attn_mask)\b": "of CLIP's text side",
     },

@@ -28,6 +28,7 @@ CONVNEXT = Encoder(
     lasts={"hidden_size": "widths"},
     constants={"hidden_act": ("gelu",)},
     defaults={"patch_size": 4},
+    positives=("layer_scale_init_value",),
     tensors={
         "patches/kernel": ("embeddings.patch_embeddings.weight", PATCHES),
         "patches/bias": ("embeddings.patch_embeddings.bias", SAME),

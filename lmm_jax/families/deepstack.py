@@ -1,7 +1,7 @@
 """DeepStack-L, -L-HD and -V: the words of its own code, and the class that an exported folder ships."""
 
 from lmm_jax.families.kinds import Stacking, Whole
-from lmm_jax.families.llava import CONSTANTS, NAMES_4
+from lmm_jax.families.llava import CONSTANTS, MODULES_4, NAMES_4
 
 STACKING = Stacking(
     aspect="deepstack",
@@ -36,6 +36,7 @@ DEEPSTACK = Whole(
     },
     image_processors={"stretch": "DeepStackImageProcessor", "anyres": "DeepStackImageProcessor"},
     names=NAMES_4,
+    modules=MODULES_4,
     nested=False,
     constants=CONSTANTS,
     fields={
@@ -58,7 +59,9 @@ DEEPSTACK = Whole(
     },
     auto_map={
         "AutoConfig": "configuration_deepstack.DeepStackConfig",
+        "AutoModel": "modeling_deepstack.DeepStackModel",
         "AutoModelForImageTextToText": "modeling_deepstack.DeepStackForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_deepstack.DeepStackForConditionalGeneration",
         "AutoImageProcessor": "processing_deepstack.DeepStackImageProcessor",
         "AutoProcessor": "processing_deepstack.DeepStackProcessor",
     },

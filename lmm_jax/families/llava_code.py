@@ -2,6 +2,7 @@
 
 from lmm_jax.families.deepstack import STACKING
 from lmm_jax.families.kinds import Original
+from lmm_jax.families.llava import PICTURES
 
 LLAVA_CODE = Original(
     name="llava",
@@ -17,6 +18,7 @@ LLAVA_CODE = Original(
         "mm_use_im_patch_token": (False,),
         "mm_vision_select_feature": ("patch",),
     },
+    picture_constants=PICTURES,
     keys={
         "tower": "mm_vision_tower",
         "tower, by other code": "vision_tower",

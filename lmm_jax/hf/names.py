@@ -12,6 +12,8 @@ from lmm_jax.families.kinds import LINEAR, SAME
 from lmm_jax.hf.tensor import Tensor, their_shape
 
 VOCABULARY = ("decoder/table", "decoder/head/kernel")  # our paths of what has a row or a column a piece
+BY_PATH = re.compile(r"_by_(\d+)(?=/)")  # ends a name of ours that belongs to one path of the projector
+LEVELS = "level_projectors_"  # our paths of what stands behind the encoder's levels begin with it, then a number
 NUMBERED = re.compile(r"\b(blocks|stage)_(\d+)\b")  # scans of our encoders: by their first block, or counted from 1
 
 
@@ -48,6 +50,21 @@ def encoder_family(model) -> families.kinds.Encoder:
     return family
 
 
+def projector_family(model) -> families.kinds.Projector:
+    """The family of the projector of `config.model`.
+
+    Raises:
+      ValueError: it is LLaVA's, which has no levels and no name.
+    """
+    name = model.families.projector
+    if name not in families.PROJECTORS:
+        raise ValueError(
+            f"model.families.projector='{name}' is no published family whose projector has a name here; "
+            f"known are {', '.join(families.PROJECTORS)}"
+        )
+    return families.PROJECTORS[name]
+
+
 def tensors(model, shapes) -> list[Tensor]:
     """Every tensor that a model of ours is made of, under the names of the original layout.
 
@@ -64,10 +81,21 @@ def tensors(model, shapes) -> list[Tensor]:
         stacked = "{layer}" in name
         one = shape[1:] if stacked else shape
         theirs = their_shape(layout, one, model.vision)
+        rows = _rows(layout, path, shapes, stacked, model.vision)
         layers = range(shape[0]) if stacked else [None]
         for i in layers:
-            out.append(Tensor(name.format(layer=first + (i or 0)), theirs, path, i, layout.order))
+            out.append(Tensor(name.format(layer=first + (i or 0)), theirs, path, i, layout.order, rows))
     return out
+
+
+def _rows(layout, path, shapes, stacked, fields):
+    """`Tensor.rows` of a parameter, from the shapes of those that it is fused with."""
+    if not layout.fused:
+        return None
+    *above, own, leaf = path.split("/")
+    siblings = [shapes["/".join([*above, name, leaf])] for name in layout.fused]
+    rows = [their_shape(layout, shape[1:] if stacked else shape, fields)[0] for shape in siblings]
+    return sum(rows[: layout.fused.index(own)]), sum(rows)
 
 
 def original_name(name) -> str:
@@ -109,7 +137,9 @@ def part_of(name) -> str:
     """Which part of a run an original name belongs to: "vision", "projector" or "language"."""
     if name.startswith(ORIGINAL.tower):
         return "vision"
-    if name.startswith((ORIGINAL.projector + ".", ORIGINAL.newline)):
+    projectors = [prefix for family in families.PROJECTORS.values() for prefix in family.prefixes]
+    router = {theirs for theirs, _ in families.ROUTER.values()}
+    if name.startswith((ORIGINAL.projector + ".", ORIGINAL.newline, *projectors)) or name in router:
         return "projector"
     return "language"
 
@@ -123,11 +153,27 @@ def block_number(name, model) -> int | None:
     return int(name.removeprefix(prefix).split(".")[0])
 
 
+def _of_projector(family, shuffle, part, rest):
+    """`(name, layout)` of a parameter of a family's projector or of one behind a level of the encoder."""
+    by_path = BY_PATH.search(rest)
+    number = shuffle.index(int(by_path[1])) if by_path else 0
+    known = family.level_tensors if part.startswith(LEVELS) else family.tensors
+    found = known.get(BY_PATH.sub("", rest))
+    if found is None or number >= len(family.paths):
+        raise ValueError(f"parameter {part}/{rest} has no name in a projector of {family.title}")
+    name, layout = found
+    return name.replace("{path}", family.paths[number]).replace("{level}", part.removeprefix(LEVELS)), layout
+
+
 def _theirs(model, path):
     """`(name with {layer} where there are several, layout, number of the first layer)`."""
     part, _, rest = path.partition("/")
     if path == "image_newline":
         return ORIGINAL.newline, SAME, 0
+    if (part == "projector" and model.families.projector) or part.startswith(LEVELS):
+        return *_of_projector(projector_family(model), model.projector.shuffle, part, rest), 0
+    if part == "density_router":
+        return *families.ROUTER[rest], 0
     if part == "projector":
         layer, leaf = rest.split("/")
         number = f".{2 * int(layer.removeprefix('linear_'))}" if model.projector.depth > 1 else ""

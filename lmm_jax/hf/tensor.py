@@ -16,10 +16,11 @@ class Tensor:
 
     Attributes:
       name: theirs.
-      shape: theirs.
+      shape: theirs, or that of the rows of it that are ours.
       path: of our parameter.
       layer: index into our leading axis of layers, or None.
       order: axes of theirs, in our order; () keeps them.
+      rows: `(first, all)` where theirs is fused of several of ours: from which of its rows on this one lies in it.
     """
 
     name: str
@@ -27,6 +28,16 @@ class Tensor:
     path: str
     layer: int | None
     order: tuple[int, ...]
+    rows: tuple[int, int] | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Their shape, of a fused one with the rows of all."""
+        return (self.rows[1], *self.shape[1:]) if self.rows else self.shape
+
+    def of_ours(self, stored):
+        """The rows of a stored tensor that are ours."""
+        return stored[self.rows[0] : self.rows[0] + self.shape[0]] if self.rows else stored
 
     def to_ours(self, array, out):
         """Copies theirs to `out`, contiguous, in the layout of ours: one layer."""
@@ -54,6 +65,9 @@ def their_shape(layout: Layout, ours, fields) -> tuple[int, ...]:
         return math.prod(ours[layout.inputs :]), math.prod(ours[: layout.inputs])
     if layout.side is not None:
         side = fields[layout.side] if isinstance(layout.side, str) else layout.side
+        if layout.frames:
+            frames = fields[layout.frames]
+            return ours[-1], ours[0] // (frames * side**2), frames, side, side
         return ours[-1], ours[0] // side**2, side, side
     if layout.order:  # a depthwise convolution: each channel has a window of its own
         return ours[-1], 1, *ours[:2]

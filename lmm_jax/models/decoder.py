@@ -15,8 +15,16 @@ from jax.ad_checkpoint import checkpoint_name
 from lmm_jax.models.attention.attention import attention, cached_attention
 from lmm_jax.models.attention.context import bring_back, context_attention, share_out, ways
 from lmm_jax.models.attention.on_mesh import SAVED
-from lmm_jax.models.layers import Dense, RMSNorm, check_rope_scaling, contract, rope
-from lmm_jax.models.visual_tokens import take
+from lmm_jax.models.layers import (
+    Dense,
+    RMSNorm,
+    check_multipliers,
+    check_rope_axes,
+    check_rope_scaling,
+    contract,
+    rope,
+)
+from lmm_jax.models.visual_tokens import take, take_blended
 from lmm_jax.sharding import constrain
 
 # What a layer keeps for the backward pass beside its input, the most first: what is not kept is computed again.
@@ -57,12 +65,15 @@ class KVCache:
       v: like `k`.
       end: int scalar, the place that every row's next position is written to.
       length: `[B]` int, filled positions of each row, which lie before `end`, around the ring.
+      next: `[B]` int, the number of each row's next position: its length, but less where a picture's positions have
+        fewer numbers than there are of them, see `segments.positions`.
     """
 
     k: jax.Array | tuple[jax.Array, ...]
     v: jax.Array | tuple[jax.Array, ...]
     end: jax.Array
     length: jax.Array
+    next: jax.Array
 
     @property
     def size(self) -> int:
@@ -77,15 +88,19 @@ class KVCache:
             room = tuple(jnp.zeros((1, *shape), decoder.dtype) for _ in range(decoder.depth))
         else:
             room = jnp.zeros((decoder.depth, *shape), decoder.dtype)
-        return cls(room, room, jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
+        none = jnp.zeros(rows, jnp.int32)
+        return cls(room, room, jnp.zeros((), jnp.int32), none, none)
 
     @classmethod
-    def fill(cls, k, v, size, length):
-        """A cache of `size` positions whose rows begin with `[L, B, T, N, d]` of the layers, `length` `[B]` of T."""
+    def fill(cls, k, v, size, length, following=None):
+        """A cache of `size` positions whose rows begin with `[L, B, T, N, d]` of the layers, `length` `[B]` of T.
+
+        `following` is `next`, which is the length if it is None.
+        """
         room = ((0, 0), (0, 0), (0, size - k.shape[2]), (0, 0))
         to_end = jax.vmap(lambda x, n: jnp.roll(jnp.pad(x, room), -n, axis=2), (1, 0), 1)
         k, v = (to_end(x.swapaxes(2, 3), length) for x in (k, v))
-        return cls(k, v, jnp.zeros((), jnp.int32), length)
+        return cls(k, v, jnp.zeros((), jnp.int32), length, length if following is None else following)
 
     def filled(self):
         """`[B, size]` bool: the places that hold a position of their row."""
@@ -108,10 +123,13 @@ class KVCache:
             return jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(2, 3), place, axis=3)
 
         k, v = jax.tree.map(write, self.k, k), jax.tree.map(write, self.v, v)
-        return KVCache(k, v, (self.end + 1) % self.size, jnp.minimum(self.length + 1, self.size))
+        return KVCache(k, v, (self.end + 1) % self.size, jnp.minimum(self.length + 1, self.size), self.next + 1)
 
-    def put(self, row, k, v, first, length):
-        """The cache whose `row` holds `length` positions, `[L, N, T, d]` from `first` on; the others stay."""
+    def put(self, row, k, v, first, length, following):
+        """The cache whose `row` holds `length` positions, `[L, N, T, d]` from `first` on; the others stay.
+
+        The number of its next one is `following`.
+        """
         age = (self.end - 1 - jnp.arange(self.size)) % self.size
         source = jnp.clip(first + length - 1 - age, 0, k.shape[2] - 1)
 
@@ -122,15 +140,16 @@ class KVCache:
         if isinstance(self.k, tuple):
             k, v = (tuple(x[n : n + 1] for n in range(len(x))) for x in (k, v))
         k, v = jax.tree.map(write, self.k, k), jax.tree.map(write, self.v, v)
-        return KVCache(k, v, self.end, self.length.at[row].set(length))
+        length, following = self.length.at[row].set(length), self.next.at[row].set(following)
+        return KVCache(k, v, self.end, length, following)
 
     def resized(self, rows, size):
         """The cache with more rows, which are free, and more room in each."""
         more = rows - len(self.length)
         extra = ((0, 0), (0, more), (0, 0), (0, size - self.size), (0, 0))
         k, v = jax.tree.map(lambda x: jnp.pad(jnp.roll(x, -self.end, axis=3), extra), (self.k, self.v))
-        length = jnp.pad(self.length, (0, more))
-        return KVCache(k, v, jnp.asarray(self.size % size, jnp.int32), length)
+        length, following = (jnp.pad(x, (0, more)) for x in (self.length, self.next))
+        return KVCache(k, v, jnp.asarray(self.size % size, jnp.int32), length, following)
 
 
 def inject(h, added, number):
@@ -148,13 +167,18 @@ def inject(h, added, number):
     return h + jnp.where(number >= 0, one, 0)
 
 
-def at_positions(stacks, slot):
+def at_positions(stacks, slot, blend=None):
     """What stacks `[S, G, P, D]` add at the positions of slots `[G, R, T]`: `[S, G, R, T, D]`, zeros at text.
+
+    With `blend`, `[G, R, T, 4]` each, it is made of several slots, see `visual_tokens.take_blended`.
 
     Looked up here once: inside the scan every layer would, on a TPU by a product with all P slots, which at eight
     pictures of DeepStack-L-HD is half as much as the layer's own. Where positions are shared out so are these.
     """
-    added = jax.vmap(take, in_axes=(0, None))(stacks, slot)
+    if blend is None:
+        added = jax.vmap(take, in_axes=(0, None))(stacks, slot)
+    else:
+        added = jax.vmap(take_blended, in_axes=(0, None, None))(stacks, *blend)
     return constrain(added, None, "batch", None, "length", "act_embed")
 
 
@@ -175,6 +199,8 @@ class Block(nn.Module):
     qkv_bias: bool
     rope_theta: float
     rope_scaling: tuple
+    rope_axes: tuple
+    multipliers: tuple
     norm_eps: float
     dtype: str
     remat: str
@@ -185,8 +211,9 @@ class Block(nn.Module):
         Args:
           h: `[G, R, T, D]`.
           layer: `(stack number, (k, v) of the cache [B, N, size, d] or None)`.
-          context: dict of `position` and `segment` `[G, R, T]`, with `stacks` as `inject` takes them if there are
-            any; over a cache also `filled` `[B, size]` bool, its places that hold a position.
+          context: dict of `position` `[G, R, T]`, or `[G, R, T, 3]` with `rope_axes`, and `segment` `[G, R, T]`, with
+            `stacks` as `inject` takes them if there are any; over a cache also `filled` `[B, size]` bool, its places
+            that hold a position.
 
         Returns:
           `h` and `(k, v)` of its positions, `[G·R, T, N, d]`.
@@ -204,6 +231,7 @@ class Block(nn.Module):
     def transform(self, h, cache, context):
         """The layer without injection; arguments and result are those of `__call__`."""
         G, R, T, D = h.shape
+        residual, of_scores = self.multipliers[1:3] if self.multipliers else (1.0, None)
         h = checkpoint_name(h, "layer_input")
         y = RMSNorm(self.norm_eps, name="attention_norm")(h)
         q = self._heads("q", self.heads, "heads")(y)
@@ -212,8 +240,10 @@ class Block(nn.Module):
         if self.qk_norm:
             q = RMSNorm(self.norm_eps, name="q_norm")(q)
             k = RMSNorm(self.norm_eps, name="k_norm")(k)
-        q = rope(q, context["position"], self.rope_theta, self.rope_scaling)
-        k = rope(k, context["position"], self.rope_theta, self.rope_scaling)
+        of_rope = context["position"], self.rope_theta, self.rope_scaling, self.rope_axes
+        q, k = rope(q, *of_rope), rope(k, *of_rope)
+        if of_scores is not None:  # which attention divides by the root of the width
+            q *= jnp.asarray(of_scores * self.head_dim**0.5, q.dtype)
         q, k, v = (x.reshape(G * R, T, *x.shape[3:]) for x in (q, k, v))
         q = constrain(q, "batch", "length", "heads", None)
         if cache is None and ways(T) > 1:
@@ -223,12 +253,12 @@ class Block(nn.Module):
         else:
             y = cached_attention(q, k, v, *cache, context["filled"], context["segment"].reshape(G * R, T))
         y = y.reshape(G, R, T, self.heads, self.head_dim)
-        h += self._dense("o", (D,), ("heads", "head_dim"), ("embed",))(y)
+        h += _times(self._dense("o", (D,), ("heads", "head_dim"), ("embed",))(y), residual)
 
         y = RMSNorm(self.norm_eps, name="mlp_norm")(h)
         gate = self._dense("gate", (self.mlp_dim,), ("embed",), ("mlp",))(y)
         up = self._dense("up", (self.mlp_dim,), ("embed",), ("mlp",))(y)
-        h += self._dense("down", (D,), ("mlp",), ("embed",))(nn.silu(gate) * up)
+        h += _times(self._dense("down", (D,), ("mlp",), ("embed",))(nn.silu(gate) * up), residual)
         return constrain(h, "batch", None, "length", "act_embed"), (k, v)
 
     def _heads(self, name, heads, axis):
@@ -237,6 +267,11 @@ class Block(nn.Module):
 
     def _dense(self, name, features, inputs, outputs, use_bias=False):
         return Dense(features, inputs, outputs, use_bias, dtype=self.dtype, name=name)
+
+
+def _times(x, factor):
+    """`x` times a multiplier, in its dtype; 1 leaves no trace in the program."""
+    return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
 
 
 class Decoder(nn.Module):
@@ -251,6 +286,10 @@ class Decoder(nn.Module):
       qkv_bias: the maps to queries, keys and values have biases (Qwen2).
       rope_theta, norm_eps: constants of the checkpoint family.
       rope_scaling: of the rotary frequencies, `()` for none, see `layers.scale_frequencies`.
+      rope_axes: `()`, or how many of the frequencies turn with each axis of a position that has three: time, row and
+        column of what a picture shows, and thrice the same of text (Qwen3-VL), see `layers.rope_axis`.
+      multipliers: `()`, or of (embeddings, what a layer adds, scores of attention, logits), as Granite has them; that
+        of the scores takes the place of head_dim^-1/2, and the logits are divided by theirs.
       inject_layers: stack s is added before layer `inject_layers[s]`; a layer past the last one drops its stack.
       vocab_multiple: so that the table divides over meshes; padded ids are never predicted.
       dtype: of the computation.
@@ -270,6 +309,8 @@ class Decoder(nn.Module):
     qkv_bias: bool = False
     rope_theta: float = 10000.0
     rope_scaling: tuple = ()
+    rope_axes: tuple[int, ...] = ()
+    multipliers: tuple = ()
     norm_eps: float = 1e-5
     inject_layers: tuple[int, ...] = ()
     vocab_multiple: int = 128
@@ -306,6 +347,8 @@ class Decoder(nn.Module):
         if self.head_width % 2:
             raise ValueError(f"model.decoder: heads have an odd width, {self.head_width}; rope wants an even one")
         check_rope_scaling(self.rope_scaling)
+        check_rope_axes(tuple(self.rope_axes), self.head_width)
+        check_multipliers(self.multipliers)
 
     @property
     def head_width(self) -> int:
@@ -316,6 +359,11 @@ class Decoder(nn.Module):
     def padded_vocabulary(self) -> int:
         """Rows of the token table."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def position_shape(self) -> tuple[int, ...]:
+        """Shape of the position of one token: one number, or three."""
+        return (3,) if self.rope_axes else ()
 
     def block_fields(self) -> dict:
         """Fields of the `Block` that the scan repeats."""
@@ -339,8 +387,9 @@ class Decoder(nn.Module):
 
         Args:
           h: `[G, R, T, D]`.
-          context: see `Block`, but `stacks` as they lie over the bank, `[S, G, P, D]`, with `slot` `[G, R, T]`, or
-            without `slot` as they lie over the positions, `[S, G, R, T, D]`.
+          context: see `Block`, but `stacks` as they lie over the bank, `[S, G, P, D]`, with `slot` `[G, R, T]` and
+            if these are blended `blend_slot` and `blend_share` `[G, R, T, 4]`; or without `slot` as they lie over
+            the positions, `[S, G, R, T, D]`.
           cache: keys and values `[L, B, N, size, d]` of positions that came before, which are only read; or None.
 
         Returns:
@@ -352,12 +401,18 @@ class Decoder(nn.Module):
         context = dict(context)
         if shared:
             h = share_out(h, *of_h)
-            context |= {n: share_out(context[n], *of_h[:3]) for n in ("position", "segment", "slot") if n in context}
+            context |= {
+                name: share_out(context[name], *of_h[:3], *[None] * (context[name].ndim - 3))
+                for name in ("position", "segment", "slot", "blend_slot", "blend_share")
+                if name in context
+            }
         if "stacks" in context and "slot" in context:
-            context["stacks"] = at_positions(context["stacks"], context.pop("slot"))
+            blend = context.pop("blend_slot", None), context.pop("blend_share", None)
+            blend = None if blend[0] is None else blend
+            context["stacks"] = at_positions(context["stacks"], context.pop("slot"), blend)
         elif "stacks" in context and shared:
             context["stacks"] = share_out(context["stacks"], None, *of_h)
-        h, keys_values = self.layers(h, layers, context)
+        h, keys_values = self.layers(self._enter(h), layers, context)
         if shared:
             h = bring_back(h, *of_h)
             keys_values = tuple(bring_back(x, None, "batch", "length", "kv_heads", None) for x in keys_values)
@@ -377,14 +432,22 @@ class Decoder(nn.Module):
         Returns:
           Normalised `[G, R, T, D]`, and tuples of the keys and values of its positions, `[1, G·R, T, N, d]`.
         """
-        block, new = Block(**self.block_fields(), parent=None), []
+        block, new, h = Block(**self.block_fields(), parent=None), [], self._enter(h)
         for params, k, v in zip(layers, *cache, strict=True):
             h, keys_values = block.apply({"params": params}, h, (-1, (k[0], v[0])), context)
             new.append([x[None] for x in keys_values])
         return self.norm(h), tuple(map(tuple, zip(*new, strict=True)))
 
+    def _enter(self, h):
+        """What the first layer takes of text and pictures alike."""
+        return _times(h, self.multipliers[0]) if self.multipliers else h
+
+    def to_head(self, h):
+        """Hidden states as `head_matrix` takes them."""
+        return _times(h, 1 / self.multipliers[3]) if self.multipliers else h
+
     def head_matrix(self, params):
-        """The float32 matrix `[D, padded vocabulary]` that turns hidden states into logits.
+        """The float32 matrix `[D, padded vocabulary]` that turns hidden states, after `to_head`, into logits.
 
         Args:
           params: the decoder's parameters, a nested dict.
@@ -393,6 +456,7 @@ class Decoder(nn.Module):
 
     def logits(self, h):
         """Float32 logits `[..., padded vocabulary]`; padded ids get the lowest float."""
+        h = self.to_head(h)
         if self.tied:
             kernel = self.head_matrix({"table": self.table})
             logits = contract(h, kernel, ("embed",), ("vocab",), self.dtype).astype(jnp.float32)

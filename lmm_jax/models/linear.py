@@ -224,7 +224,7 @@ def _axes_of_packs(packs):
 
 def _of_activation(name):
     """An activation is not shared out as the parameters of its width are."""
-    return "act_embed" if name == "embed" else name
+    return {"embed": "act_embed", "lora": None}.get(name, name)
 
 
 def _names(axes):

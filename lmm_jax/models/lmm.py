@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from lmm_jax import sharding
 from lmm_jax.models.decoder import Decoder, KVCache
 from lmm_jax.models.encoders import make_encoder
-from lmm_jax.models.router import Router
-from lmm_jax.models.visual_tokens import Projector, bank, sample_strided, splice, take
-from lmm_jax.reduction import find_reduction
+from lmm_jax.models.projector import Projector, shuffle
+from lmm_jax.models.router import DensityRouter, Router
+from lmm_jax.models.visual_tokens import bank, sample_strided, splice, take
+from lmm_jax.reduction import factor_of, find_reduction
 from lmm_jax.sharding import constrain
 
 
@@ -20,14 +21,18 @@ class LMM(nn.Module):
 
     Attributes:
       vision: the encoder, pictures to grids: the bank's, then finer or earlier ones that become stacks.
-      projector: features to decoder width.
-      level_projectors: one for each further level of the encoder.
+      projector: features to decoder width, by one path or by several.
+      level_projectors: one for each further level of the encoder, of the same paths.
       decoder: the language model.
       scales: tokens per grid that the bank holds, M3's nested sets.
       reduction: how a grid becomes so many tokens, a name in `lmm_jax.reduction.REDUCTIONS`.
       newline: the bank ends with one learned vector, `image_newline`, for the ends of rows (LLaVA-NeXT).
       newline_in_stacks: every stack adds it there once more, as DeepStack-L-HD does; zeros otherwise.
       router: says how likely a question is answered right at each scale; None for a model without.
+      density_router: says whether pictures need the largest scale; likewise.
+      finer: n, where what the projector makes one token of is merged once more, n × n times as finely: each of the n²
+        finer tokens that lie beneath a token of the bank is in a stack of its own (DeepStack-E). 0 for none.
+      finer_projector: makes them, one path for each of the projector's; None without.
     """
 
     vision: nn.Module
@@ -39,6 +44,14 @@ class LMM(nn.Module):
     newline: bool = False
     newline_in_stacks: bool = True
     router: Router | None = None
+    density_router: DensityRouter | None = None
+    finer: int = 0
+    finer_projector: Projector | None = None
+
+    @property
+    def stack_strides(self) -> tuple[int, ...]:
+        """Of each map that stacks are sampled from, by how much it is finer than the bank: n² stacks of each."""
+        return (*self.vision.level_strides, *([self.finer] if self.finer else []))
 
     def setup(self):
         if self.newline:
@@ -59,16 +72,20 @@ class LMM(nn.Module):
           bank `[G, P, D]` and stacks `[S, G, P, D]`, those from tiles before those from the encoder's levels, or
           None without stacks.
         """
-        return self._banks(*self.weighed_grids(pixels, gather, extent), scales)
+        paths, importance, _ = self.weighed_grids(pixels, gather, extent)
+        return self._banks(paths, importance, scales)
 
-    def _banks(self, grids, importance, scales):
+    def _banks(self, paths, importance, scales):
         """Bank and stacks of what `weighed_grids` returned, see `visual_tokens`."""
-        scales = self.scales if scales is None else scales
-        side, reduction = self.vision.grid, find_reduction(self.reduction)
-        if importance is None:
-            slots = [bank(x, scales, side, reduction) for x in grids]
-        else:  # of the stacks the cells that are chosen in the bank
-            slots = bank(jnp.stack(grids), scales, side, reduction, importance)
+        reduction, regions = find_reduction(self.reduction), []
+        for scale in self.scales if scales is None else scales:
+            factor = factor_of(scale, self.vision.grid, self.projector.shuffle)
+            grids, side = paths[self.projector.shuffle.index(factor)], self.vision.grid // factor
+            if importance is None:
+                regions.append([bank(x, (scale,), side, reduction) for x in grids])
+            else:  # of the stacks the cells that are chosen in the bank
+                regions.append(bank(jnp.stack(grids), (scale,), side, reduction, importance))
+        slots = [jnp.concatenate(of_scales, axis=-2) for of_scales in zip(*regions, strict=True)]
         banks = [self._bank(x, self.newline_in_stacks or not i) for i, x in enumerate(slots)]
         return banks[0], jnp.stack(banks[1:]) if len(banks) > 1 else None
 
@@ -78,7 +95,8 @@ class LMM(nn.Module):
         Arguments are those of `visual_tokens`.
 
         Returns:
-          grids `[G, U, h, w, D]`: those of the bank, then those of each stack in its order.
+          for each path of the projector its grids `[G, U, h, w, D]`: those of the bank, then those of each stack in
+          its order.
         """
         return self.weighed_grids(pixels, gather, extent)[0]
 
@@ -86,7 +104,8 @@ class LMM(nn.Module):
         """As `grids`, and how important each of the bank's cells is if the reduction needs to know.
 
         Returns:
-          what `grids` returns, and `[G, U, h, w]` float32, 0 where a cell is empty; None if it is not needed.
+          what `grids` returns; `[G, U, h, w]` float32, 0 where a cell is empty, or None if it is not needed; and what
+          a `DensityRouter` reads of each view, `[G, V', C]`, or None without one.
         """
         features, *levels = self._encode(pixels, extent)
         importance = None
@@ -96,12 +115,24 @@ class LMM(nn.Module):
                 importance = take(importance.reshape(len(importance), -1, 1), gather[:, 0])
             importance = importance[..., 0]
         h, w = features.shape[2:4]
-        grids = [*self._grids(self.projector, features, gather)]
         whole = None if gather is None else gather[:, :1]
-        for project, level, n in zip(self.level_projectors, levels, self.vision.level_strides, strict=True):
-            for under in sample_strided(level[:, :, : n * h, : n * w], n):
-                grids += [*self._grids(project, under, whole)]
-        return grids, importance
+        under = [
+            (project, sample)
+            for project, level, n in zip(self.level_projectors, levels, self.vision.level_strides, strict=True)
+            for sample in sample_strided(level[:, :, : n * h, : n * w], n)
+        ]
+        paths = []
+        for factor in self.projector.shuffle:
+            grids = [*self._grids(self.projector, factor, features, gather)]
+            for project, sample in under:
+                grids += [*self._grids(project, factor, sample, whole)]
+            if self.finer:
+                rows, columns = (self.finer * side for side in grids[0].shape[2:4])
+                (beneath,) = self._grids(self.finer_projector, factor // self.finer, features, whole)
+                grids += [*sample_strided(beneath[:, :, :rows, :columns], self.finer)]
+            paths.append(grids)
+        pooled = None if self.density_router is None else self.density_router.pool(features)
+        return paths, importance, pooled
 
     def _encode(self, pixels, extent):
         """Features `[G, V', h, w, C]` of the views, and of the encoder's levels; V' leaves out those regrouped.
@@ -118,15 +149,16 @@ class LMM(nn.Module):
         maps = self.vision(pixels, extent, **further)
         return [x.reshape(G, -1, *x.shape[1:])[:, : V // picture] for x in maps]
 
-    def _grids(self, project, features, gather):
-        """Projected grids `[K, G, U, h, w, D]` of features `[G, V, h, w, C]`, by `[G, K, U, h, w]` or as is."""
+    def _grids(self, project, factor, features, gather):
+        """Grids `[K, G, U, h / factor, …, D]` of features `[G, V, h, w, C]`, by `[G, K, U, h, w]` or as is."""
         if gather is None:
-            return project(features)[None]
+            return project(features, factor)[None]
         G, *_, C = features.shape
         rows = take(features.reshape(G, -1, C), gather.reshape(G, -1))
         rows = constrain(rows, "batch", "length", None)  # the projector's work is shared out like the decoder's
-        grids = project(rows.reshape(*gather.shape, C))
-        return jnp.where((gather >= 0)[..., None], grids, 0).swapaxes(0, 1)
+        grids = project(rows.reshape(*gather.shape, C), factor)
+        there = shuffle((gather >= 0)[..., None], factor).all(axis=-1, keepdims=True)
+        return jnp.where(there, grids, 0).swapaxes(0, 1)
 
     def _bank(self, slots, newline):
         if self.newline:
@@ -152,11 +184,13 @@ class LMM(nn.Module):
         Returns:
           `[G, R, T, D]`, and logits `[G, Q, scales]` float32, or None without a router or without questions.
         """
+        if self.density_router is not None and self.is_initializing():
+            self.density_router(self.weighed_grids(batch["pixels"], batch.get("gather"), batch.get("extent"))[2])
         if self.router is None or "question" not in batch:
             return self(batch), None
-        grids, importance = self.weighed_grids(batch["pixels"], batch.get("gather"), batch.get("extent"))
-        h = self._decode(batch, *self._banks(grids, importance, None))[0]
-        return h, self._expect(grids[0], batch["question_grids"] > 0, batch["question"])
+        paths, importance, _ = self.weighed_grids(batch["pixels"], batch.get("gather"), batch.get("extent"))
+        h = self._decode(batch, *self._banks(paths, importance, None))[0]
+        return h, self._expect(paths[0][0], batch["question_grids"] > 0, batch["question"])
 
     def expect(self, grids, shown, question):
         """How likely the model finds a token of the true answer of a question at each of its scales.
@@ -170,6 +204,10 @@ class LMM(nn.Module):
           `[G, scales]` float32, 0 … 1.
         """
         return jax.nn.sigmoid(self._expect(grids, shown[:, None], question[:, None])[:, 0])
+
+    def density(self, pooled):
+        """Probability `[G]` that pictures need the largest scale, of what `weighed_grids` pooled, `[G, V, C]`."""
+        return self.density_router(pooled)
 
     def _expect(self, grids, shown, question):
         """Logits `[G, Q, scales]` for questions `[G, Q, I]`; nothing but the router has a gradient of them."""
@@ -193,15 +231,18 @@ class LMM(nn.Module):
         """
         visual, stacks = self._see(batch, scales)
         h, (k, v) = self._decode(batch, visual, stacks)
-        length = (batch["segment"][:, 0] > 0).sum(axis=-1)
+        read = batch["segment"][:, 0] > 0
+        length = read.sum(axis=-1)
         last = jnp.take_along_axis(h[:, 0], (length - 1)[:, None, None], axis=1)[:, 0]
-        return last, KVCache.fill(k, v, size, length)
+        position = batch["position"][:, 0].reshape(*read.shape, -1).max(axis=-1)
+        return last, KVCache.fill(k, v, size, length, jnp.where(read, position, -1).max(axis=-1) + 1)
 
     def read(self, batch, visual, cache=None, filled=None):
         """Reads positions whose visual vectors are known, after others or as the first ones of their rows.
 
         Args:
-          batch: `id`, `slot`, `position` and `segment`, `[G, 1, T]`; of the slots it counts which are none.
+          batch: `id`, `slot`, `position` and `segment`, `[G, 1, T]`, positions also `[G, 1, T, 3]`; of the slots it
+            counts which are none.
           visual: `[1 + S, G, 1, T, D]`, at the positions that have a slot what stands there, and what each stack
             adds; zeros elsewhere.
           cache: keys and values `[L, G, N, size, d]` that all segments of a row see; None for none.
@@ -226,8 +267,11 @@ class LMM(nn.Module):
         With `layers`, and a cache of arrays for each, they run one after the other, see `Decoder.one_by_one`.
         """
         h = self.decoder.embed(tokens[:, None, None])
+        position = cache.next[:, None, None]
+        if self.decoder.rope_axes:  # of text all three are the same
+            position = jnp.stack([position] * 3, axis=-1)
         context = {
-            "position": cache.length[:, None, None],
+            "position": position,
             "segment": jnp.ones((len(tokens), 1, 1), jnp.int32),
             "filled": cache.filled(),
         }
@@ -244,11 +288,13 @@ class LMM(nn.Module):
         slot = batch["slot"]
         h = self.decoder.embed(batch["id"])
         if visual is not None:
-            h = splice(h, visual, slot)
+            blend = (batch["blend_slot"], batch["blend_share"]) if "blend_slot" in batch else None
+            h = splice(h, visual, slot, blend)
         h = constrain(h, "batch", None, "length", "act_embed")
         context = {"position": batch["position"], "segment": batch["segment"], "slot": slot}
         if stacks is not None:
             context["stacks"] = stacks
+            context |= {name: batch[name] for name in ("blend_slot", "blend_share") if name in batch}
         return self.decoder(h, context)
 
 
@@ -263,7 +309,14 @@ def build(config) -> LMM:
     decoder = Decoder(**config.decoder, **common)
     decoder.check()
     router = Router(len(config.scales), **config.router, **common) if config.router.width else None
-    projectors = [Projector(width=decoder.width, **config.projector, **common) for _ in (0, *vision.level_strides)]
+    density = DensityRouter(**config.density_router, **common) if config.density_router.width else None
+    of_levels = {**config.projector, **{name: x for name, x in config.level_projector.items() if x is not None}}
+    kinds = [config.projector, *[of_levels] * len(vision.level_strides)]
+    projectors = [Projector(width=decoder.width, **fields, **common) for fields in kinds]
+    finer = None
+    if config.finer:
+        merged = {"shuffle": tuple(factor // config.finer for factor in config.projector.shuffle)}
+        finer = Projector(width=decoder.width, **of_levels | merged, **common)
     return LMM(
         vision,
         projectors[0],
@@ -274,4 +327,7 @@ def build(config) -> LMM:
         newline=config.newline,
         newline_in_stacks=config.newline_in_stacks,
         router=router,
+        density_router=density,
+        finer=config.finer,
+        finer_projector=finer,
     )

@@ -9,8 +9,9 @@ any number of tokens is made of them, and the words of the question, and gives a
 
 The sigmoid of a logit is the probability that the model finds a token of the true answer at that scale: the geometric
 mean over the answer's tokens, without the one that ends it. How it is learned, `training.loss.router_losses` says.
-Granite-Docling's router is of the same kind (softmax-pooled features, a norm and two layers). It reads no question,
-and gives one logit, as it has two scales.
+
+Granite-Docling's router is of the same kind, `DensityRouter`. It reads no question, and gives one logit, as it has
+two scales: whether the pictures are so dense that they need the larger one.
 """
 
 import flax.linen as nn
@@ -73,6 +74,37 @@ class Router(nn.Module):
     def _split(self, x):
         """`[..., width]` by heads."""
         return x.reshape(*x.shape[:-1], self.heads, -1)
+
+
+class DensityRouter(nn.Module):
+    """Whether pictures need the largest of a model's scales: from the encoder's features alone (Granite-Docling).
+
+    Attributes:
+      width: of its hidden layer; 0 in a config means that the model has none.
+      threshold: probability from which on they do.
+      dtype: of the computation.
+    """
+
+    width: int = 0
+    threshold: float = 0.4
+    dtype: str = "float32"
+
+    def setup(self):
+        self.attention = Dense((1,), ("embed",), ("norm",), True, self.dtype)
+        self.norm = LayerNorm()
+        self.linear_0 = Dense((self.width,), ("embed",), ("mlp",), True, self.dtype)
+        self.linear_1 = Dense((1,), ("mlp",), ("norm",), True, self.dtype)
+
+    def pool(self, features):
+        """Softmax-pooled features `[..., C]` of each view's `[..., h, w, C]`."""
+        cells = features.reshape(*features.shape[:-3], -1, features.shape[-1])
+        weights = jax.nn.softmax(self.attention(cells).astype(jnp.float32), axis=-2)
+        return (cells * weights.astype(cells.dtype)).sum(axis=-2)
+
+    def __call__(self, pooled):
+        """Probability `[...]` float32 that pictures of pooled views `[..., V, C]` need the largest scale."""
+        x = nn.gelu(self.linear_0(self.norm(pooled.mean(axis=-2))), approximate=False)
+        return jax.nn.sigmoid(self.linear_1(x)[..., 0].astype(jnp.float32))
 
 
 def _softmax(weights, valid):

@@ -7,35 +7,10 @@ Which slot stands at which position is index arithmetic of `lmm_jax.data.pack_la
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmm_jax.models.layers import Dense
 from lmm_jax.sharding import platform
-
-
-class Projector(nn.Module):
-    """`depth` linear layers with exact GELU between them: LLaVA's `mlp2x_gelu` at depth 2.
-
-    Attributes:
-      width: decoder width D.
-      depth: linear layers.
-      dtype: of the computation.
-    """
-
-    width: int = 4096
-    depth: int = 2
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x):
-        """Projects `[..., C]` to `[..., D]`."""
-        for i in range(self.depth):
-            x = nn.gelu(x, approximate=False) if i else x
-            axes = ("embed", "mlp") if i % 2 == 0 else ("mlp", "embed")
-            x = Dense((self.width,), axes[:1], axes[1:], True, self.dtype, name=f"linear_{i}")(x)
-        return x
 
 
 def tile_mosaic(tiles):
@@ -76,6 +51,25 @@ def take(table, index):
     return rows.astype(table.dtype)
 
 
+def take_blended(table, index, shares):
+    """As `take`, of several rows in one.
+
+    Args:
+      table: `[G, P, D]`.
+      index: `[G, ..., K]` int, below P.
+      shares: `[G, ..., K]` float32, of each of K rows.
+
+    Returns:
+      `[G, ..., D]` in the dtype of `table`.
+    """
+    if platform() == "tpu":  # one product all the same, with K entries in a row where `take` has one
+        hot = (jax.nn.one_hot(index, table.shape[-2], dtype=jnp.float32) * shares[..., None]).sum(axis=-2)
+        rows = jnp.einsum("g...p,gpd->g...d", hot.astype(table.dtype), table, preferred_element_type=jnp.float32)
+    else:
+        rows = (take(table.astype(jnp.float32), index) * shares[..., None]).sum(axis=-2)
+    return rows.astype(table.dtype)
+
+
 def bank(grids, scales, side, reduction, importance=None):
     """Reduces projected grids to every scale and lays the results end to end.
 
@@ -97,6 +91,10 @@ def bank(grids, scales, side, reduction, importance=None):
     return jnp.concatenate([reduction(grids, s, side, *further).reshape(shape) for s in scales], axis=-2)
 
 
-def splice(tokens, visual, slot):
-    """Puts visual vectors where `slot` names one: `[G, ..., D]`, visual `[G, P, D]`, slot `[G, ...]`."""
-    return jnp.where((slot >= 0)[..., None], take(visual, slot), tokens)
+def splice(tokens, visual, slot, blend=None):
+    """Puts visual vectors where `slot` names one: `[G, ..., D]`, visual `[G, P, D]`, slot `[G, ...]`.
+
+    With `blend`, index and shares of `take_blended`, what stands there is made of these.
+    """
+    seen = take(visual, slot) if blend is None else take_blended(visual, *blend)
+    return jnp.where((slot >= 0)[..., None], seen, tokens)

@@ -102,7 +102,7 @@ def test_a_stack_before_the_first_layer(case):
     ("mesh", "remat"),
     [
         ({"data": 2, "fsdp": 2, "tensor": 2}, "full"),
-        ({"fsdp": 2, "tensor": 4}, "dots"),
+        pytest.param({"fsdp": 2, "tensor": 4}, "dots", marks=pytest.mark.long),
     ],
 )
 def test_sharded_injection_has_the_gradients_of_one_device(mesh, remat):
@@ -191,3 +191,14 @@ def test_padded_vocabulary_is_never_predicted():
     variables = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((1, 16)), method="logits"))
     logits = decoder.apply(variables, jnp.ones((1, 16)), method="logits")
     assert logits.shape == (1, 40) and (logits[0, 37:] < -1e30).all() and (logits[0, :37] > -1e3).all()
+
+
+def test_stacks_over_blended_positions_are_blended_alike():
+    stacks = jax.random.normal(jax.random.key(0), (2, 1, 5, 3))
+    slot = jnp.array([[[-1, 0, 4, 2]]])
+    blend = jnp.array([[[[-1] * 4, [0, 1, 2, 3], [4] * 4, [2, 3, 2, 3]]]]), jnp.array([[[[0.0] * 4, [0.25] * 4]]])
+    shares = jnp.concatenate([blend[1], jnp.array([[[[1.0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4]]]])], axis=2)
+    found = at_positions(stacks, slot, (blend[0], shares))
+    parts = [at_positions(stacks, blend[0][..., k]) * shares[..., k, None] for k in range(4)]
+    np.testing.assert_allclose(found, sum(parts), atol=1e-6)
+    np.testing.assert_array_equal(found[:, 0, 0, 0], 0)

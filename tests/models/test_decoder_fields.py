@@ -8,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lmm_jax import config, sharding
+from lmm_jax.data.segments import positions
 from lmm_jax.models.decoder import Decoder, KVCache
 from lmm_jax.models.layers import rope
 from lmm_jax.training.loss import cross_entropy
@@ -188,7 +189,7 @@ EVERYTHING = {"head_dim": 12, "tied": True, "qk_norm": True, "qkv_bias": True, "
 @pytest.mark.parametrize(
     ("mesh", "remat"),
     [
-        ({"data": 2, "fsdp": 2, "tensor": 2}, "full"),
+        pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, "full", marks=pytest.mark.long),
         ({"fsdp": 2, "tensor": 2, "context": 2}, "dots"),
     ],
 )
@@ -257,3 +258,23 @@ def test_fields_that_cannot_be_are_refused(fields, message):
 
 def test_heads_with_a_width_of_their_own_need_not_divide_the_models():
     Decoder(**SMALL | {"width": 30, "head_dim": 12}).check()
+
+
+@pytest.mark.long
+def test_positions_of_three_axes_are_shared_out_with_their_row():
+    decoder = Decoder(**SMALL, head_dim=16, qk_norm=True, rope_axes=(4, 2, 2))
+    slot = np.full(32, -1)
+    slot[3:15] = np.arange(12)
+    position = jnp.asarray([[positions(slot, [(3, 4)])]] * 2)
+    h = jax.random.normal(jax.random.key(1), (2, 1, 32, decoder.width))
+    context = {"position": position, "segment": jnp.ones((2, 1, 32), jnp.int32)}
+    params = nn.unbox(decoder.init(jax.random.key(0), h, context))
+
+    def loss(params):
+        return (decoder.apply(params, h, context)[0] ** 3).sum()
+
+    one = jax.jit(jax.value_and_grad(loss))(params)
+    with sharding.use(sharding.make_mesh({"fsdp": 2, "context": 4}), config.base().rules):
+        shared = jax.jit(jax.value_and_grad(loss))(params)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(shared), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()))

@@ -68,7 +68,7 @@ def test_conversations_packed_with_their_pictures_give_what_each_gives_alone(set
 
 
 def test_text_alone_needs_no_vision_pass_and_gives_the_same(setup):
-    s = setup(8)
+    s = setup(1)
     batch = s.host_batch(0)
     batch["slot"] = np.full_like(batch["slot"], -1)
     a = nested(s.program, s.state.params, s.place(batch))
@@ -82,10 +82,8 @@ def test_deepstack_adds_the_features_that_lie_under_each_cell(setup):
     """Stacks against a mosaic that is assembled and strided by hand."""
     s = setup(1, recipe="deepstack")
     model, params = s.program.model, s.state.params
-    batch = {name: jnp.asarray(x) for name, x in s.host_batch(0).items()}
-    bank, stacks = model.apply({"params": params}, batch["pixels"], batch["gather"], method="visual_tokens")
-    pixels = batch["pixels"].reshape(-1, *batch["pixels"].shape[2:])
-    features = model.vision.apply({"params": params["vision"]}, pixels)[0].reshape(-1, 5, 3, 3, 16)
+    bank, stacks, (features,) = seen(s)
+    features = features.reshape(-1, 5, 3, 3, 16)
     projected = np.asarray(model.projector.apply({"params": params["projector"]}, features))
     np.testing.assert_allclose(bank, projected[:, 0].reshape(-1, 9, 32), atol=1e-5)
     top, bottom = (np.concatenate([projected[:, i], projected[:, i + 1]], axis=2) for i in (1, 3))

@@ -71,9 +71,10 @@ def test_a_router_needs_something_to_choose_from_and_heads_that_divide_it(tiny):
 def run(s, batch, program=None, params=None):
     """`loss_and_grads` on a host batch of a setup's program, or of another; parameters as those of the setup."""
     program = program or s.program
+    params = s.state.params if params is None else params
     with program.use():
-        params = jax.device_put(s.state.params if params is None else params, program.shardings.params)
-        placed = Setup(program, None, None, None).place(batch)
+        params = jax.device_put(params, program.shardings.params)
+        placed = Setup(program).place(batch)
         parts = optimizer.split(params, program.rates)
         return jax.jit(loss_and_grads, static_argnums=0)(program.model, *parts, placed)
 
@@ -103,12 +104,13 @@ def test_labels_are_what_separate_forward_passes_make_of_each_answer(packed):
     s, batch, (_, _, losses, counts) = packed
     model, params = s.program.model, {"params": s.state.params}
     expect = jax.jit(functools.partial(model.apply, method="expect"))
+    see = jax.jit(functools.partial(model.apply, method="grids"))
     logprobs = jax.jit(lambda batch: -token_losses(model.clone(router=None), plain, batch)[0])
     plain = {name: x for name, x in s.state.params.items() if name != "router"}
     sums, numbers = np.zeros(4), np.zeros(4)
     for pack in range(2):
         arrays = {name: x[pack] for name, x in batch.items()}
-        grids = model.apply(params, arrays["pixels"][None], method="grids")[0]
+        grids = see(params, arrays["pixels"][None])[0][0]  # the bank's, of the only path
         probability = np.zeros((len(arrays["question"]), 4))
         for number in range(1, arrays["segment"].max() + 1):
             of_copy = arrays["segment"] == number

@@ -54,3 +54,24 @@ def test_splice_replaces_only_visual_positions():
     tokens, bank = jnp.zeros((1, 4, 2)), jnp.arange(6.0).reshape(1, 3, 2) + 1
     out = vt.splice(tokens, bank, jnp.array([[-1, 2, 0, -1]]))
     np.testing.assert_array_equal(out[0], [[0, 0], [5, 6], [1, 2], [0, 0]])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_what_is_blended_is_the_sum_of_its_rows_by_their_shares(monkeypatch, platform):
+    monkeypatch.setattr(vt, "platform", lambda: platform)
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(2, 7, 3)).astype(np.float32)
+    index, shares = rng.integers(-1, 7, (2, 5, 4)), rng.random((2, 5, 4)).astype(np.float32)
+    index[0, 0] = 3  # the same row four times
+    rows = np.where((index >= 0)[..., None], table[np.arange(2)[:, None, None], index], 0)
+    want = (rows * shares[..., None]).sum(axis=-2)
+    np.testing.assert_allclose(vt.take_blended(jnp.array(table), index, shares), want, atol=1e-6)
+    slot = jnp.array(index[..., 0])
+    spliced = vt.splice(jnp.full((2, 5, 3), 9.0), jnp.array(table), slot, (index, shares))
+    np.testing.assert_allclose(spliced, np.where((slot >= 0)[..., None], want, 9), atol=1e-6)
+    # Gradients are the shares, summed over where a row stands.
+    found = jax.grad(lambda x: vt.take_blended(x, index, shares).sum())(jnp.array(table))
+    want = np.zeros((2, 7))
+    for g in range(2):
+        np.add.at(want[g], index[g][index[g] >= 0], shares[g][index[g] >= 0])
+    np.testing.assert_allclose(found, np.repeat(want[..., None], 3, axis=-1), atol=1e-6)

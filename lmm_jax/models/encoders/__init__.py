@@ -3,8 +3,9 @@
 An encoder is a Linen module. Its fields, `dtype` apart, are the section `config.model.vision`, so that whatever it
 can be told can be set, stored with a run and read back. Beside them it says, as attributes or properties:
 
-    grid           side of a square view's grid of features
-    stride         side of the pixels that one feature stands for; a square view has grid · stride pixels a side
+    side           of a square view, pixels
+    grid           side of such a view's grid of features
+    stride         side of the pixels that one feature stands for; what is left of a side at its end is not seen
     level_strides  how much finer than that grid each further map is that it returns, () if it returns one alone
     extra_views    views that each picture brings beside the whole one and that end inside the encoder, mostly 0
     inject_blocks  blocks before which these views are added to the whole one, a sample of them each; () without
@@ -30,10 +31,11 @@ import inspect
 import re
 
 from lmm_jax.models.encoders.convnext import ConvNeXt
+from lmm_jax.models.encoders.qwen_vit import QwenViT
 from lmm_jax.models.encoders.vit import ViT
 from lmm_jax.ranges import Range, like
 
-ENCODERS = {"vit": ViT, "convnext": ConvNeXt}
+ENCODERS = {"vit": ViT, "convnext": ConvNeXt, "qwen_vit": QwenViT}
 
 _OF_ALL_PARTS = ("dtype", "parent", "name")  # fields that are no section's own: Flax's, and what `config.model` holds
 

@@ -222,6 +222,11 @@ class ConvNeXt(nn.Module):
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
     @property
+    def side(self) -> int:
+        """Side of a square view, pixels."""
+        return self.grid * self.stride
+
+    @property
     def grid(self) -> int:
         """Side of a square picture's feature grid."""
         return self.image_size // self.stride

@@ -1,5 +1,6 @@
-"""CLIP-style vision transformer: pictures to grids of features."""
+"""Vision transformer of CLIP and of SigLIP: pictures to grids of features."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import numpy as np
 from lmm_jax.models.attention.attention import attention
 from lmm_jax.models.layers import Dense, LayerNorm, normalise
 from lmm_jax.models.visual_tokens import sample_strided, tile_mosaic
-from lmm_jax.ranges import COLOUR, SPREAD, Range, each, flag, number, together, whole
+from lmm_jax.ranges import COLOUR, SPREAD, Range, each, flag, number, one_of, together, whole
 from lmm_jax.sharding import constrain
 
 
@@ -18,6 +19,12 @@ def quick_gelu(x):
     """`x · sigmoid(1.702 x)`, the activation CLIP was trained with."""
     return x * nn.sigmoid(1.702 * x)
 
+
+ACTIVATIONS = {
+    "quick_gelu": quick_gelu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": nn.gelu,
+}
 
 REGROUPINGS = Range(
     tuple,
@@ -43,8 +50,8 @@ def class_attention(q, k):
 class ViTBlock(nn.Module):
     """Pre-norm transformer block over `[N, T, C]`, with a stack added first where `number` is not negative.
 
-    `stacks` are `[S, N, T - 1, C]`; the class token receives nothing. Beside the hidden states it gives the block's
-    `class_attention` if `importance` is set, or else None.
+    `stacks` are `[S, N, cells, C]`; a class token before the cells receives nothing. Beside the hidden states it
+    gives the block's `class_attention` if `importance` is set, or else None.
     """
 
     heads: int
@@ -52,12 +59,13 @@ class ViTBlock(nn.Module):
     norm_eps: float
     dtype: str
     importance: bool = False
+    activation: str = "quick_gelu"
 
     @nn.compact
     def __call__(self, x, number, stacks):
         if stacks is not None:
             added = jax.lax.dynamic_index_in_dim(stacks, jnp.maximum(number, 0), keepdims=False)
-            x = jnp.where(number >= 0, x.at[:, 1:].add(added), x)
+            x = jnp.where(number >= 0, x.at[:, x.shape[1] - added.shape[1] :].add(added), x)
         C = x.shape[-1]
         head = (self.heads, C // self.heads)
         y = LayerNorm(self.norm_eps, name="norm_1")(x)
@@ -65,13 +73,16 @@ class ViTBlock(nn.Module):
         y = attention(q, k, v, rows="views")
         x += Dense((C,), ("heads", "head_dim"), ("embed",), True, self.dtype, name="o")(y)
         y = LayerNorm(self.norm_eps, name="norm_2")(x)
-        y = quick_gelu(Dense((self.mlp_dim,), ("embed",), ("mlp",), True, self.dtype, name="up")(y))
+        y = Dense((self.mlp_dim,), ("embed",), ("mlp",), True, self.dtype, name="up")(y)
+        y = ACTIVATIONS[self.activation](y)
         x += Dense((C,), ("mlp",), ("embed",), True, self.dtype, name="down")(y)
         return constrain(x, "views", None, "act_embed"), class_attention(q, k) if self.importance else None
 
 
 class ViT(nn.Module):
-    """CLIP ViT up to one hidden state, without class token in the result and without the last norm.
+    """ViT up to one hidden state, without class token in the result.
+
+    The defaults are those of CLIP; SigLIP has no class token and no norm before its blocks, but biases of patches.
 
     The blocks are scanned in runs, each named after its first block (`blocks_0`); a run ends where a hidden state is
     wanted or where tiles enter.
@@ -79,11 +90,17 @@ class ViT(nn.Module):
     Attributes:
       image_size: side of a picture, pixels.
       patch_size: side of a patch, pixels.
-      width, depth, heads, mlp_dim: of the whole CLIP model; blocks past `level` are not built.
+      cut_rest: pixels at the right and lower edge that fill no patch are not seen (SigLIP at 384, of patches of 14).
+      width, depth, heads, mlp_dim: of the whole model; blocks past `level` are not built.
       level: hidden state to return as Python counts them, -1 the last block's output, -2 the one before (LLaVA).
       stack_levels: further hidden states to return, below `level`; i ≥ 0 is what i blocks give.
       regroup: `(s, n)`: pictures come as one whole and n · n tiles, of which all run through s blocks; from there on
         only the whole ones go on, and before block s + k the tiles' k-th sample is added to them (DeepStack-V).
+      class_token: a learned token stands before those of the patches, attends and is attended to.
+      patch_bias: the map from pixels to patches has a bias.
+      pre_norm: a norm before the blocks.
+      post_norm: a norm behind the blocks, of the hidden state at `level`; `stack_levels` are returned without it.
+      activation: of the feed-forward layers: "quick_gelu", "gelu" or "gelu_tanh".
       norm_eps: of the layer norms.
       mean, std: pixel normalisation, RGB in 0..1.
       dtype: of the computation.
@@ -92,6 +109,7 @@ class ViT(nn.Module):
 
     image_size: int = 336
     patch_size: int = 14
+    cut_rest: bool = False
     width: int = 1024
     depth: int = 24
     heads: int = 16
@@ -99,6 +117,11 @@ class ViT(nn.Module):
     level: int = -2
     stack_levels: tuple[int, ...] = ()
     regroup: tuple[int, ...] = ()
+    class_token: bool = True
+    patch_bias: bool = False
+    pre_norm: bool = True
+    post_norm: bool = False
+    activation: str = "quick_gelu"
     norm_eps: float = 1e-5
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
@@ -108,6 +131,7 @@ class ViT(nn.Module):
     RANGES = {  # noqa: RUF012
         "image_size": whole(1, 65_536),
         "patch_size": whole(1, 65_536),
+        "cut_rest": flag(),
         "width": whole(1, 1_000_000),
         "depth": whole(1, 1_000),
         "heads": whole(1, 1_000_000),
@@ -115,6 +139,11 @@ class ViT(nn.Module):
         "level": whole(-1_000, -1),
         "stack_levels": each(whole(-1_000, 1_000)),
         "regroup": REGROUPINGS,
+        "class_token": flag(),
+        "patch_bias": flag(),
+        "pre_norm": flag(),
+        "post_norm": flag(),
+        "activation": one_of(ACTIVATIONS),
         "norm_eps": number(0, 0.1, above=True),
         "mean": COLOUR,
         "std": SPREAD,
@@ -123,7 +152,7 @@ class ViT(nn.Module):
 
     def check(self):
         """Raises ValueError for fields that contradict each other, naming them as fields of the config."""
-        if self.image_size % self.patch_size:
+        if self.image_size < self.patch_size or (self.image_size % self.patch_size and not self.cut_rest):
             raise ValueError(
                 f"model.vision: pictures of {self.image_size} pixels (image_size) do not divide into patches of "
                 f"{self.patch_size} (patch_size)"
@@ -131,6 +160,11 @@ class ViT(nn.Module):
         if self.width % self.heads:
             raise ValueError(f"model.vision: width {self.width} does not divide into {self.heads} heads")
         self.runs()
+
+    @property
+    def side(self) -> int:
+        """Side of a view, pixels."""
+        return self.image_size
 
     @property
     def grid(self) -> int:
@@ -154,8 +188,8 @@ class ViT(nn.Module):
 
     @property
     def gives_importance(self) -> bool:
-        """Its class token attends to every patch."""
-        return True
+        """A class token attends to every patch."""
+        return self.class_token
 
     @property
     def any_shape(self) -> bool:
@@ -199,7 +233,8 @@ class ViT(nn.Module):
           importance: static, whether to say how important each patch is.
 
         Returns:
-          `[N', grid, grid, C]` of `level`, then of each of `stack_levels`; N' = N, or N / (1 + n²) when regrouping.
+          `[N', grid, grid, C]` of `level`, after the last norm if there is one, then of each of `stack_levels`;
+          N' = N, or N / (1 + n²) when regrouping.
           With `importance` also, as the last, `[N', grid, grid, 1]` float32: the `class_attention` of the last block
           that is built.
 
@@ -210,26 +245,19 @@ class ViT(nn.Module):
         if not H == W == self.image_size or extent is not None:
             raise ValueError(f"ViT wants {self.image_size}×{self.image_size} pictures, got {H}×{W}")
         g, p = self.grid, self.patch_size
-        x = normalise(pixels, self.mean, self.std)
+        x = normalise(pixels[:, : g * p, : g * p], self.mean, self.std)
         x = x.reshape(N, g, p, g, p, 3).swapaxes(2, 3).reshape(N, g * g, p * p * 3)
-        x = Dense((self.width,), ("pixels",), ("embed",), False, self.dtype, name="patches")(x)
-        normal = nn.initializers.normal(0.02)
-        cls = self.param("cls", nn.with_logical_partitioning(normal, ("norm",)), (self.width,), jnp.float32)
-        position = self.param(
-            "position",
-            nn.with_logical_partitioning(normal, ("positions", "embed")),
-            (1 + g * g, self.width),
-            jnp.float32,
-        )
-        cls = jnp.broadcast_to(cls.astype(x.dtype), (N, 1, self.width))
-        x = jnp.concatenate([cls, x], axis=1) + position.astype(x.dtype)
-        x = constrain(LayerNorm(self.norm_eps, name="norm_pre")(x), "views", None, "act_embed")
+        x = Dense((self.width,), ("pixels",), ("embed",), self.patch_bias, self.dtype, name="patches")(x)
+        x = self._positioned(x)
+        if self.pre_norm:
+            x = LayerNorm(self.norm_eps, name="norm_pre")(x)
+        x = constrain(x, "views", None, "act_embed")
         states, stacks = {}, None
         for start, end in self.runs():
             if self.regroup and start == self.regroup[0]:
                 x, stacks = self._regroup(x)
             x, weights = self._run(x, start, end, stacks, importance)
-            states[end] = x[:, 1:].reshape(x.shape[0], g, g, self.width)
+            states[end] = x[:, self._first :].reshape(x.shape[0], g, g, self.width)
         if stacks is not None:
             # The reference adds a sample to a block's input in place, so that the hidden state it has recorded holds
             # the sample too. The features are the input of block `end`, which is not built: where the tiles have a
@@ -237,8 +265,26 @@ class ViT(nn.Module):
             sample = end - self.regroup[0]
             if sample < len(stacks):
                 states[end] += stacks[sample].reshape(states[end].shape)
+        if self.post_norm:
+            states[end] = LayerNorm(self.norm_eps, name="norm_post")(states[end])
         of_patches = (weights[-1].reshape(-1, g, g, 1),) if importance else ()
         return states[end], *(states[level % (self.depth + 1)] for level in self.stack_levels), *of_patches
+
+    @property
+    def _first(self):
+        """Number of the first token that is a patch."""
+        return int(self.class_token)
+
+    def _positioned(self, x):
+        """Patches `[N, cells, C]` behind the class token, if there is one, with their positions."""
+        normal = nn.initializers.normal(0.02)
+        if self.class_token:
+            cls = self.param("cls", nn.with_logical_partitioning(normal, ("norm",)), (self.width,), jnp.float32)
+            cls = jnp.broadcast_to(cls.astype(x.dtype), (len(x), 1, self.width))
+            x = jnp.concatenate([cls, x], axis=1)
+        init = nn.with_logical_partitioning(normal, ("positions", "embed"))
+        position = self.param("position", init, (x.shape[1], self.width), jnp.float32)
+        return x + position.astype(x.dtype)
 
     def _run(self, x, start, end, stacks, importance):
         """The blocks from `start` to `end` (exclusive) as one scan.
@@ -261,13 +307,13 @@ class ViT(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         name = f"blocks_{start}"
-        run = blocks(self.heads, self.mlp_dim, self.norm_eps, self.dtype, importance, name=name)
+        run = blocks(self.heads, self.mlp_dim, self.norm_eps, self.dtype, importance, self.activation, name=name)
         return run(x, numbers, stacks)
 
     def _regroup(self, x):
         """Whole pictures `[N', T, C]`, and the samples of their tiles' mosaics as stacks `[n², N', T - 1, C]`."""
         n, g = self.regroup[1], self.grid
         x = x.reshape(-1, 1 + n * n, *x.shape[1:])
-        tiles = x[:, 1:, 1:].reshape(-1, n, n, g, g, self.width)
+        tiles = x[:, 1:, self._first :].reshape(-1, n, n, g, g, self.width)
         stacks = sample_strided(tile_mosaic(tiles), n)
         return x[:, 0], stacks.reshape(n * n, -1, g * g, self.width)

@@ -51,6 +51,9 @@ def test_cached_attention_sees_the_filled_places_and_what_came_before_in_its_own
     np.testing.assert_allclose(found, want[:, :1], atol=2e-6)
 
 
+_filled = jax.jit(KVCache.filled)
+
+
 class Ring:
     """What a cache should hold: the positions of each row, in a list."""
 
@@ -59,12 +62,13 @@ class Ring:
 
     def equals(self, cache):
         """Whether the rows' positions lie before `end`, the newest last, and nothing else counts as filled."""
+        filled, k, v = jax.device_get((_filled(cache), cache.k, cache.v))
         for row, want in enumerate(self.rows):
             places = [(int(cache.end) - len(want) + n) % cache.size for n in range(len(want))]
             assert int(cache.length[row]) == len(want)
-            assert set(np.flatnonzero(cache.filled()[row])) == set(places)
-            np.testing.assert_array_equal(cache.k[0, row, 0, np.array(places, int), 0], want)
-            np.testing.assert_array_equal(cache.v[1, row, 1, np.array(places, int), 1], np.negative(want))
+            assert set(np.flatnonzero(filled[row])) == set(places)
+            np.testing.assert_array_equal(k[0, row, 0, np.array(places, int), 0], want)
+            np.testing.assert_array_equal(v[1, row, 1, np.array(places, int), 1], np.negative(want))
 
 
 def test_a_cache_is_a_ring_that_rows_enter_and_leave_at_any_time():
@@ -89,7 +93,7 @@ def test_a_cache_is_a_ring_that_rows_enter_and_leave_at_any_time():
         if full or rng.random() < 0.3:  # a row that is full, or any, is given to another prompt
             row, n, first = full[0] if full else int(rng.integers(len(ring.rows))), int(rng.integers(1, 5)), 2
             k, v = keys(1, 7)
-            cache = put(cache, row, *(x[:, 0].swapaxes(1, 2) for x in (k, v)), first, n)
+            cache = put(cache, row, *(x[:, 0].swapaxes(1, 2) for x in (k, v)), first, n, n)
             ring.rows[row] = k[0, 0, first : first + n, 0, 0].tolist()
         else:
             k, v = keys(len(ring.rows), 1)
