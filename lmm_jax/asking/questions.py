@@ -57,6 +57,9 @@ def check_options(options):
     if options.get("max_new_tokens") is not None:
         read_number("max_new_tokens", options["max_new_tokens"])
     options.pop("max_new_tokens", None)
+    if options.get("max_pixels") is not None:
+        read_number("max_pixels", options["max_pixels"])
+    options.pop("max_pixels", None)
     read_sampling(1, False, 2**31, **options)
 
 

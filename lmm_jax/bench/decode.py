@@ -68,7 +68,7 @@ class Asked:
     def __init__(self, shape, dtype):
         self.shape, self.program = shape, program_of(shape, dtype, shape["scales"])
         model = self.program.model
-        size = model.vision.grid * model.vision.stride
+        size = model.vision.side
         visual = VisualLayout(
             size=size, cell=model.vision.stride, canvas=(size, size), aspect="pad", tilings=(), zoom=1,
             sequence="whole", stacks="", sampling="2d", newline=False, reduction=model.reduction, padding=(0, 0, 0),
@@ -92,7 +92,8 @@ class Asked:
         at = min(BEFORE_PICTURE, len(ids))
         id = np.insert(ids, at, np.zeros(question.scale, np.int32))
         slot = np.insert(np.full(len(ids), -1), at, np.arange(question.scale))
-        prompt = Prompt("bench", id, slot, -2, (picture or self.picture(),), (question.scale,), question.scale)
+        position, pictures = np.arange(len(id)), (picture or self.picture(),)
+        prompt = Prompt("bench", id, slot, position, -2, pictures, (question.scale,), question.scale)
         return Request(prompt, question.new, Sampling(), TextStream(_NoText()), asked_again=again)
 
     def seconds(self, questions, steps, what):

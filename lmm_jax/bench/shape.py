@@ -149,7 +149,10 @@ def model_config(shape, dtype, scales, checkpoint=False):
                 **_sizes(vision),
                 "remat": checkpoint,
             },
+            finer=0,
             projector={"depth": 2},
+            level_projector={},
+            density_router=types.SimpleNamespace(width=0),
             decoder={
                 "vocab_size": text["vocab_size"],
                 **_sizes(text),
@@ -157,8 +160,19 @@ def model_config(shape, dtype, scales, checkpoint=False):
                 "remat": "full" if checkpoint else "dots",
             },
         ),
+        lora=types.SimpleNamespace(rank=0),  # none
         optimizer=types.SimpleNamespace(
-            learning_rate=1e-5, groups=(), warmup=0.03, final=0.0, b1=0.9, b2=0.999, weight_decay=0.0, clip=0.0
+            learning_rate=1e-5,
+            groups=(),
+            warmup=0.03,
+            final=0.0,
+            b1=0.9,
+            b2=0.999,
+            weight_decay=0.0,
+            clip=0.0,
+            moments="float32",
+            second_moment="full",
+            frozen_dtype="float32",
         ),
         data=types.SimpleNamespace(length=max(lengths(shape, scales))),
         train=types.SimpleNamespace(steps=1000),

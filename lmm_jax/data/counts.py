@@ -29,13 +29,14 @@ class Counts:
     """What each record takes, up to its last answer that fits; 0 of a record that cannot be used.
 
     Attributes:
-      usable: `[n]` bool; the others are too long, have no answer, or a picture too thin to have a visual token.
+      usable: `[n]` bool; the others are too long, have no answer, or a picture without a visual token.
       needed: `[n]` int, positions that a row must have for the record to be usable; `NO_LENGTH` without an answer.
-      thin: `[n]` bool, whether a picture is too thin to have a visual token.
+      thin: `[n]` bool, whether a picture is too thin to have a visual token, or has no place on the canvas.
       answers: `[n]` int.
       positions: `[n, scales]` int, of the copy at each scale.
       pictures, views: `[n]` int.
       supervised: `[n]` int, supervised tokens of one copy.
+      bucket: `[n]` int, number of the record's canvas among `VisualLayout.buckets`.
     """
 
     usable: np.ndarray
@@ -46,13 +47,14 @@ class Counts:
     pictures: np.ndarray
     views: np.ndarray
     supervised: np.ndarray
+    bucket: np.ndarray
 
 
 NO_LENGTH = np.iinfo(np.int64).max  # of a record that no length of a row makes usable
 
 
 def count_records(index, visual, scales, length, cut) -> Counts:
-    """Counts the records of a prepared split.
+    """Counts the records of a prepared split; of several canvases each record on its own.
 
     Args:
       index: arrays of `lmm_jax.data.prepare.index`.
@@ -61,6 +63,18 @@ def count_records(index, visual, scales, length, cut) -> Counts:
       length: positions of a row.
       cut: whether a conversation that is too long is cut after its last answer that fits.
     """
+    records = len(index["turn_offsets"]) - 1
+    of_picture = np.repeat(np.arange(records), np.diff(index["image_offsets"]))
+    bucket = np.zeros(records, np.int64)
+    if len(visual.buckets) > 1:
+        bucket = visual.choose_buckets(index["image_sizes"], of_picture, records)
+    counted = [_count(index, canvas, scales, length, cut) for canvas in visual.buckets]
+    merged = {name: np.stack([found[name] for found in counted])[bucket, np.arange(records)] for name in counted[0]}
+    return Counts(**merged, bucket=bucket)
+
+
+def _count(index, visual, scales, length, cut) -> dict[str, np.ndarray]:
+    """What `count_records` returns, of one canvas."""
     # Many pictures have the same size, so that each size is laid out once.
     sizes, size_of_picture = _distinct(index["image_sizes"])
     first_picture = np.repeat(index["image_offsets"][:-1], np.diff(index["turn_offsets"]))  # of each answer's record
@@ -89,7 +103,7 @@ def count_records(index, visual, scales, length, cut) -> Counts:
         found[usable] = of_answers[last[usable]]
         return found
 
-    return Counts(
+    return dict(
         usable=usable,
         needed=needed,
         thin=thin,
@@ -143,4 +157,4 @@ def needs_of(counts, scales, phases) -> Needs:
             if number > 0:  # text alone is the same at every scale and has one copy
                 positions = np.where(shows, positions, 0)
             copies[:, number] = np.maximum(copies[:, number], positions)
-    return Needs(copies, counts.views, counts.supervised * np.where(shows, most_copies, 1))
+    return Needs(copies, counts.views, counts.supervised * np.where(shows, most_copies, 1), counts.bucket)

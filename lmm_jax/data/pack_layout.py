@@ -14,15 +14,16 @@ which views a grid is made of, `gather` says: see `visual_layout`.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
 from lmm_jax.data.conversation import NO_ANSWER, encode, truncate
 from lmm_jax.data.packing import Capacity, assign_rows
 from lmm_jax.data.questions import PlacedQuestion, answer_numbers, question_arrays, read_questions
-from lmm_jax.data.segments import NO_QUESTION, DoesNotFit, Segment, lay_out, pack
+from lmm_jax.data.segments import NO_QUESTION, TEXT, DoesNotFit, Segment, lay_out, pack
 from lmm_jax.data.views import make_views, resize_on_canvas
-from lmm_jax.data.visual_layout import VisualLayout
+from lmm_jax.data.visual_layout import NEWLINE, VisualLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ class PackLayout:
       too_long: see `conversation.truncate`.
       questions: questions that a pack has room for, Q; 0 leaves out what only a router reads.
       question_length: ids of a question that a router reads, I.
+      axes: shape of the number of a position, () or (3,), see `segments.positions`.
     """
 
     visual: VisualLayout
@@ -66,6 +68,7 @@ class PackLayout:
     too_long: str
     questions: int = 0
     question_length: int = 0
+    axes: tuple[int, ...] = ()
 
     @classmethod
     def from_config(cls, config, visual, capacity=None):
@@ -88,6 +91,7 @@ class PackLayout:
             template=data.template,
             too_long=data.too_long,
             question_length=config.model.router.tokens,
+            axes=(3,) if config.model.decoder.rope_axes else (),
         )
 
     @property
@@ -107,7 +111,8 @@ class PackLayout:
         rows, columns = self.visual.view_grid
         gather = 0 if self.visual.direct else (1 + self.visual.added) * self.grids * rows * columns
         router = self.questions * (self.question_length + self.grids) + self.targets if self.questions else 0
-        numbers = 4 * self.rows * self.length + 3 * self.targets + gather + router
+        of_position = 3 + math.prod(self.axes) + (8 if self.visual.shrink else 0)
+        numbers = of_position * self.rows * self.length + 3 * self.targets + gather + router
         return 4 * numbers + 3 * self.views * height * width
 
     def place(self, sizes, first_grid=0) -> list[PlacedPicture]:
@@ -177,13 +182,15 @@ class PackLayout:
     def _copies(self, encoded, placed, scales, first_question=0):
         bits = [1 << self.scales.index(scale) for scale in scales]
         if not placed:  # the same at every scale: one copy, in the groups of all of them
-            return [lay_out(encoded.ids, encoded.supervised, [], sum(bits))]
+            return [lay_out(encoded.ids, encoded.supervised, [], sum(bits), shapes=[] if self.axes else None)]
         answers = encoded.answers
         question = np.where(answers == NO_ANSWER, NO_QUESTION, first_question + answers)
 
         def copy(scale, bit):
             slots = [self.slots(picture, scale) for picture in placed]
-            return lay_out(encoded.ids, encoded.supervised, slots, bit, question)
+            shapes = [self.visual.shown(picture.size, scale) for picture in placed] if self.axes else None
+            blends = [self.blends(picture, scale) for picture in placed] if self.visual.shrink else None
+            return lay_out(encoded.ids, encoded.supervised, slots, bit, question, shapes, blends)
 
         return [copy(scale, bit) for scale, bit in zip(scales, bits, strict=True)]
 
@@ -193,6 +200,9 @@ class PackLayout:
         Raises:
           ValueError: the picture is too thin to have a visual token.
         """
+        refused = self.visual.refusal(picture.size)
+        if refused:
+            raise ValueError(refused)
         cells = self.visual.slots(picture.tiling, scale, picture.size)
         if not len(cells):
             canvas = "{1} x {0}".format(*self.visual.canvas)
@@ -200,15 +210,23 @@ class PackLayout:
                 f"a picture of {picture.size[0]} x {picture.size[1]} pixels, fitted into a canvas of {canvas}, is "
                 f"too thin to have a visual token at scale {scale}; leave it out, or choose another data.canvas"
             )
+        return self._bank_slots(cells, picture, scale)
+
+    def blends(self, picture, scale) -> tuple[np.ndarray, np.ndarray]:
+        """Bank slots `[n, 4]` of what stands there in a layout that shrinks, and their shares `[n, 4]` float32."""
+        cells, shares = self.visual.blends(picture.tiling, scale, picture.size)
+        return self._bank_slots(cells, picture, scale), shares
+
+    def _bank_slots(self, cells, picture, scale):
         tokens = [self.visual.grid_tokens(s) for s in self.scales]
         return bank_slots(cells, picture.first_grid, self.scales.index(scale), tokens, self.grids)
 
     def see(self, picture) -> np.ndarray:
         """Views `[n, H, W, 3]` uint8 of an opened RGB picture."""
         visual = self.visual
-        if visual.aspect == "own":
-            height, width = visual.canvas
-            return resize_on_canvas(picture, visual.size, width, height)[None]
+        if visual.on_canvas:
+            (h, w), (height, width) = visual.extents([picture.size])[0].tolist(), visual.canvas
+            return resize_on_canvas(picture, w, h, width, height)[None]
         tiling = visual.tiling(*picture.size)
         return make_views(picture, visual.size, visual.aspect, tiling, visual.zoom, visual.padding)
 
@@ -236,7 +254,9 @@ class PackLayout:
             raise DoesNotFit(f"{needed} views of {len(pictures)} pictures, room for {self.views}; raise data.views")
         if row_of is None:
             row_of = assign_rows([len(segment) for segment in segments], self.rows, self.length)
-        out = pack(segments, row_of, self.rows, self.length, self.targets) | self._without_pictures()
+        blended = self.visual.shrink > 0
+        out = pack(segments, row_of, self.rows, self.length, self.targets, self.axes, blended)
+        out |= self._without_pictures()
         for picture, (_, pixels) in zip(placed, pictures, strict=True):
             if pixels is not None:
                 self._show(picture, pixels, out)
@@ -251,7 +271,7 @@ class PackLayout:
         out = {"pixels": np.zeros((self.views, *visual.canvas, 3), np.uint8)}
         if not visual.direct:
             out["gather"] = np.full((1 + visual.added, self.grids, *visual.view_grid), -1, np.int32)
-        if visual.aspect == "own":
+        if visual.on_canvas:
             out["extent"] = np.zeros((self.views, 2), np.int32)
         return out
 
@@ -274,7 +294,7 @@ def bank_slots(cells, first_grid, scale_number, tokens, grids) -> np.ndarray:
     drawing of this module.
 
     Args:
-      cells: `[n]` int, grid · tokens + token, the picture's grids counted from 0; negative for the newline.
+      cells: `[n]` int, grid · tokens + token, the picture's grids counted from 0; `NEWLINE`, or text as it is.
       first_grid: number of the picture's first grid in its pack.
       scale_number: of the picture's scale among those of the bank, from 0.
       tokens: slots of a grid at each scale of the bank, in its order.
@@ -282,4 +302,5 @@ def bank_slots(cells, first_grid, scale_number, tokens, grids) -> np.ndarray:
     """
     before = grids * sum(tokens[:scale_number])
     newline = grids * sum(tokens)
-    return np.where(cells < 0, newline, before + first_grid * tokens[scale_number] + cells).astype(np.int32)
+    slots = np.where(cells == NEWLINE, newline, before + first_grid * tokens[scale_number] + cells)
+    return np.where(cells <= TEXT, cells, slots).astype(np.int32)

@@ -57,18 +57,24 @@ class Needs:
       copies: `[n, C]` int, positions of each copy, longest first; 0 where a record has fewer than C copies.
       views: `[n]` int, of its pictures.
       targets: `[n]` int, supervised positions of all copies together.
+      bucket: `[n]` int, of the canvases that a pack may have the one that the record's pictures need.
     """
 
     copies: np.ndarray
     views: np.ndarray
     targets: np.ndarray
+    bucket: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.bucket is None:
+            object.__setattr__(self, "bucket", np.zeros(len(self.copies), np.int64))
 
     def __len__(self):
         return len(self.copies)
 
     def take(self, records):
         """The needs of some records, named by their numbers or a mask."""
-        return Needs(self.copies[records], self.views[records], self.targets[records])
+        return Needs(self.copies[records], self.views[records], self.targets[records], self.bucket[records])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +84,12 @@ class PlannedPack:
     Attributes:
       members: `[m]` numbers of its records, or `[m, 2]` (dataset, record).
       rows: `[m, C]` the pack's row for each copy of each member, as in `Needs.copies`; `NO_ROW` where it has fewer.
+      bucket: as in `Needs`, of all members.
     """
 
     members: np.ndarray
     rows: np.ndarray
+    bucket: int = 0
 
 
 def plan_packs(needs, capacity) -> list[PlannedPack]:

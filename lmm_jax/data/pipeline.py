@@ -38,12 +38,14 @@ class Dataset:
       counts: what each record takes.
       needs: what each record takes in a pack.
       used: `[n]` numbers of the records that stand in the stream, which counts them 0 … n - 1.
+      no_token: what keeps a picture from having a visual token, `VisualLayout.no_token`.
     """
 
     data: Prepared
     counts: Counts
     needs: Needs
     used: np.ndarray
+    no_token: str
 
     @property
     def needs_used(self) -> Needs:
@@ -75,7 +77,7 @@ class Dataset:
         out[self.left_out] = True
         tests = {
             "no answer of an assistant is supervised": counts.needed == NO_LENGTH,
-            "a picture is too thin to have a visual token": counts.thin,
+            self.no_token: counts.thin,
             f"longer than data.length={capacity.length} positions": counts.needed > capacity.length,
             f"more pictures than data.views={capacity.views} views hold": needs.views > capacity.views,
             f"more supervised tokens than data.targets={capacity.targets}": needs.targets > capacity.targets,
@@ -139,7 +141,8 @@ class Packs:
 
     Attributes:
       datasets: a `Dataset` for each prepared folder.
-      layout: `PackLayout` of a pack.
+      layout: `PackLayout` of a pack; of several canvases that of the largest.
+      layouts: that of each canvas, see `VisualLayout.buckets`.
       stream: `stream.Stream` over the records that are used.
       per_step: packs of a global batch.
     """
@@ -167,9 +170,10 @@ class Packs:
         def counted(prepared):
             counts = count_records(prepared.index, visual, scales, data.length, cut=data.too_long == "cut")
             needs = needs_of(counts, scales, self._phases)
-            return Dataset(prepared, counts, needs, np.flatnonzero(counts.usable))
+            return Dataset(prepared, counts, needs, np.flatnonzero(counts.usable), visual.no_token)
 
         prepared = [Prepared(path, split) for path, _ in mixture]
+        visual = visual.with_marks(prepared[0].tokenizer)
         _check_agreement(prepared, data.template)
         datasets = list(map(counted, prepared))
         for dataset in datasets:
@@ -181,11 +185,14 @@ class Packs:
             share = data.max_left_out if len(dataset.used) else 0.0
             if len(dataset.left_out) > share * len(dataset.data):
                 _refuse(dataset, capacity, share)
-        self.stream = Stream([d.needs_used for d in self.datasets], weights, capacity, config.seed, shuffle)
-        self.layout = PackLayout.from_config(config, visual, capacity)
-        if config.model.router.width:
-            self.layout = dataclasses.replace(self.layout, questions=self._most_questions())
         self.per_step = packs_per_step
+        needs = [d.needs_used for d in self.datasets]
+        self.stream = Stream(needs, weights, capacity, config.seed, shuffle, packs_per_step)
+        self._visual = visual
+        questions = self._most_questions() if config.model.router.width else 0
+        layouts = [PackLayout.from_config(config, bucket, capacity) for bucket in visual.buckets]
+        self.layouts = [dataclasses.replace(layout, questions=questions) for layout in layouts]
+        self.layout = max(self.layouts, key=lambda layout: layout.bytes)
         self._first_number = np.cumsum([0, *map(len, self.data)])  # of each dataset's records, see `record_index`
         self._known = None, False  # a step, and whether its batch has a picture
 
@@ -234,7 +241,7 @@ class Packs:
             "weights": [float(w) for w in mixture.weights],
             "tokenizer": self.tokenizer.fingerprint,
             "template": self.layout.template,
-            "visual_layout": json.loads(json.dumps(dataclasses.asdict(self.layout.visual))),  # without tuples
+            "visual_layout": json.loads(json.dumps(dataclasses.asdict(self._visual) | {"mark_ids": None})),
             "seed": mixture.seed,
             "capacity": list(dataclasses.astuple(self.stream.capacity)),
             "scales": [list(phase) for phase in self._phases],
@@ -262,58 +269,62 @@ class Packs:
 
         What is of pictures, `OF_PICTURES`, is left out where no pack of the whole global batch has one.
         """
-        step = position // self.per_step
-        members, planned = self.members(position), self.stream[position].rows
-        loaded = self._load_all(members, self._phases[step % len(self._phases)], position)
+        step, planned = position // self.per_step, self.stream[position]
+        members, layout = self.members(position), self.layout_at(position)
+        loaded = self._load_all(layout, members, self._phases[step % len(self._phases)], position)
         segments, row_of = [], []
-        for record, rows in zip(loaded, planned, strict=True):
+        for record, rows in zip(loaded, planned.rows, strict=True):
             # Rows are planned for the copies of any step, longest first: none of this step's is longer.
             copies = sorted(record.segments, key=len, reverse=True)
             segments += copies
             row_of += rows[: len(copies)].tolist()
         pictures = [picture for record in loaded for picture in record.pictures]
         questions = [question for record in loaded for question in record.questions]
-        out = self.layout.assemble(segments, pictures, row_of, questions)
+        out = layout.assemble(segments, pictures, row_of, questions)
         if not self._shows_pictures(step):
             out = {name: x for name, x in out.items() if name not in OF_PICTURES}
         return out | {
             "record_index": np.array([self._first_number[dataset] + record for dataset, record in members], np.int64),
-            "bad": np.array([record.fault is not None for record in loaded]),
+            "bad": np.array([record.fault is not None for record in loaded], bool),
             "faults": [record.fault for record in loaded if record.fault is not None],
         }
 
-    def _load_all(self, members, scales, position) -> list[Loaded]:
+    def layout_at(self, position) -> PackLayout:
+        """The layout of the pack at a global position: that of its canvas."""
+        return self.layouts[self.stream[position].bucket]
+
+    def _load_all(self, layout, members, scales, position) -> list[Loaded]:
         """The records of a pack; each has its grids and its questions behind those of the one before."""
-        visual, loaded, first_grid, first_question = self.layout.visual, [], 0, 0
+        visual, loaded, first_grid, first_question = layout.visual, [], 0, 0
         for dataset, record in members:
-            loaded.append(self._load(dataset, record, scales, first_grid, first_question, position))
+            loaded.append(self._load(layout, dataset, record, scales, first_grid, first_question, position))
             first_question += len(loaded[-1].questions)
             sizes = self.sizes(dataset, record)
             first_grid += sum(visual.grids_of_tiling(visual.tiling(*size)) for size in sizes)
         return loaded
 
-    def _load(self, dataset, record, scales, first_grid, first_question, position) -> Loaded:
+    def _load(self, layout, dataset, record, scales, first_grid, first_question, position) -> Loaded:
         """A record of a pack, or blank segments of the lengths that were planned for it."""
         try:
-            return self._read(dataset, record, scales, first_grid, first_question)
+            return self._read(layout, dataset, record, scales, first_grid, first_question)
         except Exception as error:  # whatever is wrong with one record must not end or move the stream
             blanks = [blank(length) for length in self._lengths(dataset, record, scales)]
             unseen = [(size, None) for size in self.sizes(dataset, record)]
             return Loaded(blanks, unseen, fault=self._fault(position, dataset, record, error))
 
-    def _read(self, dataset, record, scales, first_grid, first_question) -> Loaded:
+    def _read(self, layout, dataset, record, scales, first_grid, first_question) -> Loaded:
         """Reads a record and lays it out; raises whatever is wrong with it."""
         sizes, stored = self.sizes(dataset, record), self.data[dataset][record]
         all_sizes, turns = self.datasets[dataset].all_sizes(record), as_turns(stored)
-        segments = self.layout.training_segments(turns, all_sizes, self.tokenizer, scales, first_grid, first_question)
+        segments = layout.training_segments(turns, all_sizes, self.tokenizer, scales, first_grid, first_question)
         pictures = [open_picture(data) for data in stored["images"][: len(sizes)]]
         lengths = [len(segment) for segment in segments]
         if lengths != self._lengths(dataset, record, scales) or [picture.size for picture in pictures] != sizes:
             raise ValueError("the record is not the one that was counted when the data was prepared")
-        seen = [(picture.size, self.layout.see(picture)) for picture in pictures]
-        if not self.layout.questions or not pictures:
+        seen = [(picture.size, layout.see(picture)) for picture in pictures]
+        if not layout.questions or not pictures:
             return Loaded(segments, seen)
-        questions = self.layout.training_questions(turns, all_sizes, self.tokenizer, first_grid)
+        questions = layout.training_questions(turns, all_sizes, self.tokenizer, first_grid)
         return Loaded(segments, seen, questions[: self.datasets[dataset].counts.answers[record]])
 
     def _lengths(self, dataset, record, scales):
@@ -386,6 +397,7 @@ def _check_agreement(prepared, template):
 
 
 OF_PICTURES = ("pixels", "gather", "extent", "question", "question_grids", "answer")  # of a batch
+OF_PICTURES += ("blend_slot", "blend_share")
 HOST_ONLY = ("record_index", "bad", "faults")  # of a batch; the rest goes to the devices
 
 

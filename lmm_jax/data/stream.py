@@ -12,6 +12,9 @@
                          │  packs of a step
     steps         0       | 1       | …
 
+Where pictures have canvases of several shapes, those of a step have one: packs are planned for each canvas apart, and
+shuffled as steps. The last step of each canvas in a round is filled up with packs without records.
+
 Of one dataset a round is an epoch. Nothing but the position is needed to resume, and hosts may be of any number: each
 asks for the positions that its devices hold.
 """
@@ -65,13 +68,13 @@ class Mixture:
     def needs_of(self, drawn) -> Needs:
         """Needs of records `[n, 2]` (dataset, record), with as many columns of copies as any dataset has."""
         copies = np.zeros((len(drawn), max(n.copies.shape[1] for n in self.needs)), np.int64)
-        views, targets = np.zeros((2, len(drawn)), np.int64)
+        views, targets, bucket = np.zeros((3, len(drawn)), np.int64)
         for dataset, needs in enumerate(self.needs):
             at = drawn[:, 0] == dataset
             some = needs.take(drawn[at, 1])
             copies[at, : some.copies.shape[1]] = some.copies
-            views[at], targets[at] = some.views, some.targets
-        return Needs(copies, views, targets)
+            views[at], targets[at], bucket[at] = some.views, some.targets, some.bucket
+        return Needs(copies, views, targets, bucket)
 
     def _from_epochs(self, dataset, first, last):
         """Records number `first` … `last` - 1 of a dataset that is read epoch after epoch."""
@@ -93,11 +96,12 @@ class Stream:
     Attributes:
       mixture: `Mixture` that the records are drawn from.
       capacity: of a pack.
+      per_step: packs of a step, which have one canvas.
     """
 
-    def __init__(self, needs, weights, capacity, seed, shuffle=True):
+    def __init__(self, needs, weights, capacity, seed, shuffle=True, per_step=1):
         """Args: see `Mixture` and `packing.Capacity`; raises what `Mixture` does."""
-        self.mixture, self.capacity = Mixture(needs, weights, seed, shuffle), capacity
+        self.mixture, self.capacity, self.per_step = Mixture(needs, weights, seed, shuffle), capacity, per_step
         self._ends = [0]  # packs before each round that was planned
         self._plans = {}  # of the latest rounds
 
@@ -152,10 +156,31 @@ class Stream:
 
     def _plan_round(self, number):
         drawn = self.mixture.drawn(number)
-        packs = plan_packs(self.mixture.needs_of(drawn), self.capacity)
-        if self.mixture.shuffle:
-            packs = [packs[i] for i in _permutation(len(packs), self.mixture.seed, "packs", number)]
-        return [PlannedPack(drawn[pack.members], pack.rows) for pack in packs]
+        needs = self.mixture.needs_of(drawn)
+        if len(np.unique(np.concatenate([some.bucket for some in self.mixture.needs]))) > 1:
+            return self._plan_buckets(number, drawn, needs)
+        packs = self._shuffled(plan_packs(needs, self.capacity), "packs", number)
+        bucket = int(needs.bucket[0])
+        return [PlannedPack(drawn[pack.members], pack.rows, bucket) for pack in packs]
+
+    def _plan_buckets(self, number, drawn, needs):
+        """As `_plan_round` where there are several canvases: a list of whole steps."""
+        steps = []
+        for bucket in np.unique(needs.bucket).tolist():
+            at = np.flatnonzero(needs.bucket == bucket)
+            packs = self._shuffled(plan_packs(needs.take(at), self.capacity), f"packs {bucket}", number)
+            packs = [PlannedPack(drawn[at[pack.members]], pack.rows, bucket) for pack in packs]
+            copies = needs.copies.shape[1]
+            nothing = PlannedPack(np.zeros((0, 2), np.int64), np.zeros((0, copies), np.int64), bucket)
+            packs += [nothing] * (-len(packs) % self.per_step)
+            steps += [packs[i : i + self.per_step] for i in range(0, len(packs), self.per_step)]
+        return [pack for step in self._shuffled(steps, "steps", number) for pack in step]
+
+    def _shuffled(self, items, what, number):
+        """`items` in an order of their own, where the stream has any."""
+        if not self.mixture.shuffle:
+            return items
+        return [items[i] for i in _permutation(len(items), self.mixture.seed, what, number)]
 
 
 def choose_capacity(needs, weights, length, seed, rows=(1, 2, 4, 8), views_step=1, sample=4096) -> Capacity:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from lmm_jax.data.images import MAX_PIXELS
 
+LONGEST_NATIVE = 200  # times as long as wide, of aspect "native"
 STRIP = 256  # rows of a tall picture that are padded at a time
 
 
@@ -32,6 +33,64 @@ def choose_canvas(sizes, canvases) -> np.ndarray:
     spare = canvases.prod(axis=-1) - kept
     most = kept == kept.max(axis=1, keepdims=True)
     return np.where(most, spare, np.iinfo(np.int64).max).argmin(axis=1)  # the first of the least
+
+
+def choose_by_ratio(sizes, tilings, size) -> np.ndarray:
+    """The tiling whose shape is nearest to each picture's (InternVL's and Granite-Docling's rule).
+
+    Tilings are looked at by rising number of tiles. Of equally near ones, a later one wins if the picture has more
+    than half as many pixels as its tiles.
+
+    Args:
+      sizes: `[n, 2]` (width, height) of pictures, pixels.
+      tilings: `(columns, rows)`; the order decides ties of as many tiles.
+      size: side of a tile, pixels.
+
+    Returns:
+      `[n]` numbers of tilings.
+    """
+    width, height = np.asarray(sizes, np.int64).reshape(-1, 2).T
+    best, nearest = np.zeros(len(width), np.int64), np.full(len(width), np.inf)
+    for number in sorted(range(len(tilings)), key=lambda i: math.prod(tilings[i])):
+        columns, rows = tilings[number]
+        away = np.abs(width / height - columns / rows)
+        large = width * height > 0.5 * size * size * columns * rows
+        best = np.where((away < nearest) | ((away == nearest) & large), number, best)
+        nearest = np.minimum(away, nearest)
+    return best
+
+
+def sizes_by_longest(sizes, size, most) -> tuple[np.ndarray, np.ndarray]:
+    """What becomes of pictures whose longer side is made `most` tiles long (SmolVLM's and Idefics3's rule).
+
+    Args:
+      sizes: `[n, 2]` (width, height) of pictures, pixels.
+      size: side of a tile, pixels.
+      most: tiles.
+
+    Returns:
+      `[n, 2]` (width, height) of the pictures, the shorter side truncated and made even, and `[n, 2]` (columns, rows)
+      of the tiles that hold them.
+    """
+    pixels, sizes = most * size, np.asarray(sizes, np.int64).reshape(-1, 2)
+    width, height = sizes.T
+    wide, ratio = width >= height, width / height
+    short = np.where(wide, pixels / ratio, pixels * ratio).astype(np.int64)
+    short = np.maximum(short + short % 2, 1)
+    width, height = np.where(wide, pixels, short), np.where(wide, short, pixels)
+    # Each picture is brought to whole tiles by its longer side again, whose product is rounded once more.
+    wide, ratio = width >= height, width / height
+    across, down = -(-width // size), -(-height // size)
+    rows = -(-(across * size / ratio).astype(np.int64) // size)
+    columns = -(-(down * size * ratio).astype(np.int64) // size)
+    tiles = np.where(wide, across, columns), np.where(wide, rows, down)
+    return np.stack([width, height], axis=1), np.stack(tiles, axis=1)
+
+
+def longest_tilings(most) -> tuple[tuple[int, int], ...]:
+    """Every `(columns, rows)` of `sizes_by_longest`."""
+    sides = range(1, most + 1)
+    return (*((most, rows) for rows in sides), *((columns, most) for columns in sides[:-1]))
 
 
 def select_best_resolution(width, height, resolutions) -> tuple[int, int]:
@@ -89,6 +148,29 @@ def size_on_canvas(width, height, size, canvas_width, canvas_height) -> tuple[in
     """The size of a picture at its own aspect ratio: the shorter side `size` if that fits the canvas, else `fit`."""
     w, h = _with_short_side(width, height, size)
     return (w, h) if w <= canvas_width and h <= canvas_height else fit(width, height, canvas_width, canvas_height)
+
+
+def native_size(width, height, step, least, most) -> tuple[int, int]:
+    """The size of a picture whose sides are made multiples of `step`, pixels within bounds (Qwen's processors).
+
+    Each side is rounded on its own, so that the shape is kept about. (0, 0) for a picture that is more than
+    `LONGEST_NATIVE` times as long as wide, which they refuse.
+
+    Args:
+      width, height: of the picture, pixels.
+      step: pixels.
+      least, most: pixels of the whole; a picture of fewer is enlarged, one of more made smaller.
+    """
+    if max(width, height) > LONGEST_NATIVE * min(width, height):
+        return 0, 0
+    sides = [round(side / step) * step for side in (width, height)]
+    if math.prod(sides) > most:
+        shrink = math.sqrt(height * width / most)
+        sides = [max(step, math.floor(side / shrink / step) * step) for side in (width, height)]
+    elif math.prod(sides) < least:
+        enlarge = math.sqrt(least / (height * width))
+        sides = [math.ceil(side * enlarge / step) * step for side in (width, height)]
+    return sides[0], sides[1]
 
 
 def _with_short_side(width, height, size):
@@ -152,12 +234,27 @@ def resize_short_side(picture, size) -> np.ndarray:
     return np.asarray(resize(picture, *short_side(*picture.size, size)))
 
 
-def resize_on_canvas(picture, size, width, height) -> np.ndarray:
-    """A picture resized to `size_on_canvas`, at the top left of a black canvas: `[height, width, 3]` uint8."""
-    w, h = size_on_canvas(*picture.size, size, width, height)
+def resize_on_canvas(picture, w, h, width, height) -> np.ndarray:
+    """A picture resized to w × h, at the top left of a black canvas: `[height, width, 3]` uint8."""
     canvas = np.zeros((height, width, 3), np.uint8)
     canvas[:h, :w] = np.asarray(resize(picture, w, h))
     return canvas
+
+
+def make_longest_views(picture, size, tiling) -> np.ndarray:
+    """The views of aspect "longest": `[1 + columns · rows, size, size, 3]` uint8, of a single tile `[1, …]`.
+
+    The picture is resized three times, by Lanczos' filter as SmolVLM's processor does: until its longer side is whole
+    tiles long, then to whole tiles, and from these to the view of the whole.
+    """
+    columns, rows = tiling or (1, 1)
+    (scaled,), _ = sizes_by_longest([picture.size], size, max(columns, rows))
+    for shape in (scaled.tolist(), (columns * size, rows * size)):
+        picture = picture.resize(shape, Image.Resampling.LANCZOS)
+    whole = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))[None]
+    cells = np.asarray(picture).reshape(rows, size, columns, size, 3)
+    tiles = cells.transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3)
+    return np.concatenate([whole, tiles]) if tiling else whole
 
 
 # aspect: how the whole picture is brought to a canvas, and how the tiled one
@@ -167,7 +264,11 @@ _RESIZE = {
     "square": (resize_cropped, resize_cropped),
     "anyres": (resize, resize_fitted),
 }
-ASPECTS = (*_RESIZE, "own")  # "own": `resize_on_canvas`
+# Views of these are canvases, which pictures of any shape stand on, see `resize_on_canvas`: "own" at
+# `size_on_canvas`, "native" at `native_size`.
+ON_CANVAS = ("own", "native")
+LONGEST = "longest"  # of which tilings a picture has says how long its longer side becomes
+ASPECTS = (*_RESIZE, LONGEST, *ON_CANVAS)
 
 
 def make_views(picture, size, aspect="pad", tiling=(), zoom=1, padding=(0, 0, 0)) -> np.ndarray:
@@ -181,14 +282,16 @@ def make_views(picture, size, aspect="pad", tiling=(), zoom=1, padding=(0, 0, 0)
     | DeepStack-L | stretch, or anyres for its aspect-keeping flags | chosen by `select_tiling` | 1 |
     | DeepStack-V | stretch | (n, n), n = isqrt(num_crops) | 1 |
     | DeepStack-L-HD | stretch | chosen by `select_tiling` | n |
+    | SmolVLM | longest | by `sizes_by_longest` | 1 |
 
-    The view of aspect "own" is `resize_on_canvas`.
+    The view of an aspect of `ON_CANVAS` is `resize_on_canvas`.
 
     Args:
       picture: an RGB `PIL.Image`.
       size: side of a view, pixels.
       aspect: "pad" keeps the aspect ratio by padding to a square, "stretch" does not keep it, "square" crops to the
-        centre, "anyres" stretches the whole picture and fits the tiled one into a black canvas.
+        centre, "anyres" stretches the whole picture and fits the tiled one into a black canvas; "longest" is
+        `make_longest_views`.
       tiling: `(columns, rows)` of tiles that the picture is cut into at higher resolution, or () for none.
       zoom: every view so far is followed up by zoom · zoom tiles at `zoom` times its resolution, if more than 1.
       padding: RGB 0 … 255 of what stands beside the picture in its square, of aspect "pad"; LLaVA's is the mean of
@@ -201,6 +304,8 @@ def make_views(picture, size, aspect="pad", tiling=(), zoom=1, padding=(0, 0, 0)
     Raises:
       ValueError: an unknown aspect, or one that the picture or the tiling does not allow.
     """
+    if aspect == LONGEST:
+        return make_longest_views(picture, size, tiling)
     if aspect not in _RESIZE:
         raise ValueError(f"data.aspect must be one of {sorted(_RESIZE)}, got '{aspect}'")
     seen = []
@@ -214,7 +319,7 @@ def make_views(picture, size, aspect="pad", tiling=(), zoom=1, padding=(0, 0, 0)
     return np.concatenate(seen)
 
 
-def margins(rows, columns, width, height):
+def margins(rows, columns, width, height, rounded=False):
     """Rows above and below, and columns left and right, of a canvas that its picture leaves (LLaVA-NeXT).
 
     The reference's roundings are kept: a cell of padding may stay, and of a small picture at a coarse scale nothing.
@@ -222,17 +327,22 @@ def margins(rows, columns, width, height):
     Args:
       rows, columns: of the canvas, in tokens.
       width, height: of the original picture, in pixels; `resize_fitted` has centred it. Or arrays of them.
+      rounded: to seven digits before what is behind the point is cut off, as transformers' classes do and the
+        reference does not.
 
     Returns:
       `(rows, columns)` on each side, int or arrays.
     """
     wide = width / height > columns / rows
-    above = (rows - (height * (columns / width)).astype(np.int64)) // 2
-    left = (columns - (width * (rows / height)).astype(np.int64)) // 2
+    seen_height, seen_width = height * (columns / width), width * (rows / height)
+    if rounded:
+        seen_height, seen_width = np.round(seen_height, 7), np.round(seen_width, 7)
+    above = (rows - seen_height.astype(np.int64)) // 2
+    left = (columns - seen_width.astype(np.int64)) // 2
     return np.where(wide, above, 0), np.where(wide, 0, left)
 
 
-def unpad(rows, columns, width, height) -> tuple[slice, slice]:
+def unpad(rows, columns, width, height, rounded=False) -> tuple[slice, slice]:
     """The cells of a canvas that show its picture, see `margins`: `(row slice, column slice)`, possibly empty."""
-    above, left = map(int, margins(rows, columns, np.float64(width), np.float64(height)))
+    above, left = map(int, margins(rows, columns, np.float64(width), np.float64(height), rounded))
     return slice(above, rows - above), slice(left, columns - left)

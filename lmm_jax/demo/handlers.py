@@ -24,7 +24,7 @@ class Handlers:
 
     def __init__(self, model):
         self.model = model
-        self._visual = visual_layout(model.program.config)
+        self._visual = visual_layout(model.program.config).with_marks(model.tokenizer)
         self.scales = [scale for scale in self._visual.valid_scales if self._can_ask(scale)]
 
     def map(self) -> str:
@@ -65,7 +65,7 @@ class Handlers:
         stacks = find_stacks(self._visual, self.model.program.model)
         try:
             opened = self._open(picture)
-            drawn = figures(self._visual, opened.size, scale, vision.level_strides)
+            drawn = figures(self._visual.holding([opened.size]), opened.size, scale, vision.level_strides)
             tokens = self.model.visual_tokens([opened], scale)
         except (ValueError, OSError) as error:
             return refusal(error)

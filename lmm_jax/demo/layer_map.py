@@ -14,6 +14,7 @@ SEQUENCE = {
     "flat": "the tokens of all views, one after the other",
     "grid": "the whole picture's tokens, then those of its tiles row by row",
     "unpad": "the whole picture's tokens, then those of its tiles row by row, without padding",
+    "tiles": "the tokens of its tiles one by one, with marks between them, then the whole picture's",
 }
 
 
@@ -66,6 +67,7 @@ def find_stacks(visual, model) -> list[Stack]:
     for number, stride in enumerate(model.vision.level_strides, start=1):
         of_map = f"earlier map {number} of the encoder"
         names += [of_map] if stride == 1 else [f"sample {k} of {of_map}" for k in range(stride**2)]
+    names += [f"finer merge {k} beneath each token" for k in range(model.finer**2)]
     inside = zip(tiles, model.vision.inject_blocks, strict=False)
     return [Stack(name, "encoder", block) for name, block in inside] + [
         Stack(name, "decoder", layer) for name, layer in zip(names, model.decoder.inject_layers, strict=True)

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from lmm_jax.data.views import fit
+from lmm_jax.data.views import LONGEST, fit
 from lmm_jax.data.visual_layout import NEWLINE, mosaic, sample
 from lmm_jax.reduction import find_reduction
 
@@ -79,7 +79,7 @@ def figures(visual, size, scale, level_strides=()) -> list[Figure]:
             continue
         tiles = areas[first:last].reshape(len(views), -1, 4)
         box = _around(tiles.reshape(-1, 4))
-        if visual.aspect == "own":  # the rest of the canvas is no part of the picture
+        if visual.on_canvas:  # the rest of the canvas is no part of the picture
             box = (0.0, 0.0, *map(float, size))
         figure = Figure(
             views=name,
@@ -98,7 +98,7 @@ def figures(visual, size, scale, level_strides=()) -> list[Figure]:
 def view_areas(visual, size) -> np.ndarray:
     """The area of a picture that each of its views shows, `[V, 4]`, in the order of `views.make_views`."""
     width, height = size
-    if visual.aspect == "own":
+    if visual.on_canvas:
         (down, across), (canvas_height, canvas_width) = visual.extents([size])[0], visual.canvas
         return np.array([(0, 0, width * canvas_width / across, height * canvas_height / down)])
     tiling = visual.tiling(width, height)
@@ -140,7 +140,8 @@ def stack_features(visual, tiling) -> np.ndarray:
 def token_windows(visual, size, scale) -> tuple[list[tuple[int, slice, slice]], int]:
     """Of each visual token in the sequence its grid, and which rows and columns of cells it stands for.
 
-    Those of a reduction that chooses stand for any cells of their grid.
+    Those of a reduction that chooses stand for any cells of their grid. A token that is blended of several has those
+    of all of them: three arrays of grids, rows and columns, a number for each cell.
 
     Returns:
       the tokens in order, newlines left out, and how many newlines there are.
@@ -156,11 +157,28 @@ def token_windows(visual, size, scale) -> tuple[list[tuple[int, slice, slice]], 
     down = _edges([reduction.shape(n, width, side, scale)[0] for n in range(height + 1)])
     across = _edges([reduction.shape(height, n, side, scale)[1] for n in range(width + 1)])
     out = []
-    for slot in slots[slots != NEWLINE].tolist():
-        grid, token = divmod(slot, rows * columns)
-        row, column = divmod(token, columns)
-        out.append((grid, down[row], across[column]))
+    tokens, shares = slots[:, None], np.ones((len(slots), 1))
+    if visual.shrink:
+        tokens, shares = visual.blends(visual.tiling(*size), scale, size)
+    for some, share in zip(tokens[slots != NEWLINE], shares[slots != NEWLINE], strict=True):
+        windows = []
+        for slot in some[share > 0].tolist():
+            grid, token = divmod(slot, rows * columns)
+            row, column = divmod(token, columns)
+            windows.append((grid, down[row], across[column]))
+        out.append(windows[0] if len(windows) == 1 else _together(windows))
     return out, newlines
+
+
+def _together(windows):
+    """Several windows, each of a grid and slices of its rows and columns, as one index of their cells."""
+    cells = [
+        (grid, row, column)
+        for grid, rows, columns in windows
+        for row in range(rows.start, rows.stop)
+        for column in range(columns.start, columns.stop)
+    ]
+    return tuple(np.array(cells).T)
 
 
 def _edges(counts):
@@ -185,7 +203,7 @@ def _ways_of_seeing(visual, tiling):
 
 def _canvas(aspect, tiled, width, height, canvas_width, canvas_height):
     """The area that a canvas of so many pixels shows of a picture, see the resizing functions of `data.views`."""
-    if aspect == "stretch" or (aspect == "anyres" and not tiled):
+    if aspect in ("stretch", LONGEST) or (aspect == "anyres" and not tiled):
         return 0, 0, width, height
     if aspect == "anyres":
         w, h = fit(width, height, canvas_width, canvas_height)

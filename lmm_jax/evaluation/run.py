@@ -33,6 +33,8 @@ def header(model, name, asked, scale, limit) -> dict:
     limits = [q.max_new_tokens for q in asked.questions]
     unlike = {"limits": _short_digest(limits)} if len(set(limits)) > 1 else {}
     of_pictures = ("aspect", "canvas", "tilings", "views")
+    if config.data.aspect == "native":
+        of_pictures += ("min_pixels", "max_pixels")
     told = {
         "format": records.FORMAT,
         "task": name,

@@ -155,6 +155,29 @@ class Auto:
         (epath.Path(folder) / FILE).write_text(json.dumps(text, indent=1) + "\n")
 
 
+def by_density(scales, coarse, threshold) -> Auto:
+    """How a model with a `DensityRouter` chooses between two of its scales, as its authors have it.
+
+    Args:
+      scales: of the model.
+      coarse: the one for pictures that do not need the largest.
+      threshold: probability of needing it from which on it is taken.
+    """
+    fine, pairs = max(scales), [(coarse, coarse), (coarse, max(scales)), (max(scales), max(scales))]
+    nothing = (0.0,) * (1 + len(scales))
+    least = 1e-9  # so that the threshold itself is enough
+    return Auto(
+        scales=(coarse, fine),
+        of_answer=dict.fromkeys(pairs, (0.0,) * 4),
+        # The odds of needing it against those of the threshold; at an expected score of 1/2 both are worth as much.
+        of_router={coarse: nothing, fine: (least - float(log_odds(threshold)), *nothing[2:], 1.0)},
+        of_both=dict.fromkeys(pairs, (0.0,) * (4 + len(scales))),
+        ways={ROUTER: Way(None, False, 0.0)},
+        use=ROUTER,
+        about={"fitted": "by the model's authors: a router by density", "threshold": threshold},
+    )
+
+
 def load_auto(folder) -> Auto | None:
     """What `Auto.save` wrote beside a model; None if nothing was.
 

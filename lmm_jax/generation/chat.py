@@ -15,6 +15,7 @@ from lmm_jax.generation.prompts import read_turn
 # Arguments of `Model.generate` that a question may have.
 OPTIONS = (
     "scale",
+    "max_pixels",
     "max_new_tokens",
     "temperature",
     "top_k",

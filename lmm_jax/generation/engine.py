@@ -22,7 +22,7 @@ import numpy as np
 
 from lmm_jax import free_memory, sharding, storage
 from lmm_jax.data.questions import pad_questions
-from lmm_jax.generation.pictures import Pictures
+from lmm_jax.generation.pictures import Pictures, bucket
 from lmm_jax.generation.prefixes import Prefixes, begin
 from lmm_jax.generation.programs import CHUNK, Programs
 from lmm_jax.generation.sampling import Options
@@ -30,13 +30,7 @@ from lmm_jax.generation.sampling import Options
 READ = 1024  # positions of prompts that are read together in a row; a longer prompt is read alone
 EAGER = 4  # tokens at a time, where somebody reads the answer as it comes
 MOST_ROWS = 128
-SHORTEST_READ, SHORTEST_ROW = 64, 128  # positions
-
-
-def bucket(n, shortest=SHORTEST_READ) -> int:
-    """`n` positions rounded up: to a power of two, or one and a half times that, and to `shortest`."""
-    power = max(shortest, 1 << (n - 1).bit_length())
-    return power * 3 // 4 if power > shortest and n <= power * 3 // 4 else power
+SHORTEST_ROW = 128  # positions
 
 
 class Engine:
@@ -224,25 +218,26 @@ class Engine:
 
     def _vectors(self, prompt, first=0):
         """What stands at the positions of a prompt from `first` on; see `Pictures.vectors`."""
-        return self.pictures.vectors(prompt.pictures, prompt.scale, prompt.slot[first:], prompt.newline)
+        blend = None if prompt.blend is None else tuple(of[first:] for of in prompt.blend)
+        return self.pictures.vectors(prompt.pictures, prompt.scale, prompt.slot[first:], prompt.newline, blend)
 
     def _read(self, prompts, ways=1):
         """Reads prompts together.
 
         Returns:
-          hidden states, keys and values, and for each prompt `(g, last, first, length)`, see `Programs.put`.
+          hidden states, keys and values, and of each prompt `(g, last, first, length, following)`, as of `put`.
         """
         G = ways if len(prompts) > 1 else 1
         used, places = [0] * G, []
         for prompt in prompts:
             g, n = used.index(min(used)), len(prompt)
-            places.append((g, used[g] + n - 1, used[g], n))
+            places.append((g, used[g] + n - 1, used[g], n, prompt.following))
             used[g] += n
         batch, visual = self._blank(G, bucket(max(used)))
-        for number, (prompt, (g, _, first, n)) in enumerate(zip(prompts, places, strict=True), start=1):
+        for number, (prompt, (g, _, first, n, _)) in enumerate(zip(prompts, places, strict=True), start=1):
             at = np.s_[g, 0, first : first + n]
             batch["id"][at], batch["slot"][at], batch["segment"][at] = prompt.id, prompt.slot, number
-            batch["position"][at] = np.arange(n)
+            batch["position"][at] = prompt.position
             visual[:, *at] = self._vectors(prompt)
         hidden, keys_values = self.programs.read(batch, visual)
         return hidden, keys_values, places
@@ -253,18 +248,19 @@ class Engine:
         batch, visual = self._blank(1, bucket(n))
         at = np.s_[0, 0, :n]
         batch["id"][at], batch["slot"][at], batch["segment"][at] = prompt.id[length:], prompt.slot[length:], 1
-        batch["position"][at] = np.arange(length, len(prompt))
+        batch["position"][at] = prompt.position[length:]
         visual[:, *at] = self._vectors(prompt, length)
         size = max(bucket(len(prompt)), before[0].shape[3])
         hidden, keys_values = self.programs.read_on(batch, visual, before, length, size)
         if again:
             self._prefixes.keep(key, keys_values)
-        return hidden, keys_values, 0, n - 1, 0, len(prompt)
+        return hidden, keys_values, 0, n - 1, 0, len(prompt), prompt.following
 
     def _blank(self, G, T):
         """A batch of padding, and its visual vectors."""
         decoder = self._program.model.decoder
-        batch = {name: np.zeros((G, 1, T), np.int32) for name in ("id", "position", "segment")}
+        batch = {name: np.zeros((G, 1, T), np.int32) for name in ("id", "segment")}
+        batch["position"] = np.zeros((G, 1, T, *decoder.position_shape), np.int32)
         batch["slot"] = np.full((G, 1, T), -1, np.int32)
         return batch, np.zeros((1 + self.programs.stacks, G, 1, T, decoder.width), decoder.dtype)
 
@@ -293,6 +289,10 @@ class Engine:
           ValueError, OSError: a picture that cannot be read.
         """
         with self._lock:
+            model = self._program.model
+            if model.density_router is not None:
+                dense = float(np.asarray(self.programs.density(self.pictures.pooled(pictures)[None]))[0])
+                return np.where(np.array(model.scales) == max(model.scales), dense, 1 - dense)
             grids = self.pictures.grids(pictures)  # [U, h, w, D]
             room = 1 << (len(grids) - 1).bit_length()  # so that few numbers of them are compiled
             shown = np.arange(room) < len(grids)
@@ -305,6 +305,7 @@ class Engine:
         with self._lock:
             self.pictures.see(prompt.pictures)
             before, known = self._all_but_last(prompt), len(prompt) - 1
+            axes = [1] * (prompt.position.ndim - 1)
             found = []
             for group in _groups(answers, 1):
                 batch, visual = self._blank(1, bucket(sum(map(len, group))))
@@ -314,7 +315,8 @@ class Engine:
                     first = len(used)
                     at = np.s_[0, 0, first : first + len(ids)]
                     batch["id"][at] = [prompt.id[-1], *ids[:-1]]
-                    batch["position"][at], batch["segment"][at] = known + np.arange(len(ids)), number
+                    batch["segment"][at] = number
+                    batch["position"][at] = prompt.position[-1] + np.arange(len(ids)).reshape(-1, *axes)
                     targets[first : first + len(ids)] = ids
                     used = np.append(used, [number] * len(ids))
                 logprobs = np.asarray(self.programs.score(batch, visual, before, known, targets))[: len(used)]

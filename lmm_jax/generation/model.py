@@ -5,29 +5,39 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import sys
 
 import jax
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lmm_jax import families, sharding
 from lmm_jax.config import read_config, save_config, visual_layout
 from lmm_jax.data.conversation import check_template, encode, find_template, stop_id
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.questions import read_questions
+from lmm_jax.data.segments import TEXT
 from lmm_jax.data.tokenizer import load_tokenizer
+from lmm_jax.data.views import native_size, resize
 from lmm_jax.generation.answer import Answer
-from lmm_jax.generation.arguments import read_flag, read_number, read_numbers, read_sampling
-from lmm_jax.generation.auto import load_auto
+from lmm_jax.generation.arguments import read_each, read_flag, read_number, read_numbers, read_sampling
+from lmm_jax.generation.auto import by_density, load_auto
 from lmm_jax.generation.chat import Chat
 from lmm_jax.generation.engine import Engine, bucket
 from lmm_jax.generation.pictures import Picture
 from lmm_jax.generation.prompts import read_pictures, read_queries, read_sizes
 from lmm_jax.generation.requests import Prompt, Request
 from lmm_jax.generation.text import TextStream
+from lmm_jax.hf.chat_templates import find_differences
 from lmm_jax.hf.load import load_params, stored_dtype
+from lmm_jax.hf.peft import adapter_fields, read_adapter
 from lmm_jax.hf.read_config import is_model, read_model_config, read_task
+from lmm_jax.hf.snapshot import download_hint, model_folder
+from lmm_jax.reduction import factor_of
+from lmm_jax.training import adapters
+from lmm_jax.training.base import restore_params
 from lmm_jax.training.checkpoint import Checkpoints, digest, saved_steps
 from lmm_jax.training.memory import check_params
 from lmm_jax.training.state import abstract_params, make_program
@@ -37,40 +47,52 @@ AT_A_TIME = 512  # questions of `answers` that are in the engine's hands: severa
 AUTO = "auto"  # the scale that the model chooses, see `generation.auto`
 
 
-def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False, reduction=None):
+def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False, reduction=None, adapter=None):
     """Loads a model onto the devices of this process; says first, on stderr, what it takes and what is free.
 
     Args:
       path: a workdir of `lmm train`, whose newest sound checkpoint is taken, or a model's folder in LLaVA's original
-        layout or that of transformers (llava, llava_next, fast_vlm, what `lmm export` wrote).
-      dtype: "float32" or "bfloat16", of parameters, computation, keys and values. If None, the computation is as the
-        model was trained; parameters that were stored in two bytes are bfloat16, others float32.
+        layout or that of transformers (llava, llava_next, fast_vlm, what `lmm export` wrote); or a model in Hugging
+        Face's cache, see `hf.snapshot.model_folder`.
+      dtype: "float32" or "bfloat16", of parameters, computation, keys and values. If None, nothing that is stored is
+        lost: parameters that were stored in bfloat16 are bfloat16, others float32, and the computation is in the type
+        that the model was trained or stored in, but for float16 in float32. A line says which is which.
       template: layout of its prompts, see `data.conversation.find_template`; the one that the folder says if None.
       vision: folder of the vision tower, for a folder that neither holds nor names it.
       allow_pickle: see `hf.safetensors.Folder`.
       reduction: how a grid becomes visual tokens, a name in `reduction.REDUCTIONS`; as the model was trained if None.
+      adapter: folder of adapters as PEFT writes them, which are merged into the model's kernels; None for none.
 
     Raises:
-      FileNotFoundError: it is neither.
+      FileNotFoundError: it is neither, or a file of it is missing; nothing was read of the weights then but names.
       ValueError: no such dtype or template, or a template that does not fit the tokenizer; a reduction that does not
         exist, or that the encoder or the layout of the pictures does not go with; parameters that cannot fit the
         memory that is free, which is known before they are read; no sound checkpoint; or tensors or keys of the
         folder that do not fit, which the message lists.
     """
-    path = epath.Path(path)
+    path = model_folder(path)
     if not (path / "config.json").exists():
-        raise FileNotFoundError(f"{path} is neither a workdir of `lmm train` nor a model (no config.json)")
+        raise FileNotFoundError(
+            f"{path} is neither a workdir of `lmm train` nor a model (no config.json){download_hint(path)}"
+        )
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r}: 'float32' or 'bfloat16' is valid, or None")
     table, task, step = [], "", None
     if is_model(path):
+        vision = None if vision is None else model_folder(vision)
         config = _adapted(read_model_config(path, vision), dtype, template, reduction)
         tokenizer = load_tokenizer(path, families.DECODERS[config.model.families.decoder].tokenizer)
         check_template(tokenizer, config.data.template)
+        stored = stored_dtype(path, allow_pickle)
+        held = dtype or stored.held
+        if dtype is None and "float16" in stored.kinds:  # whatever `config.json` says: bfloat16 would drop bits
+            config = _adapted(config, "float32", None, None)
+        if template is None and (differences := find_differences(path, config.data.template)):
+            print(differences, file=sys.stderr)
         program = make_program(config, _mesh(config))
-        stored = dtype or stored_dtype(path, allow_pickle)
-        _say(path, check_params(program, stored))
-        abstract = abstract_params(program, stored)
+        kinds = f"stored in {' and '.join(stored.kinds)}, held in {np.dtype(held).name}, computed in"
+        _say(path, f"{check_params(program, held)}; {kinds} {config.model.dtype}")
+        abstract = abstract_params(program, held)
         params, table = load_params(path, config.model, abstract, vision, allow_pickle)
         task = read_task(path)
     else:
@@ -79,15 +101,32 @@ def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False, re
         check_template(tokenizer, config.data.template)
         if not saved_steps(path):
             raise ValueError(f"{path} holds no checkpoint; did its run save a step?")
-        program = make_program(config, _mesh(config))
+        program = make_program(adapters.plain_config(config), _mesh(config))
         _say(path, check_params(program))
-        params, step = Checkpoints(path).restore_params(abstract_params(program))
+        params, step = restore_params(path, program)
         if dtype is not None:
             params = jax.tree.map(lambda x: x.astype(dtype), params)
+    if adapter is not None:
+        params = _adapt(program, params, adapter)
     model = Model(program, params, tokenizer, table, task, step)
-    if reduction is None:  # else answers are others than those that it was fitted to
+    if reduction is None and adapter is None:  # else answers are others than those that it was fitted to
         model.auto = _auto_of(path, model)
     return model
+
+
+def _adapt(program, params, folder):
+    """Parameters with the adapters of a folder merged, each of the dtype that it has."""
+    config, shapes = program.config.copy_and_resolve_references(), flatten_dict(abstract_params(program), sep="/")
+    fields = adapter_fields(folder, config.model, {path: x.shape for path, x in shapes.items()})
+    with config.unlocked():
+        config.lora.update(fields)
+        config.optimizer.groups = ()  # nothing is trained here
+    planned = flatten_dict(abstract_params(make_program(config, program.mesh)), sep="/")
+    read = read_adapter(folder, config.model, planned)
+    flat = flatten_dict(params, sep="/")
+    flat |= {path: jax.device_put(x, planned[path].sharding) for path, x in read.items()}
+    merged = adapters.merge(unflatten_dict(flat, sep="/"), program.shardings.params)
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), merged, params)
 
 
 def _auto_of(path, model):
@@ -97,11 +136,25 @@ def _auto_of(path, model):
     except ValueError as error:
         print(error, file=sys.stderr)
         return None
-    why = "" if auto is None else _unlike(auto, model)
+    if auto is None:
+        return _auto_by_density(model)
+    why = _unlike(auto, model)
     if not why:
         return auto
     print(f"{path}/auto.json {why}: scale='auto' needs `lmm evaluate --fit-auto` again", file=sys.stderr)
     return None
+
+
+def _auto_by_density(model):
+    """How a model with a `DensityRouter` chooses; None without one, or without scales of two paths."""
+    model = model.program.model
+    if model.density_router is None:
+        return None
+    side, factors = model.vision.grid, model.projector.shuffle
+    coarse = [scale for scale in model.scales if factor_of(scale, side, factors) == max(factors)]
+    if not coarse or max(coarse) == max(model.scales):
+        return None
+    return by_density(model.scales, max(coarse), model.density_router.threshold)
 
 
 def _unlike(auto, model):
@@ -154,7 +207,8 @@ class Model:
     def __init__(self, program, params, tokenizer, table=(), task="", step=None):
         self.program, self.params, self.tokenizer, self.table = program, params, tokenizer, table
         self.task, self.step, self.auto = task, step, None
-        self._layout = PackLayout.from_config(program.config, visual_layout(program.config))
+        visual = visual_layout(program.config).with_marks(tokenizer)
+        self._layout = PackLayout.from_config(program.config, visual)
         self.engine = Engine(program, params, self._layout, stop_id(tokenizer, self._layout.template))
 
     @property
@@ -206,6 +260,7 @@ class Model:
         scale=None,
         max_new_tokens=None,
         *,
+        max_pixels=None,
         temperature=0.0,
         top_k=0,
         top_p=1.0,
@@ -232,6 +287,8 @@ class Model:
             see `generation.auto`.
           max_new_tokens: at most so many tokens are generated. If None, `NEW_TOKENS`, or as many as `length` leaves
             room for.
+          max_pixels: of a model whose pictures keep their sizes ("native"), how many pixels one has at most, if that
+            is less than `data.max_pixels`; a larger picture is made smaller, and takes fewer tokens.
           temperature: 0 takes the most probable token; above it tokens are drawn, the more freely the higher.
           top_k: only so many of the most probable tokens may be drawn; 0 for all.
           top_p: only the most probable tokens that together have this probability may be drawn.
@@ -253,6 +310,7 @@ class Model:
             picture that is damaged behind its header is found when its prompt's turn comes.
         """
         options = {
+            "max_pixels": max_pixels,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
@@ -274,7 +332,7 @@ class Model:
     def stream(self, images=None, prompt="", scale=None, max_new_tokens=None, *, truncate=False, **options):
         """Answers one question, and gives the answer's text in pieces as it comes.
 
-        Arguments and errors are those of `generate`; `options` are those from `temperature` to `seed`. What is wrong
+        Arguments and errors are those of `generate`; `options` are those from `max_pixels` to `seed`. What is wrong
         with them is raised here, before the first piece is asked for.
 
         Returns:
@@ -399,7 +457,7 @@ class Model:
         """One prompt as the model sees it, padded, however long: a batch of one pack, see `PackLayout.assemble`."""
         (query,), _ = read_queries(images, prompt, self._captions)
         layout, segment = self._segment(query, self.check_scale(scale))
-        pictures = [picture.open() for picture in _pictures(query)]
+        pictures = [picture.open() for picture in _pictures(query, self._layout.visual)]
         layout = dataclasses.replace(layout, length=bucket(len(segment)))
         pack = layout.assemble([segment], [(picture.size, layout.see(picture)) for picture in pictures])
         return {name: x[None] for name, x in pack.items()}
@@ -412,7 +470,9 @@ class Model:
     def visual_tokens(self, images, scale=None) -> int:
         """Positions that `images` of one prompt take at `scale`."""
         sizes = read_sizes("images", read_pictures("images", images))
-        return int(self._layout.visual.tokens(sizes, self.check_scale(scale)).sum())
+        visual = self._visual(sizes)
+        slots = [visual.slots(visual.tiling(*size), self.check_scale(scale), size) for size in sizes]
+        return int(sum((of_picture > TEXT).sum() for of_picture in slots))
 
     def check_scale(self, scale, name="scale") -> int:
         """`scale`, the largest that was trained if None; ValueError lists the valid ones if it is none of them."""
@@ -458,12 +518,13 @@ class Model:
     @property
     def has_router(self) -> bool:
         """Whether it has a router, which says what to expect of each budget before a question is asked."""
-        return self.program.model.router is not None
+        model = self.program.model
+        return model.router is not None or model.density_router is not None
 
     def _expect(self, query):
         most = self.program.config.model.router.tokens
         question = read_questions(query.turns, self.tokenizer, self._layout.template, most)[-1]
-        expected = self.engine.expect(_pictures(query), question.ids)
+        expected = self.engine.expect(_pictures(query, self._layout.visual), question.ids)
         return expected[np.argsort(self.scales)].tolist()
 
     def _first_scale(self, query):
@@ -485,6 +546,9 @@ class Model:
         scales = self._check_scales(scale, count, many)
         truncate = read_flag("truncate", truncate)
         asked = read_numbers("max_new_tokens", NEW_TOKENS if optional else max_new_tokens, count, many)
+        options = dict(options)
+        pixels = read_each("max_pixels", options.pop("max_pixels", None), count, many, self._check_pixels)
+        queries = [self._within(query, most) for query, most in zip(queries, pixels, strict=True)]
         samplings = read_sampling(count, many, self.tokenizer.vocab_size, **options)
         requests = []
         for query, at, tokens, sampling in zip(queries, scales, asked, samplings, strict=True):
@@ -496,6 +560,35 @@ class Model:
             else:
                 requests.append(make(at))
         return requests, many
+
+    def _check_pixels(self, name, value):
+        """How many pixels a picture may have, None for as many as the model knows; ValueError for any other."""
+        if value is None:
+            return None
+        visual = self._layout.visual
+        if not visual.pixels:
+            raise ValueError(
+                f"{name}={value!r} is for models whose pictures keep their sizes (data.aspect='native'); what a "
+                "picture costs is said by scale here"
+            )
+        least, most = visual.pixels
+        return read_number(name, value, f"pictures of this model have {least} to {most} pixels", least, most)
+
+    def _within(self, query, most):
+        """A query whose pictures have at most so many pixels, if that is a number.
+
+        They are resized once, as if the model had been made for so many, and then are of a size that it keeps.
+        """
+        if most is None or not query.pictures:
+            return query
+        visual, pictures, sizes = self._layout.visual, [], []
+        for picture, size in zip(_pictures(query, visual), query.sizes, strict=True):
+            least, usual = visual.pixels
+            fitted = native_size(*size, visual.step, least, most)
+            smaller = fitted != (0, 0) and fitted != native_size(*size, visual.step, least, usual)
+            pictures.append(resize(picture.open(), *fitted) if smaller else picture.source)
+            sizes.append(fitted if smaller else size)
+        return dataclasses.replace(query, pictures=tuple(pictures), sizes=tuple(sizes))
 
     def _request(self, query, tokens, optional, sampling, truncate, asked_again, scale):
         """The `Request` of a query at a scale; ValueError if it does not fit."""
@@ -564,11 +657,16 @@ class Model:
             f"{_count(self.length, 'position')} (data.length): give {', or '.join(can)}"
         )
 
+    def _visual(self, sizes):
+        """The visual layout on the canvas that pictures of these sizes share in a prompt."""
+        visual = self._layout.visual
+        return visual.holding(sizes) if visual.canvas_each else visual.buckets[_bucket(visual, sizes)]
+
     def _segment(self, query, scale):
         """The layout of a pack that holds a query alone, and its segment."""
-        visual = self._layout.visual
+        visual = self._visual(query.sizes)
         views = int(visual.views_of(query.sizes).sum()) if query.sizes else visual.fewest_views  # blank ones
-        layout = dataclasses.replace(self._layout, scales=(scale,), views=views, rows=1, targets=0)
+        layout = dataclasses.replace(self._layout, visual=visual, scales=(scale,), views=views, rows=1, targets=0)
         try:
             (segment,) = layout.segments(query.turns, query.sizes, self.tokenizer, (scale,))
         except ValueError as error:
@@ -577,9 +675,25 @@ class Model:
 
     def _lay_out(self, query, scale) -> Prompt:
         layout, segment = self._segment(query, scale)
-        visual = layout.visual
-        slots = [visual.grids_of_tiling(visual.tiling(*size)) * visual.grid_tokens(scale) for size in query.sizes]
-        return Prompt(query.name, segment.id, segment.slot, layout.newline, _pictures(query), tuple(slots), scale)
+        visual, slot = layout.visual, segment.slot
+        if visual.canvas_each:
+            tokens = [math.prod(visual.shown(size, scale)) for size in query.sizes]
+            slot = np.where(slot >= 0, np.cumsum(slot >= 0) - 1, -1)
+        else:
+            tokens = [
+                visual.grids_of_tiling(visual.tiling(*size)) * visual.grid_tokens(scale) for size in query.sizes
+            ]
+        return Prompt(
+            name=query.name,
+            id=segment.id,
+            slot=slot,
+            position=segment.position,
+            newline=layout.newline,
+            pictures=_pictures(query, self._layout.visual),
+            tokens=tuple(tokens),
+            scale=scale,
+            blend=segment.blend,
+        )
 
 
 def answer_each(model, items, make):
@@ -612,9 +726,16 @@ def answer_each(model, items, make):
     yield from refused
 
 
-def _pictures(query):
-    pairs = zip(query.pictures, query.sizes, strict=True)
-    return tuple(Picture(source, size, query.name) for source, size in pairs)
+def _pictures(query, visual):
+    pairs, bucket = zip(query.pictures, query.sizes, strict=True), _bucket(visual, query.sizes)
+    return tuple(Picture(source, size, query.name, bucket) for source, size in pairs)
+
+
+def _bucket(visual, sizes) -> int:
+    """Number of the canvas that the pictures of a prompt share."""
+    if visual.canvas_each or len(visual.buckets) == 1 or not len(sizes):
+        return 0
+    return int(visual.choose_buckets(np.asarray(sizes), np.zeros(len(sizes), np.int64), 1)[0])
 
 
 class _Queue:

@@ -66,11 +66,12 @@ class Programs:
         self._see = jax.jit(functools.partial(_see, model), out_shardings=self._one)
         self._score = jax.jit(functools.partial(_score, model), out_shardings=self._one)
         self._expect = jax.jit(functools.partial(_expect, model), out_shardings=self._one)
+        self._density = jax.jit(functools.partial(_density, model), out_shardings=self._one)
         self._of_rows = {}
 
     def compiled(self) -> dict[str, int]:
         """How many programs of each kind were compiled so far."""
-        once = {"see": self._see, "score": self._score, "expect": self._expect}
+        once = {"see": self._see, "score": self._score, "expect": self._expect, "density": self._density}
         found = collections.Counter({name: program._cache_size() for name, program in once.items()})
         for programs in self._of_rows.values():
             found.update({name: program._cache_size() for name, program in programs.items()})
@@ -87,7 +88,7 @@ class Programs:
             shape = (decoder.depth, rows, decoder.kv_heads, 1, decoder.head_width)
             spec = sharding.partition(shape, None, "batch", "kv_heads", None, None)
             keys = one if spec is None else jax.NamedSharding(mesh, spec)
-            cache = KVCache(keys, keys, one, one)  # the same for each layer, where they have arrays of their own
+            cache = KVCache(keys, keys, one, one, one)  # the same for each layer, where they have arrays of their own
             state = Rows(cache, one, one, one, one, Options(one, one, one, one, one))
             # A function of its own each, as JAX counts the programs of equal ones together.
             self._of_rows[rows] = {
@@ -109,7 +110,7 @@ class Programs:
         return self._of_rows[rows]
 
     def see(self, pixels, gather, extent):
-        """Grids `[1 + S, G, U, h, w, D]` of pictures, and how important their cells are: `LMM.weighed_grids`."""
+        """Grids `[1 + S, G, U, h, w, D]` of pictures by each path, and importances: `LMM.weighed_grids`."""
         with self._program.use():
             return self._see(self._params, pixels, gather, extent)
 
@@ -117,6 +118,11 @@ class Programs:
         """What the router expects of each scale, see `LMM.expect`."""
         with self._program.use():
             return self._expect(self._params, grids, shown, question)
+
+    def density(self, pooled):
+        """Probability that pictures need the largest scale, see `LMM.density`."""
+        with self._program.use():
+            return self._density(self._params, pooled)
 
     def read(self, batch, visual):
         """See `LMM.read`: hidden states `[G, T, D]`, keys and values `[L, G, N, T, d]`."""
@@ -159,8 +165,9 @@ class Programs:
         Args:
           state: `Rows`, which is used up.
           row: its number.
-          prompt: `(hidden [G, T, D], (k, v) [L, G, N, P, d], g, last, first, length)`: it is `length` positions
-            of the keys and values of row g from `first` on; its last hidden state is number `last`.
+          prompt: `(hidden [G, T, D], (k, v) [L, G, N, P, d], g, last, first, length, following)`: it is `length`
+            positions of the keys and values of row g from `first` on; its last hidden state is number `last`, and the
+            next position has the number `following`.
           ids: `[size]` int of the prompt, -1 elsewhere.
           limit: tokens of the answer.
           options: `sampling.Options` of scalars.
@@ -185,12 +192,16 @@ class Programs:
 
 
 def _see(model, params, pixels, gather, extent):
-    grids, importance = model.apply({"params": params}, pixels, gather, extent, method="weighed_grids")
-    return jnp.stack(grids), importance
+    paths, importance, pooled = model.apply({"params": params}, pixels, gather, extent, method="weighed_grids")
+    return tuple(map(jnp.stack, paths)), importance, pooled
 
 
 def _expect(model, params, grids, shown, question):
     return model.apply({"params": params}, grids, shown, question, method="expect")
+
+
+def _density(model, params, pooled):
+    return model.apply({"params": params}, pooled, method="density")
 
 
 def _read(model, params, batch, visual):
@@ -252,12 +263,12 @@ def _resize(state, rows, size):
 
 
 def _put(state, row, prompt, ids, limit, options):
-    hidden, (k, v), g, last, first, length = prompt
+    hidden, (k, v), g, last, first, length, following = prompt
     seen = (
         jnp.zeros(state.seen.shape[1:], bool).at[jnp.where(ids >= 0, ids, len(state.seen[0]))].set(True, mode="drop")
     )
     return Rows(
-        cache=state.cache.put(row, k[:, g], v[:, g], first, length),
+        cache=state.cache.put(row, k[:, g], v[:, g], first, length, following),
         hidden=state.hidden.at[row].set(hidden[g, last]),
         left=state.left.at[row].set(limit),
         drawn=state.drawn.at[row].set(0),

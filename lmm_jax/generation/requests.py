@@ -19,23 +19,33 @@ class Prompt:
     Attributes:
       name: what to call it in a message.
       id: `[n]` int32 token ids, 0 under visual tokens.
-      slot: `[n]` int32, -1 for text; see `PackLayout.slots`, of a pack that holds this prompt alone.
+      slot: `[n]` int32, -1 for text; see `PackLayout.slots`, of a pack that holds this prompt alone at this scale
+        alone. Of pictures with a canvas of their own those slots alone are counted that show them.
+      position: `[n]` or `[n, 3]` int, see `segments.positions`.
       newline: slot of the newline.
       pictures: in order.
-      tokens: slots that each picture has.
+      tokens: slots that each picture has, of those that are counted.
       scale: visual tokens of a square view.
+      blend: of a layout that shrinks, as `Segment.blend`; else None.
     """
 
     name: str
     id: np.ndarray
     slot: np.ndarray
+    position: np.ndarray
     newline: int
     pictures: tuple[Picture, ...]
     tokens: tuple[int, ...]
     scale: int
+    blend: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self):
         return len(self.id)
+
+    @property
+    def following(self) -> int:
+        """Number of the position behind it."""
+        return int(self.position.max()) + 1
 
     @property
     def visual(self) -> int:

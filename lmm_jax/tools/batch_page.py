@@ -154,6 +154,10 @@ def _pictures_line(config, layout):
     parts = [f"views of {width} × {height} pixels", f"data.aspect '{visual.aspect}'"]
     if visual.tilings:
         parts.append("tiles " + ", ".join(f"{columns} × {rows}" for columns, rows in visual.tilings))
+    if visual.shrink:
+        parts.append(f"their tokens shrunk to about those of {counted(visual.shrink, 'view')}")
+    if visual.tiled_alone:
+        parts.append("pictures of a conversation that has several are seen whole")
     parts.append(f"in the sequence: '{visual.sequence}'" + (", a newline after each row" if visual.newline else ""))
     if visual.added:
         layers = ", ".join(map(str, config.model.decoder.inject_layers))
@@ -168,7 +172,7 @@ def _pictures_line(config, layout):
 
 
 def _pack(pack):
-    layout, arrays = pack.packs.layout, pack.arrays
+    layout, arrays = pack.layout, pack.arrays
     rows = "".join(_row(pack, row) for row in range(len(arrays["segment"])))
     pictures = "".join(_picture(pack, number, picture) for number, picture in enumerate(pack.pictures))
     if pictures:
@@ -187,7 +191,7 @@ def _pack(pack):
 
 def _picture(pack, number, picture):
     """A picture with its views as they lie, and how many tokens it has at each scale."""
-    layout, visual = pack.packs.layout, pack.packs.layout.visual
+    layout, visual = pack.layout, pack.layout.visual
     views = pack.views(picture)
     shown = "".join(_views(pack, number, views)) if views is not None else ""
     first, count = picture.first_grid, visual.grids_of_tiling(picture.tiling)
@@ -205,7 +209,7 @@ def _picture(pack, number, picture):
 
 def _views(pack, number, views):
     """A figure for each mosaic of a picture's views; see `views.make_views` for their order."""
-    picture, zoom = pack.pictures[number], pack.packs.layout.visual.zoom
+    picture, zoom = pack.pictures[number], pack.layout.visual.zoom
     at = 0
     for factor in (1, zoom) if zoom > 1 else (1,):
         for columns, rows in ((1, 1), picture.tiling) if picture.tiling else ((1, 1),):
@@ -353,7 +357,7 @@ def _runs(pack, copy):
         picture = None
         if slots[begin] >= 0:
             picture = next(pictures)  # all pictures of a copy have the same scale
-            count = len(pack.packs.layout.slots(pack.pictures[picture], copy.scales[0]))
+            count = len(pack.layout.slots(pack.pictures[picture], copy.scales[0]))
         else:
             changes = (slots[begin:] >= 0) | (copy.supervised[begin:] != copy.supervised[begin])
             count = int(changes.argmax()) if changes.any() else len(changes)
@@ -363,7 +367,7 @@ def _runs(pack, copy):
 
 def _visual(number, pack, copy, begin, end):
     """A thumbnail of picture `number` in the place of its visual tokens."""
-    slots, newline = pack.of_copy("slot", copy)[begin:end], pack.packs.layout.newline
+    slots, newline = pack.of_copy("slot", copy)[begin:end], pack.layout.newline
     cells = slots[slots < newline]
     slot = f"slots {cells.min():,}…{cells.max():,}" if len(cells) > 1 else f"slot {cells[0]:,}"
     newlines = len(slots) - len(cells)

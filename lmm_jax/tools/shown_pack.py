@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from lmm_jax.data.pack_layout import PlacedPicture
+from lmm_jax.data.pack_layout import PackLayout, PlacedPicture
 from lmm_jax.data.packing import NO_ROW
 from lmm_jax.data.pipeline import Packs
 
@@ -62,10 +62,15 @@ class ShownPack:
             arrays=arrays,
             members=members,
             faults=dict(zip(np.flatnonzero(arrays["bad"]).tolist(), arrays["faults"], strict=True)),
-            pictures=packs.layout.place([size for of_record in sizes for size in of_record]),
+            pictures=packs.layout_at(position).place([size for of_record in sizes for size in of_record]),
             picture_of=[number for number, of_record in enumerate(sizes) for _ in of_record],
             copies=_find_copies(packs, position, arrays),
         )
+
+    @property
+    def layout(self) -> PackLayout:
+        """That of the pack's canvas."""
+        return self.packs.layout_at(self.position)
 
     @property
     def size(self) -> int:
@@ -85,14 +90,14 @@ class ShownPack:
     @property
     def views_filled(self) -> int:
         """Views that show a picture."""
-        visual = self.packs.layout.visual
+        visual = self.layout.visual
         return sum(visual.views_of_tiling(picture.tiling) for picture in self.pictures)
 
     def views(self, picture):
         """Views `[n, H, W, 3]` of a `PlacedPicture`, or None where the batch has none."""
         if "pixels" not in self.arrays:
             return None
-        count = self.packs.layout.visual.views_of_tiling(picture.tiling)
+        count = self.layout.visual.views_of_tiling(picture.tiling)
         return self.arrays["pixels"][picture.first_view : picture.first_view + count]
 
     def of_copy(self, name, copy) -> np.ndarray:

@@ -7,9 +7,14 @@ import pytest
 from lmm_jax.bench import decode as bench_decode
 from tests.bench.tiny import TEXT, TINY, params, run
 
+QUEUE = ("_queue", "_again", "_seen")  # what makes the rows of a queue and of later questions
 
-def test_decoding(capsys, tmp_path):
+
+@pytest.mark.parametrize("left_out", [QUEUE, pytest.param((), marks=pytest.mark.long)])
+def test_decoding(capsys, tmp_path, monkeypatch, left_out):
     (tmp_path / "one.json").write_text(json.dumps(TINY | {"scales": [4]}))
+    for name in left_out:
+        monkeypatch.setattr(bench_decode, name, lambda *_: [])
     rows = run(capsys, "decode", "--shape", tmp_path / "one.json", "--steps", 1)
     step, rate = (rows[f"4 visual tokens, {what}"]["value"] for what in ("a decoding step", "decoding"))
     assert rate * step == pytest.approx(1e3 * TINY["batch"])

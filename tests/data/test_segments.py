@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.conversation import IMAGE
-from lmm_jax.data.segments import DoesNotFit, blank, lay_out, pack
+from lmm_jax.data.segments import DoesNotFit, blank, lay_out, pack, positions
 
 IDS = np.array([1, IMAGE, 5, 6, 7, 2], np.int32)
 SUPERVISED = np.array([0, 0, 0, 0, 1, 1], bool)
@@ -52,3 +52,30 @@ def test_what_is_blank_takes_its_place_and_trains_nothing():
     assert not gap["id"][0, :8].any() and (gap["slot"][0, :8] == -1).all()
     np.testing.assert_array_equal(gap["id"][0, 8:], whole["id"][0, 8:])
     np.testing.assert_array_equal(gap["target_at"], [13, 14, 0, 0])
+
+
+def test_positions_of_three_axes_run_over_a_picture_and_go_on_behind_its_longer_side():
+    slot = np.array([-1, -1, 0, 1, 2, 3, 4, 5, -1, 6, 7, 8, -1])
+    found = positions(slot, [(2, 3), (3, 1)])
+    text = [[0] * 3, [1] * 3]
+    first = [[2, 2 + row, 2 + column] for row in range(2) for column in range(3)]
+    second = [[6, 6 + row, 6] for row in range(3)]
+    assert found.tolist() == [*text, *first, [5] * 3, *second, [9] * 3]
+    np.testing.assert_array_equal(positions(slot), np.arange(13))
+
+
+def test_pictures_side_by_side_and_text_in_their_blocks_are_numbered_alike():
+    slot = np.array([0, 1, 2, 3, -1])
+    assert positions(slot, [(1, 2), (2, 1)]).tolist() == [
+        [0, 0, 0], [0, 0, 1], [2, 2, 2], [2, 3, 2], [4, 4, 4],
+    ]  # fmt: skip
+    assert positions(np.full(3, -1), []).tolist() == [[0] * 3, [1] * 3, [2] * 3]
+
+
+def test_a_pack_of_three_axes_holds_text_and_padding_too():
+    ids, supervised = np.array([1, 5, 2]), np.array([False, False, True])
+    shown = lay_out(np.array([1, IMAGE, 2]), supervised, [np.array([4, 5])], shapes=[(1, 2)])
+    text = lay_out(ids, supervised, [], shapes=[])
+    out = pack([shown, text, blank(2)], [0, 0, 0], 1, 12, 4, axes=(3,))
+    want = [[0, 0, 0], [1, 1, 1], [1, 1, 2], [3, 3, 3], *([n] * 3 for n in (0, 1, 2, 0, 1)), *[[0] * 3] * 3]
+    assert out["position"].shape == (1, 12, 3) and out["position"][0].tolist() == want

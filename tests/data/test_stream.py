@@ -129,3 +129,30 @@ def test_orders_are_what_they_were_when_runs_began():
     """A run resumes after an update of this package: an order is fixed by its seed for good."""
     mixture = Mixture([random_needs(5), random_needs(3, seed=1)], (5.0, 3.0), seed=7)
     assert mixture.drawn(0).tolist() == [[0, 0], [1, 2], [0, 2], [0, 4], [1, 0], [1, 1], [0, 1], [0, 3]]
+
+
+def test_steps_of_several_canvases_have_one_each_and_their_order_is_the_position_s_alone():
+    needs = random_needs(500)
+    bucket = np.arange(500) % 3
+    needs = Needs(needs.copies, needs.views, needs.targets, bucket)
+
+    def stream():
+        return Stream([needs], [1.0], Capacity(2, 256, 12, 400), 0, per_step=4)
+
+    a, b = stream(), stream()
+    end = a._end(1)
+    assert end % 4 == 0
+    orders = []
+    for first in range(0, end, 4):
+        step = [a[position] for position in range(first, first + 4)]
+        assert len({pack.bucket for pack in step}) == 1
+        assert all((bucket[pack.members[:, 1]] == pack.bucket).all() for pack in step)
+        orders.append(step[0].bucket)
+    assert orders != sorted(orders)  # canvases alternate
+    for number in range(2):
+        members = np.concatenate([pack.members[:, 1] for pack in a.round(number)])
+        np.testing.assert_array_equal(np.sort(members), np.arange(500))
+    for position in (end - 1, 3, 17):
+        np.testing.assert_array_equal(a[position].members, b[position].members)
+    # As many packs without records as fill up the last step of each canvas, no more.
+    assert sum(len(pack.members) == 0 for pack in a.round(0)) <= 3 * 3

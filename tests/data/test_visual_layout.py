@@ -1,13 +1,16 @@
 """Layouts of visual tokens against mosaics that are put together by hand, as the references describe them."""
 
+import dataclasses
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
 
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.prepared import Prepared
+from lmm_jax.data.segments import TEXT
 from lmm_jax.data.views import deepstack_tilings, select_best_resolution
 from lmm_jax.data.visual_layout import NEWLINE, VisualLayout
 
@@ -261,11 +264,56 @@ def test_windows_of_a_canvas_lie_inside_its_picture(size, tokenizer):
         np.testing.assert_array_equal(segment.slot[segment.slot >= 0][-len(want) :], want)
 
 
+NATIVE = VisualLayout(size=96, cell=4, canvas=(64, 96), aspect="native", shuffle=(2,), pixels=(256, 4096))
+
+
+@pytest.mark.parametrize(
+    ("size", "extent"), [((50, 30), (32, 48)), ((10, 6), (16, 24)), ((900, 300), (32, 104)), ((64, 48), (48, 64))]
+)
+def test_a_picture_of_its_native_size_has_a_token_for_each_step(size, extent, tokenizer):
+    rows, columns = extent[0] // 8, extent[1] // 8
+    if columns * 8 > 96:  # by itself it would fit, but not this canvas
+        assert not NATIVE.extents([size]).any() and NATIVE.tokens([size], 144).tolist() == [0]
+        with pytest.raises(ValueError, match="104 x 32 by data.max_pixels=4096, does not fit a canvas"):
+            layout_of(NATIVE, 1, (144,)).segments([("user", "<image>")], [size], tokenizer, (144,))
+        assert "does not fit a canvas of 96 x 64 (data.canvas)" in NATIVE.no_token
+    held = NATIVE.holding([size])
+    assert held.extents([size]).tolist() == [list(extent)] and held.shown(size, 144) == (rows, columns)
+    assert held.slots((), 144, size).tolist() == list(range(rows * columns))  # its canvas is as large as it is
+    assert held.shown(size, 36) == (rows // 2, columns // 2)  # budgets pool what the projector gives
+    assert held.tokens([size], 144).tolist() == [rows * columns]
+
+
+def test_pictures_without_a_native_size_are_refused_and_those_of_a_prompt_share_a_canvas(tokenizer):
+    long = NATIVE.holding([(2010, 10)])
+    assert not long.extents([(2010, 10)]).any()
+    with pytest.raises(ValueError, match="2010 x 10 pixels is more than 200 times as long as wide"):
+        layout_of(long, 1, (144,)).segments([("user", "<image>")], [(2010, 10)], tokenizer, (144,))
+    both = NATIVE.holding([(900, 300), (48, 48)])
+    assert both.canvas == (48, 104) and both.extents([(900, 300), (48, 48)]).tolist() == [[32, 104], [48, 48]]
+    assert NATIVE.holding([]).canvas == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"canvas": (64, 92)}, "data.canvas=(64, 92): expected (height, width) in pixels, multiples of 8"),
+        ({"pixels": (32, 4096)}, "data.min_pixels=32, data.max_pixels=4096: expected as many pixels as a token"),
+        ({"pixels": (4096, 256)}, "the second not below the first"),
+        ({"reduction": "random"}, "data.aspect='native' does not give"),
+        ({"sequence": "blank", "stacks": "whole"}, "data.aspect='native' goes with data.sequence='whole'"),
+    ],
+)
+def test_native_sizes_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dataclasses.replace(NATIVE, **fields)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"aspect": "squash"}, "data.aspect='squash' is none of 'pad'"),
-        ({"sequence": "tiles"}, "data.sequence='tiles' is none of"),
+        ({"sequence": "mosaic"}, "data.sequence='mosaic' is none of"),
         ({"stacks": "tiles"}, "data.stacks='tiles' is none of"),
         ({"sampling": "3d"}, "data.sampling='3d' is none of"),
         ({"tilings": ((2, 0),), "stacks": "samples"}, r"data.tilings=\(\(2, 0\),\): expected"),
@@ -282,8 +330,140 @@ def test_windows_of_a_canvas_lie_inside_its_picture(size, tokenizer):
         ({"canvas": (84, 141), "aspect": "own"}, "multiples of 14"),
         ({"canvas": (70, 140), "aspect": "own"}, "not below model.vision.image_size=84"),
         ({"aspect": "own", "sequence": "blank", "stacks": "whole"}, "data.aspect='own' goes with"),
+        ({"sequence": "tiles"}, "data.sequence='tiles': data.tilings is empty"),
+        ({"canvas": (84, 84), "canvases": ((84, 84),)}, "go with data.aspect='own'"),
+        ({"aspect": "own", "canvases": ((84, 84), (84, 90))}, r"data.canvas=\(84, 90\): expected"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         VisualLayout(**{"size": 84, "cell": 14, "canvas": (84, 84)} | fields)
+
+
+class Marker:
+    """A tokenizer of control pieces and single characters, as far as marks ask one."""
+
+    def markup(self, text):
+        return [500 + len(piece) if piece.startswith("<") else piece for piece in re.findall(r"<[^>]+>|[^<]+", text)]
+
+    def encode(self, text, prefix=True):
+        assert not prefix
+        return [ord(c) for c in text]
+
+
+def tiled(**fields):
+    tilings = tuple((columns, rows) for columns in (1, 2, 3) for rows in (1, 2, 3) if columns * rows <= 4)
+    made = {"size": 84, "cell": 14, "canvas": (84, 84), "aspect": "stretch", "sequence": "tiles", "choice": "ratio"}
+    return VisualLayout(**made | {"tilings": tilings, "marks": "granite_docling", "shuffle": (2, 1)} | fields)
+
+
+def test_tiles_stand_with_their_marks_and_the_whole_picture_comes_last():
+    layout = tiled().with_marks(Marker())
+    slots = layout.slots((2, 1), 9, (200, 100))
+    fake, tile, whole = (
+        TEXT - (500 + len(x)) for x in ("<fake_token_around_image>", "<row_1_col_1>", "<global-img>")
+    )
+    newline = TEXT - ord("\n")
+    first, second, overview = ([*range(n * 9, n * 9 + 9)] for n in (1, 2, 0))
+    want = [fake, tile, *first, fake, tile, *second, newline, newline, fake, whole, *overview, fake]
+    assert slots.tolist() == want
+    assert layout.slots((), 9, (84, 84)).tolist() == [
+        fake,
+        tile,
+        *range(9),
+        newline,
+    ]  # seen whole, it is the first tile
+    assert layout.tokens([(200, 100), (84, 84)], 9).tolist() == [len(want), 12]
+    assert layout.tokens([(200, 100)], 36).tolist() == [len(want) + 3 * 27]
+
+
+def test_ids_of_marks_have_to_be_known():
+    with pytest.raises(ValueError, match="the ids of its text are not known"):
+        tiled().slots((2, 1), 9, (200, 100))
+    plain = tiled(marks="")
+    assert plain.with_marks(Marker()) is plain and len(plain.slots((2, 1), 9, (200, 100))) == 27
+
+
+def test_scales_are_those_of_the_paths_of_the_projector():
+    assert tiled().valid_scales == [1, 9, 36]  # the 3×3 of the coarse path, the 6×6 of the fine one
+    assert tiled(shuffle=(2,)).valid_scales == [1, 9] and tiled(shuffle=(1,)).valid_scales == [1, 4, 9, 36]
+    with pytest.raises(ValueError, match=r"36 tokens do not tile a 3×3 grid; valid scales are \[1, 9\]"):
+        tiled(shuffle=(2,)).token_grid(36)
+    with pytest.raises(ValueError, match=r"shuffle=\(4,\) does not divide the 6×6 features"):
+        tiled(shuffle=(4,))
+
+
+@pytest.mark.parametrize(
+    ("size", "tiling"),
+    [((150, 150), (2, 2)), ((40, 40), ()), ((300, 100), (3, 1)), ((90, 200), (1, 2)), ((260, 100), (3, 1))],
+)
+def test_the_tiling_of_the_nearest_shape(size, tiling):
+    """Of equally near ones the larger, if the picture has more than half as many pixels as its tiles."""
+    assert tiled().tiling(*size) == tiling
+
+
+def test_a_picture_goes_to_the_smallest_canvas_that_shows_most_of_it():
+    layout = VisualLayout(
+        size=28, cell=14, canvas=(56, 56), aspect="own", canvases=((28, 28), (28, 56), (56, 28), (56, 56))
+    )
+    sizes = [(10, 10), (20, 10), (10, 20), (100, 10), (15, 10)]
+    assert layout.choose_buckets(sizes, np.arange(5), 5).tolist() == [0, 1, 2, 1, 1]
+    # Two pictures of a record share a canvas; a record without pictures goes where most of the others are.
+    assert layout.choose_buckets(sizes[1:3], np.array([0, 0]), 2).tolist() == [3, 3]
+    assert [bucket.canvas for bucket in layout.buckets] == [(28, 28), (28, 56), (56, 28), (56, 56)]
+    for number, bucket in enumerate(layout.buckets):
+        assert bucket.buckets == (bucket,), number
+
+
+def shrunk(features, most, side):
+    """A map `[rows, columns, C]` made smaller bilinearly if it has over 1.21 times as many cells as `most` views."""
+    rows, columns = features.shape[:2]
+    ratio = math.sqrt(rows * columns / (most * side * side))
+    if ratio <= 1.1:
+        return features
+    height, width = max(int(rows // ratio), 1), max(int(columns // ratio), 1)
+    out = np.zeros((height, width, features.shape[2]))
+    for i, j in itertools.product(range(height), range(width)):
+        y, x = max((i + 0.5) * rows / height - 0.5, 0), max((j + 0.5) * columns / width - 0.5, 0)
+        top, left = int(y), int(x)
+        for row, down in ((top, 1 - (y - top)), (min(top + 1, rows - 1), y - top)):
+            for column, across in ((left, 1 - (x - left)), (min(left + 1, columns - 1), x - left)):
+                out[i, j] += down * across * features[row, column]
+    return out
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+@pytest.mark.parametrize("scale", [1, 4, 9, 36])
+def test_a_mosaic_of_many_tokens_is_shrunk_at_every_scale(scale, most):
+    layout = dataclasses.replace(visual("unpad"), shrink=most)
+    plain, side, smaller = visual("unpad"), math.isqrt(scale), 0
+    for size in SIZES:
+        tiling = layout.tiling(*size)
+        table = np.random.default_rng(0).normal(size=((1 + math.prod(tiling)) * scale + 1, 2))  # the newline is last
+        slots, shares = layout.blends(tiling, scale, size)
+        np.testing.assert_array_equal(slots[:, 0], layout.slots(tiling, scale, size))
+        assert layout.tokens([size], scale).tolist() == [len(slots)]
+        unshrunk = table[plain.slots(tiling, scale, size)][scale:]
+        rows = int((plain.slots(tiling, scale, size) == NEWLINE).sum())
+        if not rows:
+            continue
+        mosaic = unshrunk.reshape(rows, -1, 2)[:, :-1]
+        want = shrunk(mosaic, most, side)
+        lines = np.repeat(table[None, -1:], len(want), axis=0)
+        want = np.concatenate([table[:scale], np.concatenate([want, lines], axis=1).reshape(-1, 2)])
+        np.testing.assert_allclose((table[slots] * shares[..., None]).sum(axis=1), want, atol=1e-5)
+        smaller += len(slots) < len(unshrunk) + scale
+    assert bool(smaller) == (most < 4)
+
+
+def test_pictures_that_are_not_alone_have_a_layout_of_their_own():
+    layout = dataclasses.replace(visual("unpad"), tiled_alone=True)
+    alone, several = layout.buckets
+    assert alone == layout and several.buckets == (several,)
+    assert (several.aspect, several.tilings) == ("pad", ())
+    assert several.tokens([(300, 290), (50, 310)], 36).tolist() == [37, 37]
+    assert several.slots((), 36, (50, 310)).tolist() == [*range(36), NEWLINE]
+    assert several.views_of([(300, 290)]).tolist() == [1]
+    sizes, of_group = np.array([(300, 290)] * 6), np.array([0, 2, 2, 3, 3, 3])
+    assert layout.choose_buckets(sizes, of_group, 4).tolist() == [0, 0, 1, 1]
+    assert layout.most_grids(7) == several.most_grids(7)

@@ -19,6 +19,7 @@ class Asked:
         config = load_config(config) if isinstance(config, str) else config
         self.program = types.SimpleNamespace(config=config, model=build(config.model))
         self.scales = tuple(config.model.scales)
+        self.tokenizer = None  # which only text inside a picture's block asks for
         self.pieces, self.errors, self.calls, self.closed = pieces, dict(errors), [], 0
         self.auto = None
 

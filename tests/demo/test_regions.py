@@ -131,3 +131,18 @@ def test_windows_are_whole_grids_cut_without_gaps():
     windows, newlines = token_windows(visual, (640, 480), 144)
     assert len(windows) == 144 and newlines == 0
     assert windows[0] == (0, slice(0, 2), slice(0, 2)) and windows[-1] == (0, slice(22, 24), slice(22, 24))
+
+
+def test_a_token_that_is_blended_stands_for_the_cells_of_all_its_parts():
+    visual = VisualLayout(84, 14, (84, 84), "anyres", ((3, 3),), sequence="unpad", newline=True, shrink=2)
+    size = (300, 290)
+    windows, newlines = token_windows(visual, size, 9)
+    slots, shares = visual.blends((3, 3), 9, size)
+    kept = slots[:, 0] >= 0
+    assert len(windows) == kept.sum() and newlines == (~kept).sum() > 0
+    cells = np.arange(10 * 36).reshape(10, 6, 6)
+    for window, some, share in zip(windows, slots[kept], shares[kept], strict=True):
+        of_slots = {divmod(slot, 9) for slot in some[share > 0].tolist()}
+        want = {(g, 2 * (t // 3) + i, 2 * (t % 3) + j) for g, t in of_slots for i in (0, 1) for j in (0, 1)}
+        assert sorted(cells[window].reshape(-1)) == sorted(cells[cell] for cell in want)
+    assert {figure.views for figure in figures(visual, size, 9)} == {"the whole picture", "3 × 3 tiles"}

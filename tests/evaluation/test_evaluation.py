@@ -13,15 +13,16 @@ from lmm_jax.config import ConfigError
 from lmm_jax.data.prepare.datasets.digits import KINDS
 from lmm_jax.evaluation.tasks import TASKS, Example, digits, pages
 from lmm_jax.generation.answer import Answer
+from tests.runs import begin
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def workdir(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    lmm.train(tiny("train.steps=3", "mesh.fsdp=2", "mesh.tensor=2", "mesh.data=2"), folder)
-    return folder
+    workdir = tmp_path_factory.mktemp("evaluation") / "run"
+    begin(tiny("mesh.fsdp=2", "mesh.tensor=2", "mesh.data=2"), workdir)
+    return workdir
 
 
 @pytest.fixture(scope="module")

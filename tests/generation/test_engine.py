@@ -156,6 +156,7 @@ def test_what_is_asked_together_and_one_by_one_is_answered_alike_by_few_programs
         "resize": 0,
         "score": 0,
         "expect": 0,
+        "density": 0,
     }
 
 
