@@ -17,6 +17,7 @@ from lmm_jax.aot import collectives
 from lmm_jax.aot import topology as slices
 from lmm_jax.aot.flops import executed_flops, inference_flops, step_flops
 from lmm_jax.aot.hlo import Module
+from lmm_jax.aot.savings import savings
 from lmm_jax.config import choose, visual_layout
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.models.decoder import KVCache
@@ -54,6 +55,7 @@ def compile(config, topology, step="train", prompts=None) -> dict:
       flops, executed_flops: on all devices, see `flops.step_flops` and `flops.executed_flops`.
       collective_bytes: what a device receives and passes on, an all-reduce counting twice; see `collectives.traffic`.
       collectives: the same by link ("ici" or "dcn"), mesh axes and kind.
+      savings: what options that store less would save of the state, see `savings.savings`; None if not training.
       minimum_bytes: of what moves parameters and gradients, see `collectives.minimum`; None if not training.
       parameter_bytes: the part of collective_bytes to compare with it: all but what stays on the tensor axis.
       roofline: see `roofline`.
@@ -84,6 +86,7 @@ def compile(config, topology, step="train", prompts=None) -> dict:
         "flops": flops,
         "executed_flops": executed,
         "minimum_bytes": collectives.minimum(program) if step == "train" else None,
+        "savings": savings(config, mesh) if step == "train" else None,
     }
     peak, seconds, reason, module, live = _compile(lowered)
     moved = module and collectives.traffic(module, mesh)
@@ -209,8 +212,8 @@ def _cache(program, prompts, size):
     one = sharding.replicated(program.mesh)
     filled = jax.ShapeDtypeStruct(shape, decoder.dtype, sharding=placed)
     end = jax.ShapeDtypeStruct((), jnp.int32, sharding=one)
-    cache = KVCache(filled, filled, end, jax.ShapeDtypeStruct((prompts,), jnp.int32, sharding=rows))
-    return cache, KVCache(placed, placed, one, rows)
+    of_row = jax.ShapeDtypeStruct((prompts,), jnp.int32, sharding=rows)
+    return KVCache(filled, filled, end, of_row, of_row), KVCache(placed, placed, one, rows, rows)
 
 
 def abstract_batch(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -14,6 +14,8 @@ def report(result) -> str:
     ]
     if not result["fits"]:
         lines += _advice(result)
+    if result["savings"]:
+        lines += _savings(result["savings"])
     if result["collectives"]:
         lines += [*_traffic(result), *_roofline(result)]
     return "\n".join([*lines, f"compiled in {result['compile_seconds']:.0f} s"])
@@ -38,6 +40,22 @@ def _memory(result):
     lines = ["memory of a device: " + ", ".join(f"{name} {size(n)}" for name, n in parts.items())]
     lines += [f"  {size(n):>11}  {kind}  {source[-WHERE:]}" for n, kind, source in result["memory"]["largest"]]
     return lines
+
+
+def _savings(rows):
+    heads = ("of a device", "state", "gradients", "trainable", "checkpoint")
+    table = [heads] + [
+        (
+            row["name"],
+            size(row["state_bytes"]),
+            size(row["gradient_bytes"]),
+            f"{row['trainable']:,}",
+            size(row["checkpoint_bytes"]),
+        )
+        for row in rows
+    ]
+    widths = [max(len(row[n]) for row in table) for n in range(len(heads))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def _traffic(result):

@@ -21,6 +21,7 @@ from lmm_jax.pods import hosts
 
 PIECE, BLOCK = 2**25, 2**18  # numbers of an array on the host that are digested by a thread, and in one go
 CHUNK = 2**28  # bytes of an array that are read at a time, whatever part of it is wanted
+SLICE = 2**20  # bytes that a device writes at least of an array that several hold alike
 
 
 def saved_steps(workdir) -> list[int]:
@@ -42,6 +43,20 @@ def saved_stream(workdir, step) -> dict | None:
         return None
 
 
+def saved_base(workdir) -> dict | None:
+    """What the checkpoints of a workdir leave out, see `Checkpoints.save`; None if they leave out nothing.
+
+    It is the same for all steps of a run: that of the newest one that can be read.
+    """
+    for step in saved_steps(workdir):
+        path = storage.absolute(workdir) / "checkpoints" / str(step)
+        try:
+            return ocp.checkpointables_metadata(path).custom_metadata.get("base")
+        except Exception:  # Orbax raises many kinds; each means that this step is unusable
+            continue
+    return None
+
+
 class Checkpoints:
     """The checkpoints of one workdir: `params` and `train` (optimizer state and counters) of each step."""
 
@@ -55,6 +70,8 @@ class Checkpoints:
         context = ocp.Context()
         context.array.saving.use_compression = False  # of weights it saves little, and takes most of the time
         context.array.saving.storage_options.chunk_byte_size = CHUNK
+        # To cut an array up is a program for each shape and device, which small ones are not worth.
+        context.array.saving.min_slice_bytes_for_replica_parallel = SLICE
         context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = copied
         with context:
             return ocp.training.Checkpointer(
@@ -65,12 +82,14 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
 
-    def save(self, state, data):
+    def save(self, state, data, base=None):
         """Starts saving `state` under its step; returns when the arrays are copied, writing goes on behind.
 
         Args:
           state: a `TrainState`.
           data: JSON dict that identifies the data stream.
+          base: JSON dict about parameters that are not saved, as they lie elsewhere: "digests" by their paths, and
+            whatever else finds them again; None to save all.
 
         Raises:
           RuntimeError: Orbax refused the step.
@@ -78,7 +97,10 @@ class Checkpoints:
         """
         step = int(state.step)
         parts = _parts(state)
+        if base is not None:
+            parts["params"] = leave_out(parts["params"], base["digests"])
         about = {"data": data, "digests": {name: digest(part) for name, part in parts.items()}}
+        about |= {} if base is None else {"base": base}
         # Forced, as a later step may be there that is damaged, and Orbax by itself saves none before the last.
         options = {"force": True, "overwrite": True}
         with _written_to(self.directory):
@@ -128,13 +150,13 @@ class Checkpoints:
         state = abstract.replace(step=jnp.asarray(step, jnp.int32), params=parts["params"], **parts["train"])
         return state.replace(step=jax.device_put(state.step, abstract.step.sharding)), about["data"]
 
-    def restore_params(self, abstract, note=print):
-        """Restores only the parameters of the newest sound step; returns `(params, step)`.
+    def restore_params(self, abstract, note=print, step=None):
+        """Restores only the parameters of the newest sound step, or of `step` alone; returns `(params, step)`.
 
         Raises:
           ValueError: none is sound, or there is none.
         """
-        restored = self._newest_sound({"params": abstract}, note)
+        restored = self._newest_sound({"params": abstract}, note, None if step is None else [step])
         if restored is None:
             raise ValueError(f"{self.directory} holds no checkpoint; was `lmm train` run there?")
         step, parts, _ = restored
@@ -174,7 +196,7 @@ class Checkpoints:
             except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
                 raise ValueError(f"checkpoint {folder}: {path} cannot be read: {_reason(error)}") from error
             one = flatten_dict(one, sep="/")[path]
-            if _digest_of_host(one) != digests.get(path):
+            if digest_of_host(one) != digests.get(path):
                 raise ValueError(f"checkpoint {folder} is damaged: {path} differs from what was saved")
             yield path, one
             del one
@@ -190,8 +212,8 @@ class Checkpoints:
         checkpointer.close()
         self._orbax.reload()
 
-    def _newest_sound(self, abstract, note):
-        steps = self.steps()
+    def _newest_sound(self, abstract, note, steps=None):
+        steps = self.steps() if steps is None else steps
         for step in steps:
             fault = ""
             try:
@@ -219,6 +241,12 @@ class Checkpoints:
         return None
 
 
+def leave_out(params, paths):
+    """Nested parameters without those at `paths`."""
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({path: x for path, x in flat.items() if path not in paths}, sep="/")
+
+
 @contextlib.contextmanager
 def _written_to(directory):
     """Names the folder in errors of its disk, which come without one from behind Orbax's threads."""
@@ -237,7 +265,7 @@ def digest(tree) -> dict[str, int]:
     return {path: int(value) for path, value in jax.device_get(_digests(flat)).items()}
 
 
-def _digest_of_host(x) -> int:
+def digest_of_host(x) -> int:
     """The digest of a numpy array, of which little is copied to a device at a time."""
     flat = x.reshape(-1)
 
@@ -268,7 +296,9 @@ def _digests(flat):
     return {path: _digest(x) for path, x in flat.items()}
 
 
+@jax.jit
 def _digest(x):
+    """Of one leaf; compiled into `_digests`, but traced once for all leaves of a shape."""
     if x.ndim < 3:
         return _sum(x, jnp.uint32(0))
     each = jnp.uint32(math.prod(x.shape[1:]))

@@ -8,22 +8,25 @@ import signal
 import threading
 import time
 
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from lmm_jax import lock, sharding
 from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
 from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
 from lmm_jax.pods import hosts
+from lmm_jax.training import adapters, start
+from lmm_jax.training import base as base_lib
 from lmm_jax.training import metrics as metrics_lib
-from lmm_jax.training import start
 from lmm_jax.training.bad_records import BadRecords
 from lmm_jax.training.checkpoint import Checkpoints, saved_steps
 from lmm_jax.training.optimizer import schedule
 from lmm_jax.training.plan import Plan, check_stream, make_plan
-from lmm_jax.training.state import Program, abstract_state, init_state
+from lmm_jax.training.state import Program, init_state
 from lmm_jax.training.step import jit_eval_step, jit_train_step
 
 
@@ -75,17 +78,16 @@ def _run_plan(plan, main, held, profile):
     if main:
         _describe(plan)
     checkpoints = Checkpoints(plan.workdir, config.train.keep)
-    restored = checkpoints.restore(abstract_state(program))
+    restored = base_lib.restore(checkpoints, program, plan.workdir)
     if restored:
-        state, saved = restored
+        state, saved, base = restored
         check_stream(plan.workdir, saved, plan.stream)
     else:
-        state = init_state(program)
-        state = start.start(program, state)
+        state, base = start.begin(program, init_state(program))
     sharding.assert_sharded(state, program.shardings, "train state")
 
     writer = metrics_lib.MetricWriter(plan.workdir, config, main)
-    run = _Run(plan, checkpoints, writer, held, main)
+    run = _Run(plan, checkpoints, writer, held, main, base)
     with contextlib.closing(writer), checkpoints:
         if int(state.step) < config.train.steps:
             if main and plan.step:  # now that it could be restored
@@ -107,6 +109,7 @@ class _Run:
       checkpoints, writer: where state and metrics go.
       held: the `lock.Hold` of the workdir; None on all hosts but the first.
       main: whether this process speaks and writes for all.
+      base: what checkpoints leave out, see `base.describe`.
     """
 
     plan: Plan
@@ -114,6 +117,7 @@ class _Run:
     writer: metrics_lib.MetricWriter
     held: lock.Hold | None
     main: bool
+    base: dict | None
 
     @property
     def program(self) -> Program:
@@ -134,7 +138,7 @@ class _Run:
         """Saves a state, and what was written beside it, unless another process has taken the workdir over."""
         if self.held:
             self.held.check()
-        self.checkpoints.save(state, self.plan.stream)
+        self.checkpoints.save(state, self.plan.stream, self.base)
         self.writer.flush()
 
     @property
@@ -335,12 +339,26 @@ def _describe(plan):
         f"  {plan.memory}\n"
         f"  learning rates: {_rates(program.rates)}; {config.model.dtype}, layers recompute: "
         f"{config.model.decoder.remat}\n"
+        f"{_adapters(program)}"
         f"  {program.mesh.size} × {sharding.platform()}: {mesh}\n"
         f"  {sum(map(len, packs.data)):,} records, {len(packs.left_out):,} left out; packs of {c.rows} × {c.length} "
         f"positions, {positions:.0%} used, and {c.views} views, {views:.0%} used\n"
         f"  the {packs.per_step} packs of a step hold about {held:,.0f} records: an epoch is about "
         f"{records / held:,.1f} steps",
         flush=True,
+    )
+
+
+def _adapters(program):
+    """A line about the adapters of a run; "" if it has none."""
+    rank, rates = program.config.lora.rank, program.rates
+    if not rank:
+        return ""
+    sizes = {path: x.size for path, x in flatten_dict(nn.unbox(program.boxed), sep="/").items()}
+    trained = sum(size for path, size in sizes.items() if rates[path])
+    return (
+        f"  adapters of rank {rank} on {len(adapters.layers(sizes))} kinds of linear layer: {trained:,} of "
+        f"{sum(sizes.values()):,} parameters train\n"
     )
 
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from lmm_jax import free_memory, storage
 from lmm_jax.config import ConfigError
@@ -76,8 +77,9 @@ def check_training(program):
         decoder, devices = config.model.decoder, math.prod(program.mesh.shape.values())
         raise ConfigError(
             f"this run cannot fit: {memory}. Set a smaller model (model.decoder.width={decoder.width}, "
-            f"model.decoder.depth={decoder.depth}), freeze more of it (optimizer.groups), or share it out over more "
-            f"devices (mesh.fsdp, mesh.tensor; here are {devices}). `lmm compile` says what it takes on a TPU slice"
+            f"model.decoder.depth={decoder.depth}), freeze more of it (optimizer.groups, lora.rank), store "
+            "less (optimizer.moments, optimizer.second_moment), or share it out over more devices (mesh.fsdp, "
+            f"mesh.tensor; here are {devices}). `lmm compile` says what it takes on a TPU slice"
         )
     return memory
 
@@ -120,7 +122,7 @@ def check_batches(program, packs, state):
         )
 
 
-def check_disk(program, workdir, memory):
+def check_disk(program, workdir, memory, left_out=()):
     """Raises ConfigError if the disk that a workdir lies on cannot hold the checkpoints of a run.
 
     A new one is written before the oldest is deleted, so that it takes one more than `train.keep`.
@@ -129,10 +131,14 @@ def check_disk(program, workdir, memory):
       program: of the run.
       workdir: of the run.
       memory: the `Memory` of its state.
+      left_out: paths of the parameters that they leave out, see `base.left_out`.
     """
     if storage.is_remote(workdir):
         return
     train, size = program.config.train, memory.state
+    if left_out:
+        flat = flatten_dict(abstract_params(program), sep="/")
+        size -= sum(math.prod(flat[path].shape) * flat[path].dtype.itemsize for path in left_out)
     count = min(train.keep + 1, -(-train.steps // train.save_every))
     free = storage.free_bytes(workdir, of=pathlib.Path(workdir) / "checkpoints")
     if count * size > free:

@@ -15,8 +15,9 @@ from lmm_jax.data.conversation import check_template
 from lmm_jax.data.pipeline import Packs
 from lmm_jax.data.prepared import folders_of, read_about
 from lmm_jax.hf.read_config import is_model
+from lmm_jax.training import base as base_lib
 from lmm_jax.training import memory, metrics, start
-from lmm_jax.training.checkpoint import saved_steps, saved_stream
+from lmm_jax.training.checkpoint import saved_base, saved_steps, saved_stream
 from lmm_jax.training.state import Program, make_program
 
 # Fields that may differ between the runs of one workdir; any other change would make it another run.
@@ -82,16 +83,21 @@ def make_plan(config, workdir) -> Plan:
             "optimizer.learning_rate and optimizer.groups freeze every parameter: nothing would train; give some a "
             "rate above 0"
         )
-    stream = packs.state()
+    stream, saved_elsewhere = packs.state(), ()
     if step:
         saved = saved_stream(workdir, step)
         if saved is not None:
             check_stream(workdir, saved, stream)
+        left = saved_base(workdir)
+        if left is not None:
+            base_lib.find(config, left, workdir)
+            saved_elsewhere = left["digests"]
     else:
         start.check(program)
+        saved_elsewhere = base_lib.left_out(program)
     taken = memory.check_training(program)
     memory.check_batches(program, packs, taken)
-    memory.check_disk(program, workdir, taken)
+    memory.check_disk(program, workdir, taken, saved_elsewhere)
     return Plan(workdir, program, packs, validation, stream, step, taken)
 
 
@@ -206,10 +212,10 @@ def _check_config(workdir, config):
 
 def check_stream(workdir, saved, now):
     """Raises ConfigError naming what differs from the stream that a run was trained on."""
-    if "arrangement" in saved:  # what visual layouts were called when the run began; fields that are newer are as now
-        saved = {name: x for name, x in saved.items() if name != "arrangement"} | {
-            "visual_layout": now["visual_layout"] | saved["arrangement"]
-        }
+    # Fields of visual layouts that are newer than the run are as now; "arrangement" is what they were called first.
+    layout = saved.get("visual_layout", saved.get("arrangement", {}))
+    saved = {name: x for name, x in saved.items() if name != "arrangement"}
+    saved |= {"visual_layout": now["visual_layout"] | layout}
     changed = [
         f"{name}: was {saved.get(name)}, now {now.get(name)}"
         for name in sorted(saved.keys() | now.keys())

@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
-from etils import epath
 
 from lmm_jax import config as c
 from lmm_jax.data.counts import NO_LENGTH, count_records
 from lmm_jax.data.prepared import Prepared
-from lmm_jax.hf.read_config import is_model, read_model_config
+from lmm_jax.hf.chat_templates import find_differences
+from lmm_jax.hf.read_config import is_model, read_model_config, read_stored_dtype
+from lmm_jax.hf.snapshot import download_hint, model_folder
 
 FILLED = 0.9  # of the positions of a row, when several conversations share it
 ROUND = 64  # a row has a multiple of so many positions, so that it divides over devices
@@ -58,16 +60,26 @@ def use_model(config, folder, data):
     Raises:
       ConfigError: neither a model nor a workdir, or data that were prepared for another model.
     """
-    path = epath.Path(folder)
+    try:
+        path = model_folder(folder)
+    except (ValueError, OSError) as error:
+        raise c.ConfigError(f"model={error}") from error
     if not (path / "config.json").exists():
-        raise c.ConfigError(f"model={folder} is neither a workdir of `lmm train` nor a model (no config.json)")
+        raise c.ConfigError(
+            f"model={folder} is neither a workdir of `lmm train` nor a model (no config.json){download_hint(path)}"
+        )
     try:
         found = read_model_config(path) if is_model(path) else c.read_config(path / "config.json")
     except (ValueError, OSError) as error:
         raise c.ConfigError(f"model={folder}: {error}") from error
+    if is_model(path) and (differences := find_differences(path, found.data.template)):
+        print(differences, file=sys.stderr)
     found = found.copy_and_resolve_references().unlock()
     config.model = found.model
-    for field in ("template", "aspect", "canvas", "tilings", "zoom", "sequence", "stacks", "sampling", "length"):
+    if is_model(path) and read_stored_dtype(path) == "float16":
+        # Parameters are float32 all the same; the step is computed in the type that other runs are trained in.
+        config.model.dtype = "bfloat16"
+    for field in (*c.OF_MODEL, "length"):
         config.data[field] = found.data[field]
     parts = dict.fromkeys(("vision", "language", "projector"), str(folder))
     config.init.update(parts if is_model(path) else {"from": str(folder)})
@@ -88,6 +100,14 @@ def open_data(folder, split="train") -> Prepared:
         raise c.ConfigError(f"data={folder}: {error}") from error
 
 
+def rows_of(model) -> int | None:
+    """`data.rows` of a model: one, or None for as few as leave little unused where a conversation has several copies.
+
+    A pack holds a copy at each scale, and the longest, cut to a row each, need as many rows.
+    """
+    return 1 if len(model.scales) == 1 else None
+
+
 def fit_batch(config, epochs, packs, length=0, most=2048) -> Batch:
     """How long a row must be for the data of a config, and how many packs of one row make a step.
 
@@ -103,7 +123,8 @@ def fit_batch(config, epochs, packs, length=0, most=2048) -> Batch:
     """
     if not epochs > 0:
         raise c.ConfigError(f"epochs={epochs}: expected a number above 0")
-    data, visual, scales = open_data(config.data.path), c.visual_layout(config), tuple(config.model.scales)
+    data, scales = open_data(config.data.path), tuple(config.model.scales)
+    visual = c.visual_layout(config).with_marks(data.tokenizer)
     counts = count_records(data.index, visual, scales, NO_LENGTH - 1, cut=False)
     needed = np.sort(counts.needed[(counts.needed != NO_LENGTH) & ~counts.thin])
     if not len(needed):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from lmm_jax.sharding import constrain
-from lmm_jax.training import optimizer
+from lmm_jax.training import adapters, optimizer
 from lmm_jax.training.loss import answered, cross_entropy, group_bits, group_weights, router_losses
 
 
@@ -23,6 +23,7 @@ def token_losses(model, params, batch):
     h = constrain(read(h, batch["target_at"]), "batch", "length", "act_embed")
     decoder = model.decoder
     head = decoder.head_matrix(params["decoder"])
+    h = decoder.to_head(h)
     return cross_entropy(h, head, batch["target"], decoder.vocab_size, decoder.dtype), logits
 
 
@@ -47,7 +48,7 @@ def _no_sums(model):
     return jnp.zeros(groups), jnp.zeros(groups)
 
 
-def loss_and_grads(model, trainable, frozen, batch):
+def loss_and_grads(model, trainable, frozen, batch, dropout=0.0, key=None):
     """Loss over all micro-batches, its gradient, and the loss of each group.
 
     Of a model with a router the gradient is that of the loss and of the router's loss, which is the mean over all
@@ -59,6 +60,8 @@ def loss_and_grads(model, trainable, frozen, batch):
       frozen: flat dict of the others.
       batch: arrays `[A, G, …]`; group counts are taken over all A micro-batches, so that accumulation changes
         nothing but the order of additions.
+      dropout: share of the numbers that adapters read which are left out.
+      key: random key of this step, for that; needed where it is not 0.
 
     Returns:
       loss (0 if nothing is supervised), gradients like `trainable`, losses `[groups]`, counts `[groups]`; of a model
@@ -69,8 +72,11 @@ def loss_and_grads(model, trainable, frozen, batch):
     counts = bits.sum(axis=(0, 1, 2))
     pairs = (answered(batch["answer"], bits, batch["question_grids"]) > 0).sum() if "answer" in batch else 0
 
-    def loss_fn(trainable, micro, bits):
-        ce, logits = token_losses(model, optimizer.merge(trainable, frozen), micro)
+    def loss_fn(trainable, micro, bits, number=0):
+        params = optimizer.merge(trainable, frozen)
+        if dropout:
+            params = adapters.with_dropout(params, dropout, jax.random.fold_in(key, number))
+        ce, logits = token_losses(model, params, micro)
         loss = (group_weights(bits, counts) * ce).sum()
         sums = _sums(model, ce, logits, bits, micro)
         return loss + sums[0][S:].sum() / jnp.maximum(pairs, 1), (loss, sums)
@@ -86,13 +92,16 @@ def loss_and_grads(model, trainable, frozen, batch):
             return jax.tree.map(jnp.add, total, (aux, grads)), None
 
         zero = ((jnp.zeros(()), _no_sums(model)), jax.tree.map(jnp.zeros_like, trainable))
-        (aux, grads), _ = jax.lax.scan(body, zero, (batch, bits))
+        numbers = jnp.arange(len(bits)) if dropout else None
+        (aux, grads), _ = jax.lax.scan(body, zero, (batch, bits, numbers))
     loss, (sums, counts) = aux
     return loss, grads, sums / jnp.maximum(counts, 1), counts
 
 
-def train_step(model, tx, rates, state, batch):
+def train_step(model, tx, rates, state, batch, dropout=0.0, seed=0):
     """One update; an update whose loss or gradient is not finite is skipped and counted.
+
+    All that is drawn is drawn from the seed and the number of the step.
 
     Args:
       model: the `LMM`.
@@ -100,12 +109,15 @@ def train_step(model, tx, rates, state, batch):
       rates: peak rate by path; decides what is trainable.
       state: `TrainState`.
       batch: arrays `[A, G, …]`.
+      dropout: of adapters, see `loss_and_grads`.
+      seed: of the run.
 
     Returns:
       The new state and metrics: loss, grad_norm, finite, and of `loss_and_grads` group_loss and group_count.
     """
     trainable, frozen = optimizer.split(state.params, rates)
-    loss, grads, group_loss, counts = loss_and_grads(model, trainable, frozen, batch)
+    key = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
+    loss, grads, group_loss, counts = loss_and_grads(model, trainable, frozen, batch, dropout, key)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
@@ -144,7 +156,9 @@ def eval_step(model, params, batch):
 
 def jit_train_step(program):
     """`train_step` compiled for a `state.Program`; the old state is donated."""
-    step = functools.partial(train_step, program.model, program.tx, program.rates)
+    config = program.config
+    dropout = config.lora.dropout if config.lora.rank else 0.0
+    step = functools.partial(train_step, program.model, program.tx, program.rates, dropout=dropout, seed=config.seed)
     return jax.jit(step, donate_argnums=0, out_shardings=(program.shardings, None))
 
 

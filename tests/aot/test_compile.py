@@ -13,6 +13,7 @@ from lmm_jax import cli, sharding
 from lmm_jax.aot import compile as tool
 from lmm_jax.aot import topology
 from lmm_jax.data.pipeline import HOST_ONLY
+from tests.conftest import ROOT
 from tests.opened import open_packs
 
 
@@ -67,10 +68,41 @@ def test_without_libtpu_it_says_what_to_install(capsys, tiny_args):
     assert "pip install 'lmm_jax[compile]'" in capsys.readouterr().err
 
 
+EACH = """
+import json, sys
+from lmm_jax import cli
+for command in sys.stdin:
+    assert cli.main(json.loads(command)) == 0
+    sys.stdout.flush()
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """`compiled(*args)`: what `lmm compile --json` says.
+
+    All in one process of their own: libtpu stays with the one that loads it, and takes its time to be loaded.
+    """
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # libtpu does not know all flags of CPUs
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([sys.executable, "-c", EACH], cwd=ROOT, env=env, **pipes) as process:
+
+        def answer(*args):
+            process.stdin.write(json.dumps(["compile", *args, "--json"]) + "\n")
+            process.stdin.flush()
+            said = []
+            for line in process.stdout:
+                if line.startswith("{"):
+                    return json.loads(line)
+                said.append(line)
+            raise AssertionError("".join(said))
+
+        yield answer
+
+
 @needs_libtpu
 @pytest.mark.parametrize(("width", "fits"), [(32, True), (2**19, False)])
-def test_a_real_program_for_a_slice(tiny_args, width, fits):
-    """In a process of its own: libtpu stays with the one that loads it."""
+def test_a_real_program_for_a_slice(compiled, tiny_args, width, fits):
     mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"]
     overrides = ["--config.train.batch_size=16", f"--config.model.decoder.mlp_dim={width * 16}"]
     found = compiled(*tiny_args, *overrides, *mesh, "--topology", "2xv5e-8")
@@ -90,17 +122,8 @@ def test_a_real_program_for_a_slice(tiny_args, width, fits):
 
 @needs_libtpu
 @pytest.mark.parametrize("step", ["prefill", "decode"])
-def test_generation_for_a_slice(tiny_args, step):
+def test_generation_for_a_slice(compiled, tiny_args, step):
     found = compiled(*tiny_args, "--topology", "v5e-4", "--step", step, "--prompts", "8")
     assert found["fits"] and found["minimum_bytes"] is None
     assert found["memory"]["cache" if step == "decode" else "batch"] > 0
     assert found["roofline"]["limits"] == ("memory" if step == "decode" else "compute")
-
-
-def compiled(*args):
-    """What `lmm compile --json` says, in a process of its own."""
-    command = [sys.executable, "-m", "lmm_jax", "compile", *args, "--json"]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # libtpu does not know all flags of CPUs
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])

@@ -17,6 +17,7 @@ def test_what_does_not_fit_is_said_in_words():
             "state_bytes": 6 * 2**30,
             "memory": {"optimizer": 4 * 2**30, "batch": 2**20, "temporaries": 16 * 2**30, "largest": []},
             "collectives": None,
+            "savings": None,
             "compile_seconds": 3.0,
             "reason": "RESOURCE_EXHAUSTED",
         }

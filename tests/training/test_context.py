@@ -6,7 +6,7 @@ import pytest
 
 from lmm_jax.training.optimizer import split
 from lmm_jax.training.state import make_program
-from lmm_jax.training.step import loss_and_grads
+from lmm_jax.training.step import eval_step, loss_and_grads
 
 HD = (  # overview and tiles in the sequence with their doubles added, as configs/deepstack.py:recipe=hd
     "data.sequence=grid",
@@ -23,6 +23,14 @@ ROW_BY_FOUR = ("mesh.data=1", "mesh.context=4")
 TWO_BY_FOUR = ("mesh.data=1", "mesh.fsdp=2", "mesh.context=4")
 
 
+def losses(setup, devices, *overrides, recipe):
+    """Losses and counts of the groups of a recipe's first batch on so many devices, and the batch."""
+    s = setup(devices, *overrides, recipe=recipe)
+    params, batch = s.state.params, s.host_batch(0)
+    with s.program.use():
+        return jax.jit(eval_step, static_argnums=0)(s.program.model, params, s.place(batch)), batch
+
+
 def compiled(setup, devices, *overrides, recipe):
     """Loss and gradients of a recipe on so many devices, its first batch, and the arguments for that."""
     s = setup(devices, *overrides, recipe=recipe)
@@ -36,20 +44,26 @@ def compiled(setup, devices, *overrides, recipe):
         )
 
 
+def test_devices_that_share_a_row_give_the_losses_of_one(setup):
+    """Copies of a conversation in a row; gradients are those of a decoder, in models/test_decoder_fields.py."""
+    (want, counts), batch = losses(setup, 1, recipe="m3")
+    assert (batch["segment"][..., -1] == 0).any()  # a row with padding
+    (found, same), _ = losses(setup, 4, *ROW_BY_FOUR, recipe="m3")
+    assert (want / np.maximum(counts, 1)).max() > 1
+    np.testing.assert_array_equal(counts, same)
+    np.testing.assert_allclose(found / np.maximum(counts, 1), want / np.maximum(counts, 1), atol=1e-5)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("recipe", "overrides", "mesh"),
     [
-        pytest.param("deepstack", HD, (8, *TWO_BY_FOUR), marks=pytest.mark.long),
+        ("deepstack", HD, (8, *TWO_BY_FOUR)),
         ("m3", (), (4, *ROW_BY_FOUR)),  # copies of a conversation in a row
-        pytest.param("m3", (), (4, "mesh.data=1", "mesh.fsdp=2", "mesh.context=2"), marks=pytest.mark.long),
-        pytest.param("deepstack", TWO, (8, *TWO_BY_FOUR), marks=pytest.mark.long),
-        pytest.param(
-            "deepstack_v",
-            (*TWO, "model.vision.depth=3"),
-            (8, "mesh.tensor=2", "mesh.context=2"),
-            marks=pytest.mark.long,
-        ),
-        pytest.param("hybrid", (), (8, *TWO_BY_FOUR), marks=pytest.mark.long),
+        ("m3", (), (4, "mesh.data=1", "mesh.fsdp=2", "mesh.context=2")),
+        ("deepstack", TWO, (8, *TWO_BY_FOUR)),
+        ("deepstack_v", (*TWO, "model.vision.depth=3"), (8, "mesh.tensor=2", "mesh.context=2")),
+        ("hybrid", (), (8, *TWO_BY_FOUR)),
     ],
 )
 def test_devices_that_share_a_row_give_the_loss_and_gradients_of_one(setup, recipe, overrides, mesh):
@@ -75,10 +89,10 @@ def test_what_layers_keep_for_the_backward_pass_is_shared_out(setup):
 @pytest.mark.long
 def test_a_prompt_that_is_read_together_gives_the_logits_and_the_cache_of_one_device(setup):
     def prefill(s):
-        batch = s.host_batch(0)
+        params, batch = s.state.params, s.host_batch(0)
         run = jax.jit(lambda params: s.program.model.apply({"params": params}, batch, 128, (1, 4), method="prefill"))
         with s.program.use():
-            return run(s.state.params)
+            return run(params)
 
     one, many = (prefill(setup(n, *mesh, recipe="m3")) for n, *mesh in ((1,), (4, *ROW_BY_FOUR)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, many)

@@ -32,7 +32,7 @@ class Pod:
                 "JAX_PLATFORMS": "cpu",
                 "JAX_NUM_CPU_DEVICES": str(devices),
                 "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{self.port}",
                 "JAX_NUM_PROCESSES": str(hosts),
                 "JAX_PROCESS_ID": str(i),
@@ -151,6 +151,7 @@ def test_a_run_goes_from_two_hosts_to_one_to_four(tiny_args, tmp_path):
     assert difference(tmp_path / "run", tmp_path / "other") <= 1e-5
 
 
+@pytest.mark.long
 def test_bad_data_on_one_host_stops_all_with_its_reason(tiny_args, tmp_path):
     command = train(tiny_args, tmp_path / "run", *FEW, "--config.data.max_bad_run=1")
     pod = Pod(tmp_path / "two", 2, *command, BROKEN_HOST="1")
@@ -159,6 +160,7 @@ def test_bad_data_on_one_host_stops_all_with_its_reason(tiny_args, tmp_path):
     assert re.search(reason, pod.said(0))
 
 
+@pytest.mark.long
 def test_what_host_0_refuses_ends_all(runs, tiny_args, tmp_path):
     """What all can know each of them says; that another process trains there, host 0 alone."""
     workdir = runs[0].folder.parent / "run_2"

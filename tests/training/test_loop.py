@@ -50,7 +50,10 @@ def losses(workdir):
     return {row["step"]: row["loss"] for row in read_metrics(workdir) if "loss" in row}
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGKILL, *(pytest.param(how, marks=pytest.mark.long) for how in (signal.SIGINT, signal.SIGTERM))],
+)
 def test_a_stopped_run_continues_as_if_nothing_had_happened(lmm_process, tiny_args, uninterrupted, tmp_path, how):
     """With a reader process, to which a scheduler and a terminal send what they send to the run."""
     command = ["train", *tiny_args, *STEPS, "--config.data.workers=1", "--workdir", tmp_path, "--json"]

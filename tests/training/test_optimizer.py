@@ -19,6 +19,7 @@ PATHS = optimizer.flatten_dict(PARAMS, sep="/")
 
 def config(**kwargs):
     fields = dict(learning_rate=1e-2, groups=(), warmup=0.0, final=1.0, b1=0.9, b2=0.999, weight_decay=0.0, clip=0.0)
+    fields |= dict(moments="float32", second_moment="full")
     return ml_collections.ConfigDict(fields | kwargs)
 
 
@@ -107,3 +108,64 @@ def test_clipping_sees_all_groups_together():
 def test_schedule_warms_up_and_decays():
     schedule = optimizer.schedule(config(warmup=0.1, final=0.1), 100)
     np.testing.assert_allclose([schedule(0), schedule(5), schedule(10), schedule(100)], [0, 0.5, 1, 0.1], atol=1e-6)
+
+
+def test_random_rounding_is_right_on_average_and_exact_where_it_can_be():
+    x = jnp.full(100_000, 1 + 1 / 1024, jnp.float32)  # a quarter of the way from one bfloat16 number to the next
+    found = optimizer.round_at_random(x, jax.random.key(0)).astype(jnp.float32)
+    assert set(np.unique(found)) == {1, 1 + 1 / 128}
+    np.testing.assert_allclose((found > 1).mean(), 1 / 8, atol=0.01)
+    exact = jnp.asarray([0, 1, -2.5, 1e-30, jnp.inf], jnp.bfloat16).astype(jnp.float32)
+    assert np.array_equal(optimizer.round_at_random(exact, jax.random.key(1)).astype(jnp.float32), exact)
+
+
+def test_moments_in_bfloat16_follow_those_in_float32():
+    """A second moment with b2 = 0.999 would stay where it is if it were rounded to the nearest."""
+    params, rng = {"a/kernel": jnp.zeros((64, 64))}, np.random.default_rng(0)
+    whole, half = (
+        optimizer.make_optimizer(config(moments=kind), 10, {"a/kernel": 1.0}) for kind in ("float32", "bfloat16")
+    )
+    states = [tx.init(params) for tx in (whole, half)]
+    assert states[1][1].mu["a/kernel"].dtype == states[1][1].nu["a/kernel"].dtype == jnp.bfloat16
+    steps = [jax.jit(tx.update) for tx in (whole, half)]
+    for n in range(300):
+        grads = {"a/kernel": jnp.asarray(rng.normal(size=(64, 64)) * (1 if n < 100 else 3), jnp.float32)}
+        states = [step(grads, state, params)[1] for step, state in zip(steps, states, strict=True)]
+    want, found = (state[1].nu["a/kernel"].astype(jnp.float32) for state in states)
+    np.testing.assert_allclose(found.mean(), want.mean(), rtol=0.01)
+    assert np.abs(found / want - 1).mean() < 0.05
+    again = half.init(params)
+    for n in range(2):
+        again = steps[1]({"a/kernel": jnp.full((64, 64), 0.1 + n)}, again, params)[1]
+        if n == 0:
+            resumed = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), again)
+    resumed = steps[1]({"a/kernel": jnp.full((64, 64), 1.1)}, resumed, params)[1]
+    jax.tree.map(np.testing.assert_array_equal, again, resumed)
+
+
+def test_a_factored_second_moment_keeps_rows_and_columns_and_descends():
+    params = {"a/kernel": jnp.ones((3, 256, 128)), "a/bias": jnp.ones(128)}
+    rates = dict.fromkeys(params, 1.0)
+    tx = optimizer.make_optimizer(config(second_moment="factored", moments="bfloat16"), 10, rates)
+    state = tx.init(params)
+    sizes = sorted(x.size for x in jax.tree.leaves(state) if x.size > 1)
+    assert sizes == [128, 128, 3 * 128, 3 * 256, 3 * 256 * 128]  # and the first moment
+    for _ in range(3):
+        updates, state = tx.update(params, state, params)  # of half the square
+        params = optax.apply_updates(params, jax.tree.map(lambda x: 0.1 * x, updates))
+    assert all(float(x.max()) < 1 for x in params.values())
+
+
+def test_every_moment_has_a_planned_sharding():
+    mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    placed = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
+    param = jax.ShapeDtypeStruct((3, 256, 128), jnp.float32)
+    want = {
+        (3, 256, 128): jax.P(None, "fsdp", "tensor"),
+        (3, 256): jax.P(None, "fsdp"),
+        (3, 128): jax.P(None, "tensor"),
+        (1,): jax.P(),
+    }
+    for shape, spec in want.items():
+        moment = jax.ShapeDtypeStruct(shape, jnp.float32)
+        assert optimizer.moment_sharding(moment, param, placed).spec == spec

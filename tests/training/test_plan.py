@@ -149,9 +149,9 @@ def test_damaged_data_is_named_and_left_alone(tiny, world, what):
 def test_data_whose_tokenizer_lacks_the_template_s_pieces_are_refused(tiny, world):
     """A folder that an earlier version prepared, whose answers would end at the first `>`."""
     about = json.loads((world / "data/prepared.json").read_text())
-    (world / "data/prepared.json").write_text(json.dumps(about | {"template": "chatml"}))
-    told = refused(tiny, ("data.template=chatml",), "new", world)
-    assert "template 'chatml' does not fit this tokenizer" in told and "<|im_end|>" in told
+    (world / "data/prepared.json").write_text(json.dumps(about | {"template": "chatml_direct"}))
+    told = refused(tiny, ("data.template=chatml_direct",), "new", world)
+    assert "template 'chatml_direct' does not fit this tokenizer" in told and "<|im_end|>" in told
 
 
 def test_another_stream_is_refused_before_the_config_is_written(tiny, world):
@@ -190,8 +190,8 @@ def test_a_workdir_without_a_saved_step_is_no_run(tiny, tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match="out of luck"):
             lmm.train(tiny("train.steps=2", "train.log_every=1", recipe="full"), workdir)
     assert (workdir / "config.json").exists() and read_metrics(workdir)
-    result = lmm.train(tiny("train.steps=1", "seed=3", "train.log_every=1", recipe="full"), workdir)
-    assert result["step"] == 1 and [row["step"] for row in read_metrics(workdir)] == [1]
+    result = lmm.train(tiny("train.steps=2", "seed=3", "train.log_every=1", recipe="full"), workdir)
+    assert result["step"] == 2 and [row["step"] for row in read_metrics(workdir)] == [1, 2]
     assert (workdir / "unsaved_metrics.jsonl").read_text().count("\n") == 2
     assert read_config(workdir / "config.json").seed == 3
     assert not (workdir / lock.NAME).exists()
@@ -369,6 +369,8 @@ FILES = {f"digits.py:recipe={recipe}": "digits" for recipe in RECIPES}
 FILES |= {"hybrid.py": "digits", "qwen3vl_style.py": "digits", "pages.py": "pages", "pages.py:stages=4": "pages"}
 FILES |= {"pages.py:encoder=vit": "pages"}
 FILES |= dict.fromkeys(LARGE_FILES, "vicuna_v1") | {"llava.py:stage=align": "plain", "own.py": "vicuna_v1"}
+FILES |= {"granite_docling.py": "granite", "deepstack_e.py": "chatml", "qwen3vl.py": "qwen3_vl"}
+FILES |= {"smolvlm.py": "smolvlm", "llava_onevision.py": "chatml"}
 # Fields of names that any text may be: they are tried with one file alone.
 NAMES = ("init.", "data.path", "data.train", "data.validation")
 
@@ -385,7 +387,7 @@ def load_file(digits_folder, pages_folder, tmp_path_factory):
         Image.new("RGB", ((640, 480), (480, 640), (300, 300))[n % 3], (n, 0, 0)).save(folder / f"{n}.png")
     rows = [{"id": str(n), "image": f"{n}.png", "messages": turns} for n in range(24)]
     (folder / "rows.json").write_text(json.dumps(rows))
-    for template in ("vicuna_v1", "plain"):
+    for template in ("vicuna_v1", "plain", "granite", "chatml", "qwen3_vl"):
         prepare_rows(folder / "rows.json", folder, folder / template, template=template, workers=0)
     data = {"digits": digits_folder, "pages": pages_folder}
     fresh = ("init.from=None", "init.vision=None", "init.language=None", "init.projector=None", "init.new=()")

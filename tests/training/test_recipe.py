@@ -8,9 +8,11 @@ import pytest
 
 import lmm_jax as lmm
 from lmm_jax.config import ConfigError
+from lmm_jax.training import recipe
 from lmm_jax.training.memory import of_training
 from lmm_jax.training.plan import make_plan
 from lmm_jax.training.state import make_program
+from tests.runs import begin
 
 OWN = pathlib.Path(__file__).parents[2] / "configs/own.py"
 
@@ -23,7 +25,7 @@ def load(data, *arguments, overrides=()):
 def model(tiny, tmp_path_factory):
     """The workdir of a tiny model, and its export."""
     folder = tmp_path_factory.mktemp("model")
-    lmm.train(tiny("train.steps=1", recipe="full"), folder / "run")
+    begin(tiny("train.steps=1", recipe="full"), folder / "run")
     lmm.export(folder / "run", folder / "export")
     return folder
 
@@ -101,3 +103,15 @@ def test_data_of_another_template_say_how_to_prepare_them_again(model, digits_fo
         ConfigError, match=r"template 'plain', model=.* 'qa': lmm prepare … --template qa --tokenizer"
     ):
         load(tmp_path / "data", f"model={model / 'run'}")
+
+
+def test_a_pack_has_room_for_the_copies_of_a_conversation_at_every_budget(model, digits_folder, tmp_path):
+    """Of several budgets the copies of the longest need more than the one row that holds each."""
+    arguments = f"model={model / 'export'}", "length=64"
+    assert load(digits_folder, *arguments).data.rows == 1
+    several = load(digits_folder, *arguments, overrides=("model.scales=(1,4,9,36)",))
+    with pytest.raises(ConfigError, match="no pack of 1 rows of 64 positions holds the longest"):
+        make_plan(several, tmp_path / "run")
+    with several.unlocked():
+        several.data.rows = recipe.rows_of(several.model)
+    assert not make_plan(several, tmp_path / "run").packs.left_out

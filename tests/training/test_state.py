@@ -34,8 +34,10 @@ def test_the_smallest_batch_touches_every_parameter_of_a_real_one(tiny, recipe):
 
 
 def test_the_first_values_are_the_same_on_any_mesh(setup):
-    one, many = setup(1), setup(8, *SHARDED)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one.state), jax.device_get(many.state))
+    one, many = setup(1).state, setup(8, *SHARDED).program
+    found = init_state(many)
+    sharding.assert_sharded(found, many.shardings, "first state")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(found))
 
 
 def test_seeds_give_other_kernels(setup, tiny):
