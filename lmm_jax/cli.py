@@ -247,6 +247,8 @@ def _parser(datasets, tasks):
         action="store_true",
         help="run the folder in transformers beside our model and compare: extra 'hf'",
     )
+    told = "write the run's adapters alone, as PEFT loads them (default: merged into the model)"
+    sub.add_argument("--adapter", action="store_true", help=told)
 
     sub = verb(verbs.compile, "ask the TPU compiler, without a TPU: does a step fit a slice, and what does it cost?")
     _config_argument(sub, required=True)
@@ -315,6 +317,8 @@ def _model_argument(sub, required=True):
     which.add_argument("--workdir", metavar="DIR", help="folder of a run")
     which.add_argument("--model", metavar="DIR", help="folder of an export, or as released by LLaVA or llava-hf")
     sub.add_argument("--allow-pickle", action="store_true", help=PICKLE)
+    told = "folder of adapters as PEFT writes them, merged into the model (default: none)"
+    sub.add_argument("--adapter", metavar="DIR", help=told)
 
 
 def _cache_argument(sub):
@@ -327,6 +331,8 @@ def _sampling_arguments(sub):
     of_answer = sub.add_argument_group("the answer")
     told = "visual tokens of a picture (default: the largest number trained); auto, for a model that chooses"
     of_answer.add_argument("--scale", type=_scale, metavar="N|auto", help=told)
+    told = "most pixels of a picture, for a model whose pictures keep their sizes (default: as it was trained)"
+    of_answer.add_argument("--max-pixels", type=_count, metavar="N", help=told)
     told = "most tokens of an answer (default: 64, or what the length that was trained leaves)"
     of_answer.add_argument("--max-new-tokens", type=_count, metavar="N", help=told)
     told = "0 takes the most probable token (default); above, tokens are drawn, 1 as the model has it"

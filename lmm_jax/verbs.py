@@ -90,6 +90,13 @@ def evaluate(args):
             f"--reduction={args.reduction} gives other answers than the model's own, which {folder} keeps: name a "
             "folder for them by --out DIR"
         )
+    if args.adapter and not args.out:
+        raise ValueError(
+            f"--adapter={args.adapter} gives other answers than the model's own, which {folder} keeps: name a folder "
+            "for them by --out DIR"
+        )
+    if args.adapter and (args.fit_auto or "auto" in (scales or ())):
+        raise ValueError("--fit-auto and --scales auto are for a model itself, without --adapter")
     if args.reduction and args.fit_auto:
         raise ValueError("--fit-auto is for the model as it was trained, without --reduction")
     if args.reduction and "auto" in (scales or ()):
@@ -103,7 +110,7 @@ def evaluate(args):
     if not storage.is_remote(out):
         storage.check_place(out, "--out")
     _keep_programs(args)
-    model = load(folder, allow_pickle=args.allow_pickle, reduction=args.reduction)
+    model = load(folder, allow_pickle=args.allow_pickle, reduction=args.reduction, adapter=args.adapter)
     tasks = args.tasks.split(",") if args.tasks else evaluation.find_tasks(model, data)
     if args.fit_auto and len(tasks) > 1:
         raise ValueError(f"--fit-auto fits to the questions of one task, and these are {', '.join(tasks)}")
@@ -160,7 +167,7 @@ def _draw_needs(model, found, task, path):
 # What a model is asked with, and how: nothing for flags of `lmm evaluate` that need no model.
 ASKED_WITH = (
     *("workdir", "model", "allow_pickle", "data", "split", "limit", "out", "skip_bad", "oracle", "fit_auto"),
-    "reduction",
+    *("reduction", "adapter"),
 )
 
 
@@ -239,7 +246,7 @@ def generate(args):
             answers.check_place(args.out)
         ask.check_all(None, questions, args.skip_bad)
     _keep_programs(args)
-    model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
+    model = load(args.workdir or args.model, allow_pickle=args.allow_pickle, adapter=args.adapter)
     if questions is None:
         streams = sys.stdout.isatty() and not args.json
         return ask.ask_one(model, args.image, args.prompt, options, streams, args.verbose)
@@ -258,7 +265,7 @@ def chat(args):
     options = _options(args)
     check_options(options)
     _keep_programs(args)
-    model = load(args.workdir or args.model, allow_pickle=args.allow_pickle)
+    model = load(args.workdir or args.model, allow_pickle=args.allow_pickle, adapter=args.adapter)
     Terminal(model, args.system, options).run()
     return {}
 
@@ -324,7 +331,8 @@ def demo(args):
     page.check_address(args.host, args.port)  # before minutes are spent on loading
     folder = args.workdir or args.model
     _keep_programs(args)
-    page.serve(load(folder, allow_pickle=args.allow_pickle), folder, args.host, args.port, args.max_upload)
+    model = load(folder, allow_pickle=args.allow_pickle, adapter=args.adapter)
+    page.serve(model, folder, args.host, args.port, args.max_upload)
     return {}
 
 
@@ -335,7 +343,7 @@ def export(args):
     hosts.refuse("lmm export")
     from lmm_jax.release.export import export
 
-    result = export(args.workdir, args.out, args.layout, args.verify)
+    result = export(args.workdir, args.out, args.layout, args.verify, args.adapter)
     print(f"{args.out}: {', '.join(result['files'])}")
     return result
 

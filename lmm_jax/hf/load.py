@@ -4,6 +4,7 @@ A folder is read whole or not at all: whatever is missing, unexpected or of anot
 loaded. What was read, what was not and why is a table.
 """
 
+import collections
 import dataclasses
 import math
 import re
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from lmm_jax.families import ORIGINAL
 from lmm_jax.hf.names import (
+    LEVELS,
     VOCABULARY,
     block_number,
     decoder_family,
@@ -27,11 +29,16 @@ from lmm_jax.hf.names import (
     part_of,
     tensors,
 )
-from lmm_jax.hf.read_config import Keys, LoadError, tied, tower_folder
+from lmm_jax.hf.read_config import Keys, LoadError, check_window, find_whole, tied, tower_folder
+from lmm_jax.hf.rope import read_axes, read_rope, rope_keys
 from lmm_jax.hf.safetensors import DTYPES, Folder
 
 HEAD = "decoder/head/kernel"
-PARTS = {"vision": ("vision",), "language": ("decoder",), "projector": ("projector", "image_newline")}
+PARTS = {
+    "vision": ("vision",),
+    "language": ("decoder",),
+    "projector": ("projector", LEVELS, "image_newline", "density_router"),
+}
 READERS = 4  # threads that read and transpose layers
 
 
@@ -76,6 +83,7 @@ def load_params(folder, model, abstract, vision=None, allow_pickle=False):
         found = _Tensors([Folder(folder, allow_pickle), Folder(tower, allow_pickle)])
     flat = flatten_dict(abstract, sep="/")
     matched = _match(folder, found, model, flat, flat, tied(keys))
+    _check_head(folder, found, model)
     return unflatten_dict(_read(folder, found, matched, flat), sep="/"), matched.table
 
 
@@ -101,13 +109,19 @@ def load_part(folder, part, model, abstract, fresh=(), allow_pickle=False):
     return _read(epath.Path(folder), found, matched, wanted), matched.table
 
 
+def part_reader(folder, part, model, abstract, fresh=(), allow_pickle=False):
+    """A function from the path of a parameter to what `load_part`, of the same arguments, would read of it alone."""
+    found, matched, wanted = _match_part(folder, part, model, abstract, fresh, allow_pickle)
+    return lambda path: _array(found, matched.tensors[path], wanted[path])
+
+
 def match_part(folder, part, model, abstract, fresh=(), allow_pickle=False):
     """Raises what `load_part` would, of the same arguments; only names and shapes are read."""
     _match_part(folder, part, model, abstract, fresh, allow_pickle)
 
 
 def _match_part(folder, part, model, abstract, fresh, allow_pickle):
-    flat = {path: x for path, x in flatten_dict(abstract, sep="/").items() if path.split("/")[0] in PARTS[part]}
+    flat = {path: x for path, x in flatten_dict(abstract, sep="/").items() if path.startswith(PARTS[part])}
     wanted = {path: x for path, x in flat.items() if not _under(path, fresh)}
     folder = epath.Path(folder)
     path = folder / "config.json"
@@ -119,8 +133,15 @@ def _match_part(folder, part, model, abstract, fresh, allow_pickle):
 TOLD_APART = ("heads", "norm_eps", "rope_theta")  # fields of a decoder that `config.json` says and tensors do not
 
 
-def check_part(folder, part, model):
-    """Raises LoadError if a part's `config.json`, where there is one, says other than `config.model` of the run."""
+def check_part(folder, part, model, length=0):
+    """Raises LoadError if a part's `config.json`, where there is one, says other than the run.
+
+    Args:
+      folder: of the part.
+      part: see `load_part`.
+      model: `config.model` of the run.
+      length: its `data.length`, which no window of a language model may be shorter than.
+    """
     path = epath.Path(folder) / "config.json"
     if not path.exists() or part == "projector":
         return
@@ -131,18 +152,31 @@ def check_part(folder, part, model):
         family, ours, inner, told_apart = decoder_family(model), model.decoder, "text_config", TOLD_APART
     if not told_apart:
         return
-    keys = Keys(path)
+    keys, divides = Keys(path), True
     if inner in keys.content:
-        keys = Keys(path, keys[inner])
+        divides = getattr(find_whole(keys), "divides_logits", True)
+        keys = keys.inner(inner)
     elif part == "vision" and ORIGINAL.told_by in keys.content:
         return  # the tower's own config lies elsewhere
     for key, allowed in family.constants.items():
         keys.require(key, *allowed)
+    if part == "language":
+        check_window(keys, family, length)
+    said = keys.content | ({} if part == "vision" else rope_keys(keys).content)  # rotary positions lie apart
+    named = [(name, family.keys[name], ours[name]) for name in told_apart]
+    for name, key in family.keys.items():
+        if isinstance(key, tuple):
+            read = key if divides or name != "multipliers" else key[:-1]  # the last one divides logits
+            named += [(one, one, value) for one, value in zip(read, ours[name] or (1.0,) * len(key), strict=False)]
     wrong = [
-        f"{name} is {keys[family.keys[name]]} there, {ours[name]} here"
-        for name in told_apart
-        if family.keys[name] in keys.content and not _agree(keys[family.keys[name]], ours[name])
+        f"{name} is {said[key]} there, {value} here"
+        for name, key, value in named
+        if key in said and not _agree(said[key], value)
     ]
+    if part == "language" and read_rope(keys, family) != tuple(ours.rope_scaling):
+        wrong.append(f"rope_scaling is {read_rope(keys, family)} there, {tuple(ours.rope_scaling)} here")
+    if part == "language" and read_axes(keys, family) != tuple(ours.rope_axes):
+        wrong.append(f"rope_axes is {read_axes(keys, family)} there, {tuple(ours.rope_axes)} here")
     if wrong:
         raise LoadError(f"{path}: not the {part} part of this run: {'; '.join(wrong)}")
 
@@ -151,10 +185,26 @@ def _agree(theirs, ours):
     return isinstance(theirs, int | float) and math.isclose(theirs, ours, rel_tol=1e-6)
 
 
-def stored_dtype(folder, allow_pickle=False):
-    """What a model's parameters are best held in: bfloat16 if stored in two bytes a number, else float32."""
-    kinds = set(Folder(folder, allow_pickle).dtypes.values())
-    return ml_dtypes.bfloat16 if kinds <= {"bfloat16", "float16"} else np.float32
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What a model's numbers are stored in, and what they are held in here.
+
+    Attributes:
+      kinds: numpy's names of the types of its tensors, the most common first.
+      held: bfloat16 if all are that; else float32, which alone keeps all of a float16, and the most of a float64.
+    """
+
+    kinds: tuple[str, ...]
+
+    @property
+    def held(self):
+        return ml_dtypes.bfloat16 if set(self.kinds) == {"bfloat16"} else np.float32
+
+
+def stored_dtype(folder, allow_pickle=False) -> Stored:
+    """What the parameters of a model's folder are stored in; only headers are read."""
+    counted = collections.Counter(Folder(folder, allow_pickle).dtypes.values())
+    return Stored(tuple(kind for kind, _ in counted.most_common()))
 
 
 def report(table) -> str:
@@ -186,14 +236,16 @@ def _match(folder, found, model, flat, wanted, shared, part=None) -> _Matched:
     vocabulary = model.decoder.vocab_size
     faults, expected, read, table = [], {}, {}, []
     for tensor in tensors(model, {path: x.shape for path, x in flat.items()}):
-        expected[tensor.name] = tensor
+        expected.setdefault(tensor.name, tensor)
         if tensor.path not in wanted:
             continue
         source = tensor.name
         if shared and tensor.path == HEAD and source not in found.shapes:
             source = decoder_family(model).tensors["table"][0]
         shape, theirs = _unpadded(tensor, vocabulary), found.shapes.get(source)
-        if theirs is None:
+        if tensor.rows and tensor.rows[0]:  # the first of those that are fused was looked at
+            read.setdefault(tensor.path, []).append((tensor, source))
+        elif theirs is None:
             faults.append(f"missing {source} {shape}")
         elif theirs[1:] != shape[1:] or theirs[0] < shape[0] or (theirs != shape and tensor.path not in VOCABULARY):
             field = f" (model.decoder.vocab_size={vocabulary})" if tensor.path in VOCABULARY else ""
@@ -204,14 +256,17 @@ def _match(folder, found, model, flat, wanted, shared, part=None) -> _Matched:
             )
         else:
             read.setdefault(tensor.path, []).append((tensor, source))
-            why = f"{theirs[0] - shape[0]} rows past the vocabulary left out" if theirs != shape else ""
-            table.append(Entry(found.stored(source), theirs, "loaded", why))
+            why = [f"{theirs[0] - shape[0]} rows past the vocabulary left out"] if theirs != shape else []
+            kind, held = found.dtype(source), np.dtype(wanted[tensor.path].dtype).name
+            why += [f"{kind}, held in {held}"] if kind != held else []
+            table.append(Entry(found.stored(source), theirs, "loaded", "; ".join(why)))
     for name in sorted(found.shapes.keys() - {entry[1] for parts in read.values() for entry in parts}):
         tensor, shape = expected.get(name), found.shapes[name]
         if tensor is not None and tensor.path not in wanted:
             table.append(Entry(found.stored(name), shape, "ignored", "starts fresh"))
         elif tensor is None:
-            why = ignored(name) or _unused(name, model) or (part and _of_another_part(name, part))
+            why = _head_too(name, model) or (part and _of_another_part(name, part))
+            why = why or ignored(name) or unused(name, model)
             if why:
                 table.append(Entry(found.stored(name), shape, "ignored", why))
             else:
@@ -241,7 +296,7 @@ def _array(found, parts, abstract):
     stacked = parts[0][0].layer is not None
 
     def read(tensor, source, out):
-        array = found.read(source)
+        array = tensor.of_ours(found.read(source))
         rows = tensor.shape[0] - array.shape[0] if tensor.path in VOCABULARY else 0
         if rows > 0:
             array = np.pad(array, ((0, rows), (0, 0)))
@@ -254,10 +309,32 @@ def _array(found, parts, abstract):
 
 def _unpadded(tensor, vocabulary):
     """Their shape of a tensor; the tables of ours have more rows than there are pieces."""
-    return (vocabulary, *tensor.shape[1:]) if tensor.path in VOCABULARY else tensor.shape
+    return (vocabulary, *tensor.shape[1:]) if tensor.path in VOCABULARY else tensor.stored_shape
 
 
-def _unused(name, model):
+def _head_too(name, model):
+    """Why a head is not read beside the table of a model in which both are one, see `_check_head`; or None."""
+    return "is the table" if model.decoder.tied and name == _head(model) else None
+
+
+def _head(model):
+    return decoder_family(model).tensors[HEAD.removeprefix("decoder/")][0]
+
+
+def _check_head(folder, found, model):
+    """Raises LoadError if a folder that says that its head is its table stores another one."""
+    head = _head(model)
+    if not model.decoder.tied or head not in found.shapes:
+        return
+    table = found.read(decoder_family(model).tensors["table"][0])
+    if not np.array_equal(found.read(head), table):
+        raise LoadError(
+            f"{folder}: {found.stored(head)} differs from the table of embeddings, which config.json says that it is "
+            "(tie_word_embeddings = True): set it to false there if the head was trained, or delete the tensor"
+        )
+
+
+def unused(name, model) -> str | None:
     """Why this model in particular does not read a tensor, or None."""
     if name == ORIGINAL.newline and not model.newline:
         return "this recipe has no newline"

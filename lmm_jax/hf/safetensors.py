@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import os
 import struct
 
 import ml_dtypes
@@ -12,6 +11,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from lmm_jax import storage
+from lmm_jax.hf.snapshot import holds
 
 SUFFIX = ".safetensors"
 PICKLE = ".bin"
@@ -129,11 +129,11 @@ def _files(folder, allow_pickle):
         raise ValueError(f"{folder} has {len(indices)} index files; keep one")
     names = sorted(set(_weight_map(indices[0], suffix).values())) if indices else None
     files = [folder / n for n in names] if indices else sorted(folder.glob(f"*{suffix}"))
-    root = os.path.realpath(folder)
     for file in files:
         if not file.exists():
-            raise ValueError(f"{folder}: its index names {file.name}, which is not there")
-        if os.path.dirname(os.path.realpath(file)) != root:
+            where = f"its index names {file.name}, which" if names else f"{file.name} is a link to a file that"
+            raise ValueError(f"{folder}: {where} is not there; download it again")
+        if not holds(folder, file):
             raise ValueError(f"{file} leads out of {folder}")
     return files
 

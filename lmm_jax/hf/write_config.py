@@ -1,9 +1,11 @@
 """`config.json` of an exported model: what `hf.read_config` reads, from our config."""
 
 from lmm_jax import families
+from lmm_jax.data.conversation import names_key, stop_id
 from lmm_jax.families import ORIGINAL
-from lmm_jax.hf.names import decoder_family, encoder_family
-from lmm_jax.hf.read_config import TEMPLATE_KEY, select_strategy
+from lmm_jax.hf.names import decoder_family, encoder_family, projector_family
+from lmm_jax.hf.read_config import PIXELS, TEMPLATE_KEY, made_with, pixel_patches, select_strategy
+from lmm_jax.hf.rope import written_rope
 from lmm_jax.hf.stacking import stacking_keys
 from lmm_jax.hf.tokenizer_json import added_ids
 from lmm_jax.models.encoders import make_encoder
@@ -23,15 +25,33 @@ def architecture(config) -> families.kinds.Whole:
         raise ValueError(f"model.families.decoder='{decoder.name}': transformers has no class for a {decoder.title}")
     _check_fields(model)
     _require("model.reduction", model.reduction, "pool")
-    _require("model.projector.depth", model.projector.depth, 2)
-    whole_grid = make_encoder(model).grid ** 2
+    if not model.families.projector:
+        _require("model.projector.depth", model.projector.depth, 2)
+    whole_grid = max(own_scales(model))
     if max(model.scales) != whole_grid:
         raise ValueError(
             f"model.scales={tuple(model.scales)}: transformers gives a view all of its {whole_grid} tokens"
         )
-    candidates = [whole for whole in families.WHOLES.values() if encoder.name in whole.encoders]
+    candidates = [
+        whole
+        for whole in families.WHOLES.values()
+        if encoder.name in whole.encoders
+        and model.families.projector == whole.projector
+        and made_with(whole, decoder)
+    ]
     if not candidates:
-        raise ValueError(f"model.families.vision='{encoder.name}': no class of transformers is made with it")
+        raise ValueError(
+            f"model.families.vision='{encoder.name}', model.families.projector='{model.families.projector}', "
+            f"model.families.decoder='{decoder.name}': no class of transformers is made with them"
+        )
+    multipliers = model.decoder.multipliers
+    if multipliers and multipliers[3] != 1:
+        candidates = [whole for whole in candidates if whole.divides_logits]
+        if not candidates:
+            raise ValueError(
+                f"model.decoder.multipliers={tuple(multipliers)}: no class of transformers with this encoder divides "
+                "logits; with 1.0 as the last one can be exported, and answers are the same"
+            )
     faults = {whole.name: _faults(whole, config, whole_grid) for whole in candidates}
     # The nearest is the one that goes wrong last: a family names what it is told by first.
     nearest = min(candidates, key=lambda whole: [fault is not None for fault in faults[whole.name]])
@@ -48,17 +68,36 @@ def _faults(whole, config, whole_grid):
         conditions["model.scales"] = ((whole_grid,),)
     values = {field: get_field(config, field) for field in conditions}
     return [
-        None
-        if values[field] in allowed
-        else f"{field}={values[field]!r} cannot be exported, {' or '.join(map(repr, allowed))} can"
+        None if values[field] in allowed else f"{field}={values[field]!r} cannot be exported, {_listing(allowed)} can"
         for field, allowed in conditions.items()
     ]
 
 
+def _listing(allowed):
+    return f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else " or ".join(map(repr, allowed))
+
+
 def _check_fields(model):
     """Raises ValueError for a field of encoder or decoder that is not as the family fixes it."""
-    for part, family in (("vision", encoder_family(model)), ("decoder", decoder_family(model))):
-        for field, value in family.fields.items():
+    held = [("vision", encoder_family(model), None), ("decoder", decoder_family(model), None)]
+    if model.families.projector:
+        family = projector_family(model)
+        held.append(("projector", family, family.fields))
+        own = {field: x for field, x in model.level_projector.items() if x is not None}
+        for field, value in {**family.fields, **family.level_fields}.items():
+            if (found := own.get(field, model.projector[field])) != value:
+                raise ValueError(f"model.level_projector.{field}={found!r}: a {family.title} has {value!r}")
+    else:
+        for field, value in families.PLAIN_PROJECTOR.items():
+            if model.projector[field] != value:
+                raise ValueError(f"model.projector.{field}={model.projector[field]!r}: the usual one has {value!r}")
+    if model.decoder.rope_axes and not decoder_family(model).axes_key:
+        raise ValueError(
+            f"model.decoder.rope_axes={tuple(model.decoder.rope_axes)}: positions of a "
+            f"{decoder_family(model).title} have one axis"
+        )
+    for part, family, fields in held:
+        for field, value in (family.fields if fields is None else fields).items():
             if model[part][field] != value:
                 raise ValueError(f"model.{part}.{field}={model[part][field]!r}: a {family.title} has {value!r}")
 
@@ -67,32 +106,44 @@ def transformers_keys(config, tokenizer, whole) -> dict:
     """`config.json` of a family of `architecture`, in the words of transformers 4, which 5 reads too."""
     model, data = config.model, config.data
     decoder, encoder = decoder_family(model), encoder_family(model)
-    image, pad, rows = added_ids(tokenizer)
+    image, pad, rows = added_ids(tokenizer, model.decoder.vocab_size, whole.image_piece)
     text = _decoder(config) | {
         "model_type": decoder.model_types[0],
         "architectures": [decoder.architecture],
         "vocab_size": rows,
         "bos_token_id": tokenizer.bos,
-        "eos_token_id": tokenizer.eos,
+        "eos_token_id": stop_id(tokenizer, data.template),
         "pad_token_id": pad,
+    }
+    of_llava = {
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": select_strategy(encoder),
+        "image_seq_length": max(model.scales),
     }
     keys = own_keys(config, whole) | {
         "text_config": text,
-        "vision_config": tower_keys(config, blocks_built(config)),
-        "vision_feature_layer": -1,
-        "vision_feature_select_strategy": select_strategy(encoder),
+        "vision_config": tower_keys(config, blocks_built(config)) | _projector_keys(model, of_tower=True),
+        **_projector_keys(model, of_tower=False),
+        **(of_llava if whole.llava_keys else {}),
         **{key: allowed[0] for key, allowed in whole.constants.items()},
-        "image_token_index": image,
-        "image_seq_length": max(model.scales),
+        whole.image_key: image,
+        **{
+            key: ids[0]
+            for key, piece in whole.piece_keys.items()
+            if isinstance((ids := tokenizer.markup(piece))[0], int)
+        },
         "pad_token_id": pad,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": model.decoder.tied,
         "torch_dtype": model.dtype,
         TEMPLATE_KEY: data.template,
+        **names_key(data.template),
     }
-    if len(model.scales) > 1:
+    if tuple(model.scales) != tuple(own_scales(model)):
         keys[ORIGINAL.keys["scales"]] = list(model.scales)
     if whole.tilings_key:
         keys[whole.tilings_key] = tiling_pixels(config)
+    if whole.shrink_key:
+        keys[whole.shrink_key] = f"anyres_max_{data.shrink}"
     return keys
 
 
@@ -101,7 +152,24 @@ def own_keys(config, whole) -> dict:
     keys = {"architectures": [whole.architecture], "model_type": whole.model_type}
     if whole.auto_map:
         keys["auto_map"] = dict(whole.auto_map)
+    keys |= {key: get_field(config, field) or None for key, field in whole.optional.items()}
     return keys | {key: listed(get_field(config, field)) for key, field in whole.fields.items()}
+
+
+def own_scales(model) -> list[int]:
+    """The scales that a model's class gives a view: all of its tokens, by each path of the projector, ascending."""
+    return sorted((make_encoder(model).grid // factor) ** 2 for factor in model.projector.shuffle)
+
+
+def _projector_keys(model, of_tower):
+    """What the keys of the encoder, or else of the whole model, say of a projector that has a family."""
+    family = families.PROJECTORS.get(model.families.projector)
+    if family is None or family.of_tower != of_tower:
+        return {}
+    shuffle = model.projector.shuffle
+    keys = {family.shuffle_key: shuffle[0]}
+    keys |= {family.finer_key: len(shuffle) > 1} if family.finer_key else {}
+    return keys | ({family.width_key: model.decoder.width} if family.width_key else {})
 
 
 def original_keys(config) -> tuple[dict, dict | None]:
@@ -114,6 +182,8 @@ def original_keys(config) -> tuple[dict, dict | None]:
     encoder = encoder_family(model)
     _check_fields(model)
     _require("model.reduction", model.reduction, "pool")
+    _require("data.shrink", data.shrink, 0)
+    _require("data.tiled_alone", data.tiled_alone, False)
     keys = _decoder(config) | {
         "architectures": [ORIGINAL.architecture],
         "model_type": ORIGINAL.model_type,
@@ -125,6 +195,7 @@ def original_keys(config) -> tuple[dict, dict | None]:
         of["aspect"]: data.aspect,
         "torch_dtype": model.dtype,
         TEMPLATE_KEY: data.template,
+        **names_key(data.template),
     }
     if encoder.level:
         level, depth = (model.vision[field] for field in encoder.level)
@@ -158,6 +229,11 @@ def picture_keys(config) -> dict:
     }
 
 
+def pixel_keys(config) -> dict:
+    """Keys of an image processor that keeps the sizes of pictures, see `read_config.pixel_patches`."""
+    return {"size": {key: config.data[field] for field, key in PIXELS.items()}} | pixel_patches(config.model)
+
+
 def tower_keys(config, depth=None) -> dict:
     """`config.json` of the vision tower, of `depth` blocks if its family numbers them."""
     family, vision = encoder_family(config.model), config.model.vision
@@ -165,7 +241,9 @@ def tower_keys(config, depth=None) -> dict:
     keys |= {key: listed(vision[field]) for field, key in family.keys.items()}
     keys |= {key: len(vision[field]) for key, field in family.counts.items()}
     keys |= {key: vision[field][-1] for key, field in family.lasts.items()}
-    keys |= {key: allowed[0] for key, allowed in family.constants.items()}
+    if family.levels_key:
+        keys[family.levels_key] = [level - 1 for level in vision.stack_levels]
+    keys |= {key: allowed[0] for key, allowed in family.constants.items() if allowed[0] is not None}
     if depth is not None:
         keys[family.keys[family.level[1]]] = depth
     return keys
@@ -195,13 +273,18 @@ def tiling_pixels(config) -> list[list[int]]:
 
 def _decoder(config):
     family, decoder = decoder_family(config.model), config.model.decoder
-    keys = {key: decoder[field] for field, key in family.keys.items() if field != "vocab_size"}
+    keys = {}
+    for field, key in family.keys.items():
+        named = zip(key, decoder[field], strict=True) if isinstance(key, tuple) else [(key, decoder[field])]
+        keys |= {} if field == "vocab_size" else dict(named)
+    keys |= written_rope(decoder.rope_theta, tuple(decoder.rope_scaling), tuple(decoder.rope_axes), family)
     keys |= {key: allowed[0] for key, allowed in family.constants.items() if allowed[0] is not None}
     if decoder.head_dim:
         keys["head_dim"] = decoder.head_dim
+    if family.window:
+        keys |= {family.window: None} | ({family.window_switch: False} if family.window_switch else {})
     return keys | {
         "max_position_embeddings": config.data.length,
-        "tie_word_embeddings": False,
         "torch_dtype": config.model.dtype,
     }
 

@@ -3,7 +3,10 @@
 import json
 
 from lmm_jax.families import ORIGINAL
-from lmm_jax.hf.names import decoder_family, encoder_family
+from lmm_jax.hf.names import decoder_family, encoder_family, projector_family
+from lmm_jax.hf.processor import begin_note
+from lmm_jax.hf.write_config import own_scales
+from lmm_jax.release.runs import exports_of, pools, runs_table
 
 CARD = """\
 ---
@@ -20,6 +23,12 @@ tags: [{tags}]
 
 {load}
 
+{begin}
+
+## Where it runs
+
+{runs}
+
 ## Recipe
 
 {recipe}
@@ -35,23 +44,37 @@ tags: [{tags}]
 
 LOAD = """\
 ```python
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.image_utils import load_image
 
 model = AutoModelForImageTextToText.from_pretrained("FOLDER"{remote})
 processor = AutoProcessor.from_pretrained("FOLDER", backend="pil"{remote})
 chat = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "What is it?"}}]}}]
 prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
-inputs = processor(images=[Image.open("picture.png")], text=prompt, return_tensors="pt")
+picture = load_image("picture.png")
+inputs = processor(images=[picture], text=prompt, return_tensors="pt")
 answer = model.generate(**inputs, max_new_tokens=64)
 print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-The code that this folder ships is run only with `trust_remote_code=True`. In JAX: `lmm_jax.load("FOLDER")`."""
+This needs transformers {least} or newer. The code that this folder ships is run only with `trust_remote_code=True`.
+In JAX: `lmm_jax.load("FOLDER")`.
+
+`load_image` turns a picture upright as its EXIF header says, which `PIL.Image.open` alone does not do. Of grey
+pictures of 16 bits it cuts all levels at 255, and it drops an alpha channel; lmm_jax, with which this model was
+trained, takes the high byte of 16 bits and composites transparency on white. Convert such pictures before you hand
+them over."""
+
+RUNS = """\
+{table}
+
+"run": the program was run on tiny models of this kind and answered as lmm_jax does; "read": its code or documentation
+says that it runs, and nobody tried; "no": it does not."""
 
 BUDGETS = """
 
-Fewer visual tokens a picture, {scales} of {most}, with stock calls: pool the features and tell the processor.
+Fewer visual tokens a picture, {scales} of {most}, with stock calls of transformers {least_budget} or newer: pool the
+features and tell the processor.
 
 ```python
 scale = {example}
@@ -65,8 +88,20 @@ features.pooler_output = [torch.nn.functional.avg_pool2d(grids, window).flatten(
 answer = model.generate(**inputs, mm_encoder_outputs={{"image": features}}, max_new_tokens=64)
 ```"""
 
+ROUTES = """
 
-def model_card(workdir, config, whole, task) -> str:
+The processor gives a view {coarse} visual tokens, and {fine} where it is asked to: `processor(…, {word}=True)`."""
+
+ROUTER = """
+`model.model.predict_fine_route(inputs["pixel_values"], inputs["pixel_attention_mask"])` says whether pictures need
+these, as `scale="auto"` does in lmm_jax."""
+
+NESTED = """
+
+Other numbers of visual tokens a view, {scales}, are for lmm_jax alone: transformers' class has no place for them."""
+
+
+def model_card(workdir, config, whole, task, tokenizer) -> str:
     """Text of README.md.
 
     Args:
@@ -74,16 +109,20 @@ def model_card(workdir, config, whole, task) -> str:
       config: of the run.
       whole: the family that the folder is of, see `hf.write_config.architecture`; None for the original layout.
       task: name of the task that the data belong to, see `evaluation.tasks`; "" if it is not known.
+      tokenizer: the `Tokenizer` of the run.
     """
     model, vision = config.model, config.model.vision
     remote = ", trust_remote_code=True" if whole is not None and whole.code else ""
-    load = LOAD.format(remote=remote)
+    exports = exports_of(whole, model.scales)
+    load = LOAD.format(remote=remote, least=exports[0].least)
     if whole is None:
         load = f'In {ORIGINAL.title}\'s original layout, for code that reads it. In JAX: `lmm_jax.load("FOLDER")`.'
     elif not remote:
-        load = load.replace("The code that this folder ships is run only with `trust_remote_code=True`. ", "")
+        load = load.replace(" The code that this folder ships is run only with `trust_remote_code=True`.", "")
     scales = sorted(model.scales)
-    if len(scales) > 1 and whole is not None:
+    if whole is not None and (whole.projector or whole.shrink_key):
+        load += _routes(model, own_scales(model))
+    if pools(whole, scales):
         side = int(scales[-1] ** 0.5)
         load += BUDGETS.format(
             scales=", ".join(map(str, scales[:-1])),
@@ -92,6 +131,7 @@ def model_card(workdir, config, whole, task) -> str:
             size=vision.image_size,
             patch=vision.image_size // side,
             side=side,
+            least_budget=exports[-1].least,
         )
     encoder, decoder = encoder_family(model).title, decoder_family(model).title
     what = (
@@ -107,10 +147,21 @@ def model_card(workdir, config, whole, task) -> str:
         name=workdir.name,
         what=what,
         load=load,
+        runs=RUNS.format(table=runs_table(exports)),
+        begin=begin_note(tokenizer),
         recipe=_recipe(config),
         data=_data(config, task),
         results=_results(workdir),
     )
+
+
+def _routes(model, own):
+    """What a family that has several paths from features to tokens gives by stock calls, and what it does not."""
+    text, nested = "", sorted(set(model.scales) - set(own))
+    if len(own) > 1:
+        text += ROUTES.format(coarse=min(own), fine=max(own), word=projector_family(model).finer_word)
+        text += ROUTER if model.density_router.width else ""
+    return text + (NESTED.format(scales=", ".join(map(str, nested))) if nested else "")
 
 
 def _recipe(config):
@@ -123,7 +174,8 @@ def _recipe(config):
         "rates by part": ", ".join(f"{part} {rate:g}" for part, rate in optimizer.groups) or "the same",
         "pictures": f"aspect {data.aspect}, tilings {tuple(data.tilings) or 'none'}",
         "sequence": data.sequence,
-        "stacks": (data.stacks or "none") + (f" before layers {layers}" if layers else ""),
+        "stacks": (data.stacks or ("levels of the encoder" if layers else "none"))
+        + (f" before layers {layers}" if layers else ""),
         "template, positions": f"{data.template}, {data.length}",
         "started from": config.init["from"] or "new parameters",
         "seed": config.seed,

@@ -16,6 +16,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
+from lmm_jax import config as c
 from lmm_jax import hf, sharding
 from lmm_jax.config import flatten, read_config
 from lmm_jax.data.conversation import check_template
@@ -27,7 +28,10 @@ from lmm_jax.hf.names import VOCABULARY, encoder_family, tensors, transformers_n
 from lmm_jax.hf.processor import write_processor
 from lmm_jax.hf.read_config import TASK_KEY, read_model_config
 from lmm_jax.hf.tokenizer_json import added_ids
+from lmm_jax.release.adapter import export_adapter
 from lmm_jax.release.card import model_card
+from lmm_jax.training import adapters
+from lmm_jax.training.base import stream_params
 from lmm_jax.training.checkpoint import Checkpoints, saved_steps
 from lmm_jax.training.state import abstract_params, make_program
 
@@ -36,11 +40,12 @@ CODE = pathlib.Path(hf.__file__).parent  # in it, a folder for each family whose
 AHEAD = 2  # tensors that are transposed while one is written
 
 
-def export(workdir, folder, layout="hf", verify=False) -> dict:
+def export(workdir, folder, layout="hf", verify=False, adapter=False) -> dict:
     """Writes the newest sound checkpoint of a workdir as a folder that others load.
 
-    Parameters are read and written one after the other, so that memory holds little more than the largest. A router
-    is left out, and a line says so: nobody else's layout has a place for one.
+    A run's adapters are merged into their kernels, in float32, unless they alone are asked for. Parameters are read
+    and written one after the other, so that memory holds little more than the largest. A router is left out, and a
+    line says so: nobody else's layout has a place for one.
 
     Args:
       workdir: of `lmm train`, on whatever mesh.
@@ -48,6 +53,7 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
       layout: "hf" for transformers: llava (LLaVA-1.5, M3), llava_next, fast_vlm (ConvLLaVA) or, for DeepStack, code
         that the folder ships; "llava" for LLaVA's original layout, see `families.ORIGINAL`.
       verify: whether to run the folder in transformers beside our model, see `hf.verify`; needs the extra 'hf'.
+      adapter: writes the adapters alone, as PEFT loads them, see `release.adapter`.
 
     Returns:
       {"files": names, "max_logit_difference": float, or None if not verified}.
@@ -61,6 +67,10 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
         raise FileNotFoundError(f"{workdir} is no workdir of `lmm train` (no config.json)")
     if layout not in LAYOUTS:
         raise ValueError(f"layout '{layout}' does not exist; choose from {', '.join(LAYOUTS)}")
+    if adapter and (verify or layout != "hf"):
+        raise ValueError("adapters alone are written for PEFT, in layout 'hf', and are not verified: leave these out")
+    if adapter:
+        return {"files": export_adapter(workdir, folder), "max_logit_difference": None}
     if verify and layout != "hf":
         raise ValueError("transformers loads layout 'hf' alone: export it to verify")
     if verify:
@@ -69,7 +79,8 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
         verifying.require()
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; move it away, or name another folder")
-    config, tokenizer = read_config(workdir / "config.json"), load_tokenizer(workdir)
+    trained, tokenizer = read_config(workdir / "config.json"), load_tokenizer(workdir)
+    config = adapters.plain_config(trained)
     check_template(tokenizer, config.data.template)
     if not saved_steps(workdir):
         raise ValueError(f"{workdir} holds no checkpoint; did its run save a step?")
@@ -84,8 +95,8 @@ def export(workdir, folder, layout="hf", verify=False) -> dict:
     try:
         _describe(partial, config, tokenizer, whole, task)
         _check_read_back(partial, config)
-        _write_weights(partial, workdir, config, tokenizer, whole)
-        (partial / "README.md").write_text(model_card(workdir, config, whole, task))
+        _write_weights(partial, workdir, trained, tokenizer, whole)
+        (partial / "README.md").write_text(model_card(workdir, config, whole, task, tokenizer))
         partial.rename(folder)
     except BaseException:
         partial.rmtree()
@@ -120,7 +131,9 @@ def _check_read_back(folder, config):
         fields = flatten(config)
         if level:  # the same blocks may be said in two ways: those past the state that is read are not there
             fields |= {f"model.vision.{level[0]}": -1, f"model.vision.{level[1]}": blocks}
-        kept = {name: x for name, x in fields.items() if name.startswith(OF_MODEL) and name not in OF_TRAINING}
+        unread = () if config.data.aspect == "native" else PIXELS
+        kept = {name: x for name, x in fields.items() if name.startswith(OF_MODEL) and name not in unread}
+        kept = {name: x for name, x in kept.items() if name not in OF_TRAINING}
         return {name: x for name, x in kept.items() if not name.startswith(ROUTER_FIELDS)}
 
     ours, theirs = matters(config), matters(found)
@@ -131,24 +144,26 @@ def _check_read_back(folder, config):
         raise ValueError(f"this layout cannot hold the model: read back, {', '.join(wrong)}")
 
 
-VISUAL_FIELDS = ("template", "aspect", "tilings", "zoom", "sequence", "stacks", "sampling", "length")
-OF_MODEL = ("model.", *(f"data.{name}" for name in VISUAL_FIELDS))
+PIXELS = tuple(f"data.{name}" for name in c.PIXELS)  # of pictures at their native size alone
+OF_MODEL = ("model.", "data.length", *(f"data.{name}" for name in c.OF_MODEL if name not in c.CANVAS))
 ROUTER, ROUTER_FIELDS = "router", "model.router."  # which no layout has a place for, so that it is left out
 OF_TRAINING = {"model.vision.remat", "model.decoder.remat", "model.decoder.vocab_size"}
 
 
-def _write_weights(folder, workdir, config, tokenizer, whole):
-    """Streams the newest sound checkpoint into safetensors files, with a bar of the bytes."""
+def _write_weights(folder, workdir, trained, tokenizer, whole):
+    """Streams the newest sound checkpoint of a run of config `trained` into safetensors files, with a bar."""
+    config = adapters.plain_config(trained)
     program = make_program(config, sharding.make_mesh({"fsdp": -1}))
     params = {part: x for part, x in abstract_params(program, config.model.dtype).items() if part != ROUTER}
     abstract = flatten_dict(params, sep="/")
     parts = tensors(config.model, {path: x.shape for path, x in abstract.items()})
-    rows = config.model.decoder.vocab_size if whole is None else added_ids(tokenizer)[2]
-    pieces = rows if whole is None else tokenizer.vocab_size
+    pieces = config.model.decoder.vocab_size
+    rows = pieces if whole is None else added_ids(tokenizer, pieces, whole.image_piece)[2]
     shapes, by_path = {}, {}
     for part in parts:
         name = part.name if whole is None else transformers_name(part.name, whole)
-        shapes[name] = (rows, *part.shape[1:]) if part.path in VOCABULARY else part.shape
+        shapes.pop(name, None)  # one that is fused of several comes when the last of them has been read
+        shapes[name] = (rows, *part.shape[1:]) if part.path in VOCABULARY else part.stored_shape
         by_path.setdefault(part.path, []).append((name, part))
     norm = _unread_norm(config.model, whole)
     shapes |= {name: array.shape for name, array in norm.items()}
@@ -156,15 +171,23 @@ def _write_weights(folder, workdir, config, tokenizer, whole):
 
     def theirs(name, part, array):
         one = part.to_theirs(array if part.layer is None else array[part.layer])
-        one = one if shapes[name] == part.shape else _with_rows(one, pieces, rows)
-        return name, one.astype(dtype, copy=False)
+        one = one if part.path not in VOCABULARY or shapes[name] == part.shape else _with_rows(one, pieces, rows)
+        return name, part.rows, one.astype(dtype, copy=False)
 
     def arrays(step):
+        fused = {}  # what came of tensors that are fused of several of ours
         with futures.ThreadPoolExecutor(AHEAD) as pool:
-            for path, array in checkpoints.stream_params(step, unflatten_dict(abstract, sep="/")):
-                for name, one in _ahead(pool, theirs, [(name, part, array) for name, part in by_path[path]]):
+            wanted = unflatten_dict(abstract, sep="/")
+            for path, array in stream_params(checkpoints, step, wanted, trained, workdir):
+                for name, at, one in _ahead(pool, theirs, [(name, part, array) for name, part in by_path[path]]):
                     bar.update(one.nbytes)
-                    yield name, one
+                    if at is None:
+                        yield name, one
+                        continue
+                    whole = fused.setdefault(name, {})
+                    whole[at[0]] = one
+                    if sum(map(len, whole.values())) == at[1]:
+                        yield name, np.concatenate([x for _, x in sorted(fused.pop(name).items())])
                 del array
         yield from ((name, array.astype(dtype)) for name, array in norm.items())
 
@@ -176,7 +199,9 @@ def _write_weights(folder, workdir, config, tokenizer, whole):
                 return safetensors.write(folder, shapes, dtype.name, arrays(step))
             except ValueError as error:
                 damaged.append(str(error))
-    raise ValueError("\n".join(damaged) or f"{workdir} holds no checkpoint; was `lmm train` run there?")
+    raise ValueError(
+        "\n".join(dict.fromkeys(damaged)) or f"{workdir} holds no checkpoint; was `lmm train` run there?"
+    )
 
 
 def _ahead(pool, run, jobs):

@@ -51,11 +51,12 @@ def train(**settings):
 def models(golden):
     """Model bytes by name."""
     llama = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    markers = structural_pieces("chatml_direct")
     structure = {"user_defined_symbols": ["<|im_start|>", "<|im_end|>"]}
     return {
         "ours": train_tokenizer(LINES, 120),
         "ours with bytes": train_tokenizer(LINES, 400, byte_fallback=True),
-        "ours with markers": train_tokenizer(LINES, 400, byte_fallback=True, markers=structural_pieces("chatml")),
+        "ours with markers": train_tokenizer(LINES, 400, byte_fallback=True, markers=markers),
         "LLaMA": (golden / "m3/tokenizer.model").read_bytes(),
         "LLaMA with markers": train(model_type="bpe", vocab_size=400, **llama, **structure),
         "no prefix": train(model_type="bpe", vocab_size=400, add_dummy_prefix=False, **llama),
@@ -70,7 +71,7 @@ def write(tmp_path):
 
     def make(tokenizer, template="vicuna_v1", architecture="llava", size=28, scales=(4,), **fields):
         config = c.base()
-        config.model.scales = scales
+        config.model.scales, config.model.decoder.vocab_size = scales, tokenizer.vocab_size
         if architecture == "fast_vlm":
             c.use_family(config, "convnext")
         config.model.vision.update(image_size=size, patch_size=14)

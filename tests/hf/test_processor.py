@@ -11,6 +11,7 @@ from lmm_jax import config as c
 from lmm_jax import families
 from lmm_jax.config import visual_layout
 from lmm_jax.data.conversation import IMAGE, encode, find_template, stop_id, structural_pieces
+from lmm_jax.data.tokenizer import load_tokenizer
 from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
 from lmm_jax.data.views import make_views, select_tiling
 from lmm_jax.families.clip import MEAN, STD
@@ -60,7 +61,7 @@ def chats(template, count):
 @pytest.mark.parametrize("template", families.prompts())
 @pytest.mark.parametrize("legacy", [False, True])
 def test_ids_of_chats(transformers, models, write, template, legacy):
-    ours_too = "ours with markers" if template == "chatml" else "ours with bytes"
+    ours_too = "ours with markers" if template == "chatml_direct" else "ours with bytes"
     names = [ours_too, "LLaMA", "LLaMA with markers"]
     for name in names if template == "qa" else [*names, "no prefix"]:  # which leaves no trace where an answer begins
         missing = [p for p in structural_pieces(template) if SentencePiece(models[name]).markup(p) == [p]]
@@ -70,6 +71,53 @@ def test_ids_of_chats(transformers, models, write, template, legacy):
             messages = [{"role": role, "content": text} for role, text in turns]
             want = ours(turns, tokenizer, template)
             assert theirs(processor, messages, encode(turns, tokenizer, template).images) == want, (name, turns)
+
+
+@pytest.mark.parametrize("template", families.prompts())
+def test_the_chat_template_marks_what_is_supervised(transformers, models, write, template):
+    """`return_assistant_tokens_mask`, which trainers ask for, gives the ids that we train on."""
+    missing = [p for p in structural_pieces(template) if SentencePiece(models["LLaMA"]).markup(p) == [p]]
+    tokenizer = SentencePiece(models["LLaMA"], False, {piece: (2000 + i, False) for i, piece in enumerate(missing)})
+    processor = transformers.AutoProcessor.from_pretrained(write(tokenizer, template)[1])
+    for turns in chats(template, 4):
+        encoded = encode(turns, tokenizer, template)
+        found = processor.tokenizer.apply_chat_template(
+            [{"role": role, "content": text} for role, text in turns],
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        assert [tokenizer.bos, *found["input_ids"]] == ours(turns, tokenizer, template, 1)
+        assert [0, *found["assistant_masks"]] == encoded.supervised.astype(int).tolist(), turns
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "phi3", "chatml_direct", "llama_2"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_folder_that_transformers_writes_anew_has_the_same_ids(
+    transformers, models, write, tmp_path, template, legacy
+):
+    """transformers 5 writes no tokenizer.model, and names added pieces in tokenizer.json alone."""
+    missing = [p for p in structural_pieces(template) if SentencePiece(models["LLaMA"]).markup(p) == [p]]
+    added = {piece: (1200 + i, template == "phi3") for i, piece in enumerate(missing)}
+    loc = 1200 + len(added)
+    tokenizer = SentencePiece(models["LLaMA"], legacy, added | {"<loc>": (loc, False)}, {"<loc>"})
+    folder = write(tokenizer, template)[1]
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    processor.save_pretrained(tmp_path / "anew")
+    processor.save_pretrained(folder)  # where tokenizer.model is
+    read = {
+        kind: load_tokenizer(path) for kind, path in (("sentencepiece", folder), ("huggingface", tmp_path / "anew"))
+    }
+    for kind, again in read.items():
+        assert again.kind == kind and added_ids(again)[:2] == added_ids(tokenizer)[:2]
+        assert (stop_id(again, template), again.bos) == (stop_id(tokenizer, template), tokenizer.bos)
+        for turns in [*chats(template, 20), [("user", "a <loc>b"), ("assistant", "x <loc> y")]]:
+            want = encode(turns, tokenizer, template)
+            found = encode(turns, again, template)
+            assert found.ids.tolist() == want.ids.tolist(), (kind, turns)
+            if loc not in want.ids:
+                assert again.decode(want.ids) == tokenizer.decode(want.ids)
+        assert again.decode([loc]) == "<loc>" and loc not in again.markup("<loc>")
 
 
 def test_content_may_be_a_list(transformers, models, write):
@@ -205,10 +253,10 @@ def test_only_pieces_are_generated(transformers, models, write):
 
 
 def test_an_answer_ends_where_its_template_says(models):
-    tokenizer = SentencePiece(models["LLaMA with markers"])
-    fitting = [name for name in families.prompts() if name != "phi3"]
+    tokenizer, known = SentencePiece(models["LLaMA with markers"]), {"<s>", "</s>", "<|im_start|>", "<|im_end|>"}
+    fitting = [name for name in families.prompts() if known.issuperset(structural_pieces(name))]
     ends = {name: generation_config(tokenizer, name)["eos_token_id"] for name in fitting}
     assert ends == {name: stop_id(tokenizer, name) for name in fitting}
     with pytest.raises(ValueError, match=r"template 'phi3' does not fit .* lacks <\|system\|>"):
         generation_config(tokenizer, "phi3")
-    assert ends["vicuna_v1"] == tokenizer.eos and tokenizer.piece(ends["chatml"]) == "<|im_end|>"
+    assert ends["vicuna_v1"] == tokenizer.eos and tokenizer.piece(ends["chatml_direct"]) == "<|im_end|>"

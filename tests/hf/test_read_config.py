@@ -17,7 +17,9 @@ def edit(path, **keys):
     ("keys", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, 'silu' is"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type = 'dynamic' is not supported of a LLaMA"),
+        ({"rope_scaling": {"factor": 2.0}}, "has no rope_type"),
+        ({"rope_scaling": {"type": "yarn", "factor": "two"}}, "factor = 'two'"),
         ({"mm_projector_type": "resampler"}, "mm_projector_type 'resampler'"),
         ({"mm_vision_select_feature": "cls_patch"}, "mm_vision_select_feature"),
         ({"image_aspect_ratio": "highres"}, "image_aspect_ratio"),
@@ -68,3 +70,10 @@ def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(m3):
                 refused += 1
                 assert str(m3) in str(error) or repr(value) in str(error), (key, value, str(error))
     assert refused > 3 * len(WRONG)
+
+
+def test_an_export_of_before_that_says_chatml_means_the_layout_of_yi(m3):
+    edit(m3 / "config.json", lmm_jax_template="chatml")
+    assert read_model_config(m3).data.template == "chatml_direct"
+    edit(m3 / "config.json", template_names=2)
+    assert read_model_config(m3).data.template == "chatml"

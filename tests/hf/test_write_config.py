@@ -12,7 +12,10 @@ from lmm_jax.hf.read_config import read_model_config
 from tests.release.recipes import CONFIGS, RECIPES, TOKENIZER
 
 # What decides over ids: 32,000 pieces as LLaMA's tokenizer has them.
-LLAMA_IDS = types.SimpleNamespace(kind="sentencepiece", vocab_size=32_000, added={}, bos=1, eos=2)
+END = {"</s>": [2]}
+LLAMA_IDS = types.SimpleNamespace(
+    kind="sentencepiece", vocab_size=32_000, added={}, bos=1, eos=2, markup=lambda text: END.get(text, [text])
+)
 
 
 def load(recipe, *overrides):

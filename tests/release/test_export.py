@@ -54,19 +54,22 @@ def test_both_dialects_of_transformers_load(exported, transformers, tmp_path):
         again = tmp_path / recipe
         model.save_pretrained(again)
         transformers.AutoProcessor.from_pretrained(folder, backend="pil").save_pretrained(again)
-        (again / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+        assert not (again / "tokenizer.model").exists()  # so that tokenizer.json is read
         keys = json.loads((again / "config.json").read_text())
         assert "rope_parameters" in keys["text_config"] and "torch_dtype" not in keys
-        same(lmm.load(workdir).params, lmm.load(again).params)
+        ours, theirs = lmm.load(workdir), lmm.load(again)
+        same(ours.params, theirs.params)
+        assert (theirs.tokenizer.kind, theirs.stop) == ("huggingface", ours.stop)
+        assert theirs.tokenizer.encode("What is it?") == ours.tokenizer.encode("What is it?")
 
 
 @pytest.mark.parametrize(
     ("where", "key", "value", "message"),
     [
-        ("text_config", "rope_parameters", {"rope_type": "llama3", "factor": 8.0}, "rope_type = 'llama3'"),
-        ("text_config", "model_type", "qwen2", "model_type = 'qwen2' is not supported, 'llama' or 'mistral' is"),
-        ("text_config", "sliding_window", 4096, "sliding_window = 4096"),
-        ("vision_config", "model_type", "siglip_vision_model", "'siglip_vision_model' is not supported"),
+        ("text_config", "rope_parameters", {"rope_type": "longrope", "factor": 8.0}, "rope_type = 'longrope'"),
+        ("text_config", "model_type", "gemma2", "model_type = 'gemma2' is not supported, 'phi3' or 'mistral'"),
+        ("text_config", "sliding_window", 511, "sliding_window = 511 is not supported where a row has 512 positions"),
+        ("vision_config", "model_type", "dinov2", "vision_config.model_type = 'dinov2' is not supported"),
         (None, "vision_feature_layer", [-2, -5], "names several layers"),
         (None, "vision_feature_select_strategy", "full", "vision_feature_select_strategy"),
         (None, "model_type", "paligemma", "model_type 'paligemma' is not supported"),

@@ -1,9 +1,18 @@
 """DeepStack's configuration: LLaVA's, and where what the tiles of a picture show is added."""
 
-from transformers import LlavaConfig
+import transformers
+
+# What the other two files import, and how LLaVA's parts are put together, is so from this version on. They import
+# this file before they import any of it.
+LEAST = (4, 57)
+if tuple(map(int, transformers.__version__.split(".")[:2])) < LEAST:
+    raise ImportError(
+        f"DeepStack's code needs transformers {'.'.join(map(str, LEAST))} or newer, and this is "
+        f"{transformers.__version__}: pip install --upgrade transformers"
+    )
 
 
-class DeepStackConfig(LlavaConfig):
+class DeepStackConfig(transformers.LlavaConfig):
     """Configuration of `DeepStackForConditionalGeneration`.
 
     Attributes:

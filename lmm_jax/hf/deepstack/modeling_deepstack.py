@@ -5,16 +5,19 @@ tokens and the stacks that lie over them, token for token, travel together, on t
 """
 
 import functools
+import inspect
 import math
 
 import torch
 from torch import nn
+
+from .configuration_deepstack import DeepStackConfig  # before the rest: it refuses a transformers that lacks it
+
+# isort: split
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.llava.modeling_llava import LlavaModel
 from transformers.utils.generic import can_return_tuple
-
-from .configuration_deepstack import DeepStackConfig
 
 # Names of tensors in the folder, and of parameters here. As that of LLaVA's folders, whose model type is known.
 RENAMED = {
@@ -62,6 +65,11 @@ class DeepStackModel(LlavaModel):
 
     config_class = DeepStackConfig
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        kwargs.setdefault("key_mapping", RENAMED)
+        return super().from_pretrained(*args, **kwargs)
+
     def __init__(self, config):
         super().__init__(config)
         if config.newline:
@@ -94,9 +102,10 @@ class DeepStackModel(LlavaModel):
     def encode(self, views):
         """Features `[V, g, g, C]` of views `[V, 3, H, W]`; with `regroup` of the whole pictures among them alone."""
         config = self.config
-        is_4 = hasattr(self.vision_tower, "vision_model")  # transformers 4, where layers also take two masks
-        tower, masks = (self.vision_tower.vision_model, (None, None)) if is_4 else (self.vision_tower, (None,))
+        tower = getattr(self.vision_tower, "vision_model", self.vision_tower)  # which it is depends on the version
         layers = tower.encoder.layers
+        taken = inspect.signature(layers[0].forward).parameters
+        masks = {name: None for name in ("attention_mask", "causal_attention_mask") if name in taken}
         end = range(len(layers) + 1)[config.vision_feature_layer]
         start, n = config.regroup or (end + 1, 0)
         hidden, stacks = tower.pre_layrnorm(tower.embeddings(views)), []
@@ -110,7 +119,7 @@ class DeepStackModel(LlavaModel):
             if 0 <= number - start < len(stacks):  # the class token receives nothing
                 hidden = hidden + nn.functional.pad(stacks[number - start], (0, 0, 1, 0))
             if number < end:
-                hidden = layers[number](hidden, *masks)
+                hidden = layers[number](hidden, **masks)
                 hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         return hidden[:, 1:].unflatten(1, (side, side))
 

@@ -4,10 +4,15 @@ import math
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from .configuration_deepstack import LEAST  # noqa: F401 - before the rest: it refuses a transformers that lacks it
+
+# isort: split
 from transformers import LlavaProcessor
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, make_flat_list_of_images
+from transformers.processing_utils import MultiModalData
 
 
 def to_rgb(picture):
@@ -38,6 +43,7 @@ class DeepStackImageProcessor(BaseImageProcessor):
 
     Attributes:
       size: `{"height": pixels, "width": pixels}` of a view, which is square.
+      crop_size: the same, for programs that look there.
       patch_size: side of the pixels that one visual token stands for.
       tilings: (columns, rows) of tiles; a picture gets those that keep most of it, the earlier ones of equals.
       aspect: of a tiled picture: "stretch", not kept, or "anyres", kept, on a black canvas.
@@ -58,10 +64,12 @@ class DeepStackImageProcessor(BaseImageProcessor):
         newline=False,
         image_mean=OPENAI_CLIP_MEAN,
         image_std=OPENAI_CLIP_STD,
+        crop_size=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.size = size or {"height": 336, "width": 336}
+        self.crop_size = crop_size or dict(self.size)
         self.patch_size = patch_size
         self.tilings = tilings
         self.aspect = aspect
@@ -124,9 +132,28 @@ class DeepStackImageProcessor(BaseImageProcessor):
         mosaic = rows * g * (columns * g + self.newline) if self.sequence == "grid" else 0
         return g * g + mosaic
 
+    def count_views(self, columns, rows):
+        """Views of a picture of so many tiles."""
+        return (1 + columns * rows) * (1 + self.zoom**2 if self.zoom > 1 else 1)
+
 
 class DeepStackProcessor(LlavaProcessor):
     """Opens each `<image>` in a text to a placeholder for each of the picture's visual tokens, and tokenises."""
+
+    def replace_image_token(self, image_inputs, image_idx, **kwargs):
+        """The placeholders of picture number `image_idx` of what the image processor made."""
+        return self.image_token * self.image_processor.tokens(*map(int, image_inputs["image_tilings"][image_idx]))
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs):
+        """Placeholders and views of pictures of sizes `(height, width)`, for programs that plan before they read."""
+        if image_sizes is None:
+            return MultiModalData()
+        see = self.image_processor
+        tilings = [see.tiling(width, height) for height, width in image_sizes]
+        return MultiModalData(
+            num_image_tokens=[see.tokens(*tiling) for tiling in tilings],
+            num_image_patches=[see.count_views(*tiling) for tiling in tilings],
+        )
 
     def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Inputs of `DeepStackForConditionalGeneration`.
@@ -142,24 +169,26 @@ class DeepStackProcessor(LlavaProcessor):
         """
         if videos is not None or audio is not None:
             raise ValueError("DeepStack takes pictures and text, no videos and no audio")
+        if hasattr(LlavaProcessor, "replace_image_token"):  # from transformers 5 on its own call asks for it
+            return super().__call__(images=images, text=text, **kwargs)
         kwargs.pop("images_kwargs", None)
         options = {**kwargs.pop("common_kwargs", {}), **kwargs.pop("text_kwargs", {}), **kwargs}
         return_tensors = options.pop("return_tensors", None)
         data = {} if images is None else dict(self.image_processor(images))
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            tilings = data.get("image_tilings", ())
+            pictures = len(data.get("image_tilings", ()))
             named = sum(one.count(self.image_token) for one in texts)
-            if named != len(tilings):
-                raise ValueError(f"{named} {self.image_token} in the text, {len(tilings)} pictures")
-            counts = iter([self.image_processor.tokens(*map(int, tiling)) for tiling in tilings])
-            texts = [self.open(one, counts) for one in texts]
+            if named != pictures:
+                raise ValueError(f"{named} {self.image_token} tokens in the text, {pictures} pictures")
+            opened = iter([self.replace_image_token(data, index) for index in range(pictures)])
+            texts = [self.open(one, opened) for one in texts]
             encoded = self.tokenizer(texts, **options)
             self._check_special_mm_tokens(texts, encoded, modalities=["image"])
             data = {**encoded, **data}
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def open(self, text, counts):
-        """A text with the next of `counts` placeholders for each `<image>`."""
+    def open(self, text, opened):
+        """A text with the next of `opened` for each `<image>`."""
         first, *rest = text.split(self.image_token)
-        return first + "".join(self.image_token * next(counts) + part for part in rest)
+        return first + "".join(next(opened) + part for part in rest)
