@@ -38,8 +38,10 @@ def get_config(arg=""):
         packs, most = fresh(cfg, a, *c.choose("size", a.size, SIZES))
     cfg.optimizer.learning_rate = a.rate or cfg.optimizer.learning_rate
     freeze(cfg, a)
+    if cfg.model.density_router.width:  # which says which budget a page needs; it is read, not trained
+        cfg.optimizer.groups = (("density_router", 0.0), *cfg.optimizer.groups)
     batch = recipe.fit_batch(cfg, a.epochs, packs, a.length, most)
-    cfg.data.update(rows=1, length=batch.length, too_long="cut")
+    cfg.data.update(rows=recipe.rows_of(cfg.model), length=batch.length, too_long="cut")
     every = max(batch.steps // 10, 1)
     cfg.train.update(steps=batch.steps, batch_size=batch.packs, log_every=max(batch.steps // 50, 1))
     cfg.train.update(eval_every=every, save_every=every, eval_batches=batch.validation)

@@ -5,10 +5,8 @@
     lmm evaluate --workdir runs/qwen3vl_style
 
 What 1, 2 and 3 blocks of the encoder give is added before decoder layers 1, 2 and 3, each through a projector of its
-own; what all 4 give is the bank. A budget pools both alike. Qwen3-VL takes the outputs of blocks 8, 16 and 24 of 27,
-which are levels 9, 17 and 25 here, and adds them after layers 0, 1 and 2, which is the same place. It differs in its
-mergers: they put 2×2 features side by side where we average, and have a layer norm, the levels' of the four together
-and the bank's of each before, where LLaVA's projector has none.
+own; what all 4 give is the bank. A budget pools both alike. Qwen3-VL itself is configs/qwen3vl.py: this is its idea
+alone, by CLIP's encoder and LLaVA's projectors, at a size that trains in minutes. Its levels are 9, 17 and 25 of 27.
 
 Digits read right at 1, 4, 9, 36 tokens: .24 .45 .94 .66, after 600 steps, the loss still falling; seed 0, one CPU
 device, the first 500 test mosaics, 2026-11-20.
