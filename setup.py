@@ -29,6 +29,7 @@ setup(
         "numpy>=2.4,<3",
         "pillow>=12.3,<14",  # 13 has the bits of the golden numbers; gradio (extra demo) allows 12 alone so far
         "safetensors>=0.8,<0.9",
+        "tokenizers>=0.23.1,<0.24",
         "tqdm>=4.70,<5",
     ],
     extras_require={

@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 flags = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):  # the emitters that 0.11 always takes need half as long again to compile
     flags.append("--xla_cpu_use_fusion_emitters=false")
+    flags.append("--xla_cpu_parallel_codegen_split_count=1")  # parts for other threads, which other tests have, cost
 if "PYTEST_XDIST_WORKER" not in os.environ:  # what commands keep on disk is that of these tests alone
     os.environ["LMM_CACHE"] = tempfile.mkdtemp(prefix="lmm_tests_")
     atexit.register(shutil.rmtree, os.environ["LMM_CACHE"], ignore_errors=True)
@@ -29,7 +30,7 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 # Compiled programs are shared between tests, processes and runs.
 COMPILED = ROOT / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -71,7 +72,38 @@ def pytest_addoption(parser):
     parser.addoption("--eval", action="store_true", help="also let lmms-eval ask a model: the extra eval is needed")
 
 
+# Files that take longest, first of all: one that is begun late has no other beside it in the end.
+LONGEST = (
+    "training/test_hosts.py",
+    "test_doors.py",
+    "parity/test_next.py",
+    "parity/test_m3.py",
+    "release/test_verify.py",
+    "training/test_loop.py",
+    "training/test_step.py",
+    "models/test_compositions.py",
+    "parity/test_deepstack.py",
+    "release/test_export.py",
+    "models/test_router.py",
+    "generation/test_engine.py",
+    "parity/test_convllava.py",
+    "aot/test_compile.py",
+    "training/test_checkpoint.py",
+    "test_cli.py",
+    "training/test_context.py",
+    "pods/test_hosts.py",
+    "release/test_card.py",
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # by the number of tests in a file, which says nothing of their time
+
+
 def pytest_collection_modifyitems(config, items):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        order = {str(ROOT / "tests" / name): place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(str(item.path), len(order)))
     if not config.getoption("--long"):
         items[:] = [item for item in items if not item.get_closest_marker("long")]
     if not config.getoption("--notebooks"):
@@ -161,7 +193,7 @@ def tiny(digits_folder):
 def setup(tiny):
     """`setup(devices, *overrides, recipe)`: program, a jitted step that keeps its state argument, host batches."""
     from lmm_jax import sharding
-    from lmm_jax.training.state import init_state, make_program
+    from lmm_jax.training.state import make_program
     from lmm_jax.training.step import train_step
     from tests.opened import open_packs
 
@@ -173,8 +205,7 @@ def setup(tiny):
             functools.partial(train_step, program.model, program.tx, program.rates),
             out_shardings=(program.shardings, None),
         )
-        packs = open_packs(config, "train", config.train.batch_size, shuffle=True)
-        return Setup(program, step, packs, init_state(program))
+        return Setup(program, step, open_packs(config, "train", config.train.batch_size, shuffle=True))
 
     return make
 
@@ -182,8 +213,23 @@ def setup(tiny):
 class Setup:
     """A compiled step with its data."""
 
-    def __init__(self, program, step, packs, state):
-        self.program, self.step, self.packs, self.state = program, step, packs, state
+    def __init__(self, program, step=None, packs=None):
+        self.program, self.step, self.packs = program, step, packs
+
+    @functools.cached_property
+    def state(self):
+        """The first state, of the values that one device draws; training/test_state.py holds that all draw the same.
+
+        To draw them is a program for each mesh, which takes as long to compile as a step; this one most tests share.
+        Ask for it outside of `program.use()`.
+        """
+        from lmm_jax import sharding
+        from lmm_jax.training.state import init_state, make_program
+
+        if self.program.mesh.size == 1:
+            return init_state(self.program)
+        alone = make_program(self.program.config, sharding.make_mesh({}, jax.devices()[:1]))
+        return jax.device_put(init_state(alone), self.program.shardings)
 
     def host_batch(self, number):
         """Global batch `number` as numpy, `[packs, …]`, what goes to the devices."""
@@ -216,7 +262,7 @@ def lmm_process():
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
     def start(*args):

@@ -4,6 +4,8 @@ import ast
 import pathlib
 import re
 
+from tests.conftest import LONGEST
+
 TESTS = pathlib.Path(__file__).parent
 PACKAGE = TESTS.parent / "lmm_jax"
 README = (TESTS / "README.md").read_text()
@@ -39,10 +41,9 @@ def _folder(package):
 
 def marked_long(path):
     """Names of a file's tests that, as a whole or with some of their parameters, need --long."""
-    text = path.read_text()
-    for node in ast.parse(text).body:
+    for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef):
-            decorators = " ".join(ast.get_source_segment(text, decorator) for decorator in node.decorator_list)
+            decorators = " ".join(map(ast.unparse, node.decorator_list))
             if re.search(r"\bmark\.long\b|\bby_default\(", decorators):
                 yield node.name
 
@@ -51,6 +52,10 @@ def test_the_list_of_long_tests_is_that_of_the_marks():
     listed = re.findall(r"^\| `([\w/]+\.py)::(\w+)`[^|]* \| (?:\d+|–) \| \S.* \|$", README, re.MULTILINE)
     marked = {(str(path.relative_to(TESTS)), name) for path in TESTS.rglob("test_*.py") for name in marked_long(path)}
     assert sorted(listed) == sorted(marked)
+
+
+def test_the_files_that_begin_first_are_there():
+    assert not [name for name in LONGEST if not (TESTS / name).exists()]
 
 
 def test_the_tests_that_the_page_names_are_there():

@@ -55,16 +55,16 @@ def test_prepare_takes_rows_and_names_what_it_refused(capsys, tmp_path):
     rows[1]["messages"] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     args = ["prepare", "--data", tmp_path / "rows.json", "--out", tmp_path / "out", "--workers", 0]
-    code, out, err = run(capsys, *args, "--template", "chatml", "--max-refused", 0.7, "--json")
+    code, out, err = run(capsys, *args, "--template", "chatml_direct", "--max-refused", 0.7, "--json")
     assert code == 0, err
     assert "1 nothing supervised" in out and "1 roles out of turn" in out and "refused.jsonl" in out
     assert "Downloading" not in out + err and "TensorFlow" not in out + err
     found = json.loads(out.splitlines()[-1])
     assert found["rows"] == 1 and found["refused"] == {"nothing supervised": 1, "roles out of turn": 1}
     data = Prepared(tmp_path / "out", "train")
-    assert data.about["template"] == "chatml" and data[0]["id"] == b"2"
+    assert data.about["template"] == "chatml_direct" and data[0]["id"] == b"2"
     code, out, err = run(capsys, *args)
-    assert code == 2 and "template was chatml, is vicuna_v1" in err
+    assert code == 2 and "template was chatml_direct, is vicuna_v1" in err
 
 
 def test_prepare_keeps_rows_to_validate_and_test_with(capsys, tmp_path):

@@ -1,8 +1,9 @@
 """Each door of the house, walked through by a toy that lives here alone.
 
 A newcomer is one class, module or value and a line in a table. Nothing else of the package is touched: here the line
-is set for a test and taken away again. Each toy is trained for five steps, interrupted after three; it answers, it is
-evaluated; and where nobody else has a class for it, exporting says so in a sentence.
+is set for a test and taken away again. Each toy is planned, and where it is part of the model trained for five steps,
+interrupted after three; it answers, it is evaluated; and where nobody else has a class for it, exporting says so in a
+sentence. The others are trained too with --long.
 """
 
 import dataclasses
@@ -29,31 +30,51 @@ from lmm_jax.families.llama import LLAMA
 from lmm_jax.generation.answer import Answer
 from lmm_jax.generation.model import Model
 from lmm_jax.hf.names import tensors, transformers_name
+from lmm_jax.hf.processor import preprocessor_config
 from lmm_jax.hf.write_config import architecture, transformers_keys
 from lmm_jax.models import encoders
 from lmm_jax.models.encoders.convnext import space_to_depth
 from lmm_jax.models.layers import Dense, normalise
 from lmm_jax.ranges import whole
 from lmm_jax.reduction import Reduction
+from lmm_jax.sharding import make_mesh
+from lmm_jax.training import start
+from lmm_jax.training.loop import Preempted
+from lmm_jax.training.state import init_state, make_program
+from tests.runs import asked_to_stop, begin
 
 
-def walk(config, workdir, task="digits", scale=None, data=None):
-    """Three steps, two more of the same run, an answer and a score; returns the model."""
+def trained(config, workdir):
+    """Three steps of a run until it is asked to stop, and two more of the same."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.train.update(steps=3, save_every=3, log_every=1)
-    lmm.train(config, workdir)
-    with config.unlocked():
-        config.train.steps = 5
+        config.train.update(steps=5, save_every=5, log_every=1)
+    with asked_to_stop(3), pytest.raises(Preempted, match="step 3 is saved"):
+        lmm.train(config, workdir)
     assert lmm.train(config, workdir)["step"] == 5
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]  # resumed, not begun again
     assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def planned(config, workdir):
+    """A run's plan, its first pack, and its workdir as it would be before the first step."""
+    assert (begin(config, workdir).packs[0]["group"] > 0).any()
+
+
+def by_default(one, *others):
+    """Ways to begin a run, of which the others need --long."""
+    return [one, *(pytest.param(other, marks=pytest.mark.long) for other in others)]
+
+
+def asked(workdir, task="digits", scale=None, data=None):
+    """An answer and a score of a run's model; returns the model."""
     model = lmm.load(workdir)
     picture = Image.new("RGB", (24, 24), "red")
-    # As many new tokens, and one question at a time, as the evaluation: one program is compiled for both.
-    answer = model.generate([picture], "read all", scale=scale, max_new_tokens=TASKS[task].MAX_NEW_TOKENS)
-    assert isinstance(answer, str)
+    # As many new tokens, and questions at a time, as the evaluation of a mosaic: the same programs do for both.
+    new = TASKS[task].MAX_NEW_TOKENS
+    answers = model.generate([[picture]] * 5, ["read all"] * 5, scale=scale, max_new_tokens=new)
+    assert all(isinstance(answer, str) for answer in answers) and len(set(answers)) == 1
     scales = (scale or max(model.scales),)
     found = lmm.evaluate(model, tasks=(task,), scales=scales, data=data, limit=1)
     assert set(found[task]) == {str(scale) for scale in scales} and len(found[task][str(scales[0])]) >= 2
@@ -86,6 +107,10 @@ class Patches(nn.Module):
             raise ValueError("model.vision: image_size is no multiple of patch_size")
 
     @property
+    def side(self):
+        return self.image_size
+
+    @property
     def stride(self):
         return self.patch_size
 
@@ -107,7 +132,8 @@ def test_an_encoder(tiny, tmp_path, monkeypatch):
         c.use_encoder(config, "patches")
         config.model.vision.mean = (0.25, 0.5, 0.75)
 
-    model = walk(changed(tiny(recipe="full"), change), tmp_path / "run")
+    trained(changed(tiny(recipe="full"), change), tmp_path / "run")
+    model = asked(tmp_path / "run")
     assert model.program.model.vision.mean == (0.25, 0.5, 0.75)
     for layout in ("hf", "llava"):
         with pytest.raises(ValueError, match=r"families\.vision='' is no published family.*model\.encoder='patches'"):
@@ -135,14 +161,15 @@ class EveryOther(Reduction):
 def test_a_reduction(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(reduction.REDUCTIONS, "every other", EveryOther())
     config = tiny("model.scales=(9,)", recipe="full")
-    model = walk(changed(config, lambda config: config.model.update(reduction="every other")), tmp_path / "run")
+    trained(changed(config, lambda config: config.model.update(reduction="every other")), tmp_path / "run")
+    model = asked(tmp_path / "run")
     batch = model.batch([Image.effect_noise((24, 24), 99)], "read all", 9)
-    bank, _ = model.program.model.apply(
-        {"params": model.params}, batch["pixels"], scales=(9,), method="visual_tokens"
-    )
-    whole, _ = model.program.model.apply(
-        {"params": model.params}, batch["pixels"], scales=(36,), method="visual_tokens"
-    )
+    bank, whole = jax.jit(
+        lambda params: [
+            model.program.model.apply({"params": params}, batch["pixels"], scales=(scale,), method="visual_tokens")[0]
+            for scale in (9, 36)
+        ]
+    )(model.params)
     np.testing.assert_array_equal(bank[0], np.asarray(whole[0]).reshape(6, 6, -1)[::2, ::2].reshape(9, -1))
     with pytest.raises(ValueError, match="model.reduction='every other'"):
         lmm.export(tmp_path / "run", tmp_path / "out")
@@ -196,17 +223,16 @@ def rows(tmp_path):
     return tmp_path / "rows.json"
 
 
-def test_a_tokenizer(tiny, rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize("begun", by_default(planned, trained))
+def test_a_tokenizer(tiny, rows, tmp_path, monkeypatch, begun):
     monkeypatch.setitem(TOKENIZERS, "characters", Characters)
     Characters("0123456789abcdefghijklmnopqrstuvwxyz? \n").save(tmp_path)
     folder.prepare_rows(
         rows, None, tmp_path / "data", tmp_path / "characters.txt", template="qa", workers=0, max_refused=0.0
     )
-    model = walk(
-        changed(tiny(recipe="full"), lambda config: config.data.update(path=str(tmp_path / "data"))),
-        tmp_path / "run",
-        data=tiny(recipe="full").data.path,
-    )
+    config = tiny(recipe="full")
+    begun(changed(config, lambda config: config.data.update(path=str(tmp_path / "data"))), tmp_path / "run")
+    model = asked(tmp_path / "run", data=config.data.path)
     assert type(model.tokenizer) is Characters and model.tokenizer.decode(model.tokenizer.encode("7 red")) == "7 red"
     with pytest.raises(ValueError, match="characters"):
         lmm.export(tmp_path / "run", tmp_path / "out")
@@ -228,15 +254,17 @@ ALPACA = dataclasses.replace(
 )
 
 
-def test_a_family(tiny, tmp_path, monkeypatch):
-    """Trained under its name, its weights written as its publisher would, read back, and tuned from there."""
+@pytest.mark.parametrize("begun", by_default(planned, trained))
+def test_a_family(tiny, tmp_path, monkeypatch, begun):
+    """Begun under its name, its weights written as its publisher would, read back, and tuned from there."""
     monkeypatch.setitem(families.DECODERS, "alpaca", ALPACA)
 
     def change(config):
         c.use_family(config, "alpaca")
 
     config = changed(tiny(recipe="full"), change)
-    model = walk(config, tmp_path / "run")
+    begun(config, tmp_path / "run")
+    model = asked(tmp_path / "run")
     published = publish(model, tmp_path / "published")
     again = lmm.load(published)
     assert again.program.config.model.families.decoder == "alpaca"
@@ -248,7 +276,12 @@ def test_a_family(tiny, tmp_path, monkeypatch):
         rows = (slice(None), slice(pieces)) if path == "decoder/head/kernel" else rows
         np.testing.assert_array_equal(x[rows], theirs[path][rows])
     tuned = changed(config, lambda config: config.init.update(language=str(published)))
-    lmm.train(changed(tuned, lambda config: config.train.update(steps=1)), tmp_path / "tuned")
+    program = make_program(tuned, make_mesh({}, jax.devices()[:1]))
+    start.check(program)
+    lines = []
+    tuning = start.start(program, init_state(program), lines.append)
+    assert "loaded" in lines[0]
+    np.testing.assert_array_equal(tuning.params["decoder"]["norm"]["scale"], ours["decoder/norm/scale"])
     with pytest.raises(ValueError, match="families.decoder='alpaca': transformers has no class"):
         lmm.export(tmp_path / "run", tmp_path / "out")
 
@@ -266,11 +299,13 @@ def publish(model, path):
     keys = transformers_keys(config, model.tokenizer, llava)
     del keys["lmm_jax_template"]
     (path / "config.json").write_text(json.dumps(keys))
+    (path / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(config, llava)))
     model.tokenizer.save(path)
     return path
 
 
-def test_a_task(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("begun", by_default(planned, trained))
+def test_a_task(tiny, tmp_path, monkeypatch, begun):
     """A module with a folder of its own, several right answers, and a score of all answers at once."""
     Image.new("RGB", (24, 24), "red").save(tmp_path / "red.png")
     (tmp_path / "questions.txt").write_text("is it red?|yes|red\nis it blue?|no|blue")
@@ -292,14 +327,16 @@ def test_a_task(tiny, tmp_path, monkeypatch):
         score_all=score_all,
     )
     monkeypatch.setitem(TASKS, "colours", task)
-    model = walk(tiny(recipe="full"), tmp_path / "run", task="colours", data={"colours": tmp_path})
+    begun(tiny(recipe="full"), tmp_path / "run")
+    model = asked(tmp_path / "run", task="colours", data={"colours": tmp_path})
     red = Answer("red", (), (), "end", 37, 36, 36)
     monkeypatch.setattr(Model, "answers", lambda _, requests: ((request, red) for request in requests))
     found = lmm.evaluate(model, tasks=("colours",), scales=(36,), data={"colours": tmp_path})
     assert found == {"colours": {"36": {"answered": 0.5, "n_colour": 2}}}
 
 
-def test_a_data_set(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("begun", by_default(planned, trained))
+def test_a_data_set(tiny, tmp_path, monkeypatch, begun):
     """Squares of one colour: two splits, from a folder that says which colours."""
 
     def check(source):
@@ -322,7 +359,7 @@ def test_a_data_set(tiny, tmp_path, monkeypatch):
     (tmp_path / "colours.txt").write_text("red green blue")
     counts = folder.prepare_dataset("squares", tmp_path / "data", source=tmp_path)
     assert (counts["rows"], counts["images"]) == (20, 20)
-    model = walk(
-        changed(tiny(recipe="full"), lambda config: config.data.update(path=str(tmp_path / "data"))), tmp_path / "run"
-    )
+    config = tiny(recipe="full")
+    begun(changed(config, lambda config: config.data.update(path=str(tmp_path / "data"))), tmp_path / "run")
+    model = asked(tmp_path / "run")
     assert architecture(model.program.config).name == "llava"

@@ -1,7 +1,9 @@
 """Imports go one way, and importing costs nothing until something is used."""
 
 import ast
+import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -118,3 +120,64 @@ def test_help_is_fast_and_names_every_verb():
     verbs = ("prepare", "train", "evaluate", "generate", "chat", "demo", "export", "compile", "show", "bench")
     for verb in verbs:
         assert verb in done.stdout
+
+
+# Of packages that a declared one is made of, so that it is always there with that.
+BROUGHT_ALONG = {
+    "absl": "ml-collections",
+    "etils": "orbax-checkpoint",
+    "fsspec": "orbax-checkpoint",  # of etils, which opens buckets with it
+    "jaxlib": "jax",
+    "loguru": "lmms-eval",
+    "ml_dtypes": "jax",
+    "starlette": "gradio",
+}
+REQUIREMENT = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def declared(text):
+    """Distributions that setup.py names: those of every installation, and those with extras too."""
+    (call,) = [
+        node.value for node in ast.parse(text).body if isinstance(node, ast.Expr) and "setup" in ast.dump(node)
+    ]
+    words = {word.arg: word.value for word in call.keywords}
+    always = {distribution(x) for x in ast.literal_eval(words["install_requires"])}
+    return always, always | {distribution(x) for of in ast.literal_eval(words["extras_require"]).values() for x in of}
+
+
+def distribution(requirement):
+    return REQUIREMENT.match(requirement)[0].lower().replace("_", "-")
+
+
+def top_level(path):
+    """Modules that are imported as soon as a file is."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+def test_what_is_imported_at_once_is_required_and_the_rest_is_an_extra():
+    """A fresh installation has no more than setup.py names, whatever this one has."""
+    always, named = declared((ROOT / "setup.py").read_text())
+    of_module = importlib.metadata.packages_distributions()
+
+    def missing(module, known):
+        if module in sys.stdlib_module_names or module == "lmm_jax":
+            return False
+        owners = {
+            BROUGHT_ALONG.get(module, owner.lower().replace("_", "-")) for owner in of_module.get(module, [module])
+        }
+        return not owners & known
+
+    wrong = set()
+    for path in set(PACKAGE.rglob("*.py")) - set(SHIPPED):
+        extra = path.parts[-2] in ("integrations", "demo") or path.stem == "peer"  # rooms that an extra is for
+        wrong |= {(path.name, module) for module in top_level(path) if missing(module, named if extra else always)}
+        wrong |= {(path.name, name) for name in map(first, imported(path)) if name and missing(name, named)}
+    assert not wrong
+
+
+def first(name):
+    return name.split(".")[0]

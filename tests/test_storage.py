@@ -19,8 +19,10 @@ from lmm_jax.data.prepare import folder as prepare
 from lmm_jax.data.prepared import Prepared
 from lmm_jax.hf.safetensors import Folder
 from lmm_jax.tools import plots
+from lmm_jax.training import loop
 from lmm_jax.training.metrics import read_metrics
 from tests.parity.reference import write_folder
+from tests.runs import asked_to_stop
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +145,9 @@ def test_a_model_is_read_from_a_bucket_and_copied_again_if_it_changed(bucket, go
 def test_a_run_lives_in_a_bucket(data, bucket, tiny, capsys):
     workdir = bucket / "run"
     config = tiny(f"data.path={data}", "train.log_every=1", "train.save_every=2", "train.steps=6")
-    half = tiny(f"data.path={data}", "train.log_every=1", "train.save_every=2", "train.steps=3")
-    lmm.train(half, str(workdir))
+    with asked_to_stop(3), pytest.raises(loop.Preempted, match="step 3 is saved"):
+        lmm.train(config, str(workdir))
+    assert "Ctrl-C once more quits" in capsys.readouterr().err
     result = lmm.train(config, str(workdir))
     assert f"continuing {workdir} from step 3 of 6" in capsys.readouterr().out
     assert [row["step"] for row in read_metrics(workdir)] == list(range(1, 7)) and result["step"] == 6

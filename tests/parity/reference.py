@@ -1,5 +1,6 @@
 """Golden sets as models: each is written as the folder its authors would release, and read by our own loader."""
 
+import functools
 import json
 import shutil
 import types
@@ -61,6 +62,7 @@ class Reference:
         self.params, table = load.load_params(folder, self.config.model, abstract)
         self.skipped = {entry.name: entry.why for entry in table if entry.fate == "ignored"}
         self._forward = jax.jit(self._outputs)
+        self._see = jax.jit(functools.partial(self.model.apply, method="visual_tokens"))
         self._loss = jax.jit(loss_and_grads, static_argnums=0)
 
     def floats(self, pixels):
@@ -78,6 +80,10 @@ class Reference:
     def forward(self, batch):
         """Namespace of bank, stacks, embeds and hidden `[G, R, T, D]`, logits without padded pieces, and loss."""
         return types.SimpleNamespace(**jax.device_get(self._forward(self.params, batch)))
+
+    def bank(self, pixels):
+        """What the model shows of pictures `[G, V, H, W, 3]`, `[G, slots, D]`."""
+        return jax.device_get(self._see({"params": self.params}, pixels)[0])
 
     def _outputs(self, params, batch):
         def run(m):

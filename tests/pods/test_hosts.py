@@ -121,8 +121,8 @@ def run():
         if hosts.is_last(step):
             print("last", step, flush=True)
             return 75
-        if step == 20 and "broken" in sys.argv and hosts.find_place().number == 1:
-            raise ValueError("a record of host 1")
+        if step == 20 and sys.argv[-2:] == ["broken", str(hosts.find_place().number)]:
+            raise ValueError(f"a record of host {sys.argv[-1]}")
 try:
     code = run()
 except Exception as error:
@@ -209,13 +209,14 @@ def test_sigterm_to_any_host_gives_all_the_same_last_step(tmp_path):
     assert len({re.search(r"last (\d+)", pod.said(i))[1] for i in range(3)}) == 1
 
 
-@pytest.mark.parametrize(("how", "lost"), [("broken", 1), (signal.SIGKILL, 1), (signal.SIGKILL, 0)])
+@pytest.mark.parametrize(("how", "lost"), [("broken", 1), ("broken", 0), (signal.SIGKILL, 1), (signal.SIGKILL, 0)])
 def test_the_end_of_one_host_is_that_of_all_with_its_reason(tmp_path, how, lost):
-    pod = Hosts(tmp_path, 2, range(2), str(how))
+    pod = Hosts(tmp_path, 2, range(2), str(how), str(lost))
     pod.wait_until_said(1 - lost, "of 2: 1 of 2 devices are here")
     if how == "broken":
         assert pod.codes() == [1, 1]
-        assert "host 0 of 2: host 1: ValueError: a record of host 1" in pod.said(0)
+        reason = f"host {1 - lost} of 2: host {lost}: ValueError: a record of host {lost}"
+        assert reason in pod.said(1 - lost)
         return
     begin = time.monotonic()
     pod.processes[lost].send_signal(how)
