@@ -52,7 +52,7 @@ DECODERS = {
         "granite",
         {
             "model_type": "granite",
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": False,
             "embedding_multiplier": 12.0,
             "residual_multiplier": 0.22,
             "attention_multiplier": 0.25,

@@ -284,8 +284,9 @@ def test_what_is_read_changes_logits_as_in_transformers(exported, transformers, 
         program = make_program(config, sharding.make_mesh({}, jax.devices()[:1]))
         try:
             params, _ = load_params(other, config.model, abstract_params(program))
-        except LoadError as error:  # of the shape of a tensor
-            assert str(other) in str(error) and "tensors do not fit" in str(error)
+        except LoadError as error:  # of the shape of a tensor, or of a head that would not be read
+            refused = "differs from the table" if key == "tie_word_embeddings" else "tensors do not fit"
+            assert str(other) in str(error) and refused in str(error)
             continue
         model = Model(program, params, TOKENIZER)
         batch = model.batch(PICTURES[:1], "What is it?")
