@@ -98,7 +98,7 @@ class Decoder:
       rope_types: kinds of `model.decoder.rope_scaling` that its class computes.
       axes_key: key, beside those of rotary positions, of `model.decoder.rope_axes`; "" if positions have one axis.
       axes_constants: as `constants`, of keys beside it.
-      window: key of `config.json` of how many positions attention looks back, which must be as many as a row has; ""
+      window: key of `config.json` of how many positions attention looks back, no fewer than a row has; ""
         if there is none. `window_switch` is a key that must be true for it to count.
       constants: keys of `config.json` that must have one of these values where they stand; the first is written where
         it is not None.
@@ -106,8 +106,6 @@ class Decoder:
       tensors: by our path below `decoder/`; empty of a family of which the prompt alone is known.
       aliases: (pattern, original name) of the same tensors in other layouts, the first match counts.
       ignored: patterns of tensors that a checkpoint may hold and no model of ours reads, and why.
-      window: key of `config.json` that says how far back a position looks; no model here has one, so that it may not
-        be shorter than a row. "" if the family has none.
       tokenizer: kind of its tokenizer, see `data.tokenizer`.
       prompts: its layouts of a conversation by the name in `config.data.template`.
       types: pattern of what a checkpoint says its decoder is, for finding the prompt.
@@ -133,7 +131,6 @@ class Decoder:
     tensors: Tensors = dataclasses.field(default_factory=dict)
     aliases: tuple[tuple[str, str], ...] = ()
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    window: str = ""
     tokenizer: str = "sentencepiece"
     prompts: Mapping[str, Prompt] = dataclasses.field(default_factory=dict)
     types: str = ""
@@ -303,6 +300,8 @@ class Whole:
       fields: keys of `config.json` that hold a field of our config as it is, by dotted name.
       picture_fields: the same, of `preprocessor_config.json`.
       read_as: fields of our config that no key says, by dotted name.
+      processor_needs: packages that its processor in transformers asks for, beside torch: those that take films too
+        do not begin without the packages for these.
       auto_map: of the code that the folder ships, which lies in `hf/NAME/`; empty if transformers has the class.
       aliases: (pattern, LLaVA's original name) of tensors in the layouts of transformers, the first match counts.
     """
@@ -341,6 +340,7 @@ class Whole:
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     picture_fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     read_as: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    processor_needs: tuple[str, ...] = ()
     auto_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
     aliases: tuple[tuple[str, str], ...] = ()
 

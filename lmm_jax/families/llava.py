@@ -108,6 +108,7 @@ LLAVA_ONEVISION = Whole(
     model_type="llava_onevision",
     architecture="LlavaOnevisionForConditionalGeneration",
     processor="LlavaOnevisionProcessor",
+    processor_needs=("torchvision",),
     encoders=("siglip", "clip"),
     accepts={
         "data.stacks": ("",),

@@ -2,7 +2,7 @@
 
 from lmm_jax.families.kinds import SAME, Decoder, Prompt
 from lmm_jax.families.llama import IGNORED, KEYS, LAYER, ROPE_TYPES, TENSORS
-from lmm_jax.families.qwen2 import CHATML, VISION
+from lmm_jax.families.qwen2 import CHATML, QWEN2, VISION
 
 WITHOUT_SYSTEM = "<|im_start|>user\n"
 _ALL = {"kv_heads": 8, "head_dim": 128, "vocab_size": 151936, "rope_theta": 1000000.0, "norm_eps": 1e-6}
@@ -26,20 +26,7 @@ QWEN3 = Decoder(
     window="sliding_window",
     window_switch="use_sliding_window",
     constants={"hidden_act": ("silu",), "attention_bias": (None, False)},
-    defaults={
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 32768,
-        "use_sliding_window": False,
-        "sliding_window": 4096,
-        "tie_word_embeddings": False,
-    },
+    defaults=dict(QWEN2.defaults) | {"head_dim": 128},
     tensors=TENSORS | {f"layers/{n}_norm/scale": (f"{LAYER}self_attn.{n}_norm.weight", SAME) for n in "qk"},
     ignored=IGNORED,
     tokenizer="huggingface",

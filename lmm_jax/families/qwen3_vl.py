@@ -164,6 +164,7 @@ QWEN3_VL = Whole(
     model_type="qwen3_vl",
     architecture="Qwen3VLForConditionalGeneration",
     processor="Qwen3VLProcessor",
+    processor_needs=("torchvision",),
     encoders=("qwen3_vl_vision",),
     decoders=("qwen3_vl_text",),
     projector="qwen3_vl",

@@ -62,6 +62,7 @@ SMOLVLM = Whole(
     model_type="smolvlm",
     architecture="SmolVLMForConditionalGeneration",
     processor="SmolVLMProcessor",
+    processor_needs=("torchvision", "num2words"),
     encoders=("smolvlm",),
     projector="smolvlm",
     marks="smolvlm",

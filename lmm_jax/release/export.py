@@ -77,6 +77,7 @@ def export(workdir, folder, layout="hf", verify=False, adapter=False) -> dict:
         from lmm_jax.release import verify as verifying
 
         verifying.require()
+        verifying.require_processor(write_config.architecture(read_config(workdir / "config.json")))
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; move it away, or name another folder")
     trained, tokenizer = read_config(workdir / "config.json"), load_tokenizer(workdir)

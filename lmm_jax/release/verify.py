@@ -1,6 +1,7 @@
 """An export run in transformers beside our model: the same ids, pixels, logits and answers. Needs the extra 'hf'."""
 
 import functools
+import importlib.util
 
 import jax
 import numpy as np
@@ -29,6 +30,16 @@ def require():
     except ImportError as error:
         raise ImportError(f"verifying needs {error.name}: pip install 'lmm_jax[hf]'") from error
     return torch, transformers
+
+
+def require_processor(whole):
+    """ImportError if a package is not installed that transformers' processor of a family of whole models asks for."""
+    missing = [name for name in whole.processor_needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"verifying needs {' and '.join(missing)}, which {whole.processor} of transformers asks for: "
+            f"pip install {' '.join(missing)}; without --verify the folder is the same"
+        )
 
 
 def verify(workdir, folder, note=print) -> float:
