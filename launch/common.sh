@@ -36,14 +36,17 @@ call() {
   fi
 }
 
+make_secret() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
+
 check() { # VARIABLE PATTERN WORDS
   [[ ${!1} =~ ^$2$ ]] || die 2 "$1=${!1}: $3"
 }
 
-# Writes the variables that the command shall have, if set, to a file for its owner only: never to a command line.
+# Writes the variables that the command shall have to a file for its owner only, never to a command line: the secret by
+# which the hosts know one another, a new one unless it is set, and what else is set.
 store_environment() { # FILE FORMAT
-  local variable
-  for variable in ${PASS:-WANDB_API_KEY WANDB_PROJECT WANDB_ENTITY WANDB_MODE XLA_FLAGS LIBTPU_INIT_ARGS}; do
+  local variable LMM_HOSTS_SECRET=${LMM_HOSTS_SECRET:-$(make_secret)}
+  for variable in LMM_HOSTS_SECRET ${PASS:-WANDB_API_KEY WANDB_PROJECT WANDB_ENTITY WANDB_MODE XLA_FLAGS LIBTPU_INIT_ARGS}; do
     # shellcheck disable=SC2059
     [ -z "${!variable:-}" ] || (umask 077 && printf "$2" "$variable" "${!variable}" >> "$1")
   done

@@ -4,8 +4,8 @@
 #   apply COMMAND…   fills in launch/gke_jobset.yaml for IMAGE (see launch/Dockerfile), TOPOLOGY by chips (v5e-64,
 #                    v5p-64, tpu7x-64), SLICES (1), SPOT=1 on spot, and hands it over. Code 75 and lost hosts restart
 #                    all slices, RESTARTS (50) times at most, GRACE (300) seconds after SIGTERM; 2 ends the JobSet.
-#                    W&B's and XLA's variables (PASS) that are set become the secret NAME-env. With --dry-run the
-#                    JobSet is printed
+#                    W&B's and XLA's variables (PASS) that are set, and a text by which the hosts know one another,
+#                    become the secret NAME-env. With --dry-run the JobSet is printed
 #   status           the JobSet and its pods
 #   logs [INDEX]     the log of host INDEX (0) of slice SLICE (0)
 #   delete           removes all
@@ -40,7 +40,7 @@ case $verb in
     call kubectl get crd jobsets.jobset.x-k8s.io --output=name ||
       die 1 "the cluster cannot be reached or has no JobSet controller; see jobset.sigs.k8s.io for its installation"
     call kubectl delete secret "$NAME-env" --ignore-not-found
-    [ ! -f "$tmp/env" ] || call kubectl create secret generic "$NAME-env" --from-env-file="$tmp/env"
+    call kubectl create secret generic "$NAME-env" --from-env-file="$tmp/env"
     call kubectl apply --filename=- <<< "$jobset"
     [ -z "$dry" ] || echo "$jobset"
     ;;

@@ -30,6 +30,7 @@ for port in range(20_000, 26_000, 2):  # two free ports; none that the system gi
 devices=$((hosts < 8 ? 8 / hosts : 1))
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-$devices}"
 export JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$hosts
+export LMM_HOSTS_SECRET="${LMM_HOSTS_SECRET:-$(make_secret)}" # by which they know one another
 
 set -m # a process group for each host, which can be killed with all its children
 declare -A running=()

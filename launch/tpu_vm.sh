@@ -5,7 +5,8 @@
 #                           and looks every POLL (30) seconds, for WAIT (86400), if it is there; FLAG… go to gcloud
 #   setup                   installs this clone at COMMIT (HEAD) with EXTRAS (tpu,gcs) on every worker
 #   run COMMAND…            starts the command on every worker, detached, in the clone's folder; passes on W&B's and
-#                           XLA's variables (PASS) that are set. 75: preempted after a save, run it again
+#                           XLA's variables (PASS) that are set, and a secret by which the workers know one another.
+#                           75: preempted after a save, run it again
 #   status                  "state …", then a line for each worker: running, exited CODE, lost, idle
 #   logs [WORKER [LINES]]   the end of the log of a worker (0; or all) of slice NODE (0; or all)
 #   stop                    SIGTERM to the command, which saves and exits with 75; SIGKILL after GRACE (900) seconds
@@ -84,7 +85,7 @@ tar -xzf lmm_jax.tar.gz -C lmm_jax && lmm_jax/launch/worker.sh setup $EXTRAS" ;;
   run)
     [ $# -gt 0 ] || die 2 "run which command?"
     store_environment "$tmp/.lmm_env" 'export %s=%q\n'
-    [ ! -f "$tmp/.lmm_env" ] || copy "$tmp/.lmm_env"
+    copy "$tmp/.lmm_env"
     on all all "lmm_jax/launch/worker.sh start$(printf ' %q' "$@")" ;;
   status)
     if [ "$dry" ]; then state; else now=$(state) && echo "state $now"; fi

@@ -43,16 +43,16 @@ case $verb in
     ;;
   start)
     shift
+    if [ -f ~/.lmm_env ]; then # keys and the hosts' secret: for this command only, not for the disk
+      . ~/.lmm_env
+      rm -f ~/.lmm_env
+    fi
     : "${1:?COMMAND to start}"
     [ -f .venv/bin/activate ] || die 1 "$(hostname): no .venv in $PWD; run setup first"
     ! alive || die 1 "$(hostname): already runs a command; stop it first"
     mkdir -p "$run"
     rm -f "$run/code" "$run/pid"
     . .venv/bin/activate
-    if [ -f ~/.lmm_env ]; then # keys: for this command only, not for the disk
-      . ~/.lmm_env
-      rm -f ~/.lmm_env
-    fi
     echo "== $(date -u +%FT%TZ) $*" >> "$run/log"
     setsid "$PWD/launch/worker.sh" supervise "$@" >> "$run/log" 2>&1 < /dev/null &
     echo $! > "$run/pid"

@@ -44,7 +44,7 @@ def train(args):
     from lmm_jax.pods import hosts
 
     config = load_config(args.config, *args.overrides)
-    hosts.start()  # before all that takes a while to import
+    hosts.start(folder=args.workdir)  # before all that takes a while to import
     import jax
 
     from lmm_jax.tools import plots
@@ -74,7 +74,8 @@ def evaluate(args):
         raise ValueError("name a model by --workdir DIR or by --model DIR")
     from lmm_jax.pods import hosts
 
-    hosts.start(in_step=False)  # before all that takes a while to import
+    seen_by_all = args.out or args.workdir or args.model
+    hosts.start(in_step=False, folder=seen_by_all)  # before all that takes a while to import
     import jax
 
     from lmm_jax import evaluation, storage

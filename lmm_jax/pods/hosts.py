@@ -1,6 +1,6 @@
 """Several hosts as one: who is here, who is missing, and what the end of one means for the others.
 
-JAX's own service aborts a process minutes after a host is missing or lost, with a fatal log that names nobody; see
+JAX's own service aborts a process after a host is missing or lost, with a fatal log that names nobody; see
 `lmm_jax.pods.wire` for what stands beside it. Nothing here asks for a device before all hosts are there.
 """
 
@@ -16,92 +16,82 @@ import zlib
 
 import jax
 import numpy as np
-from jax._src.clusters import cloud_tpu_cluster as cloud
 from jax.experimental import multihost_utils
 
-from lmm_jax.pods.wire import FAREWELL, Place, Wire, end, listed
+from lmm_jax.pods import secret as secret_lib
+from lmm_jax.pods.place import COORDINATOR, COUNT, NUMBER, VARIABLES, find_place
+from lmm_jax.pods.wire import AGREE, FAREWELL, Wire, end, exit_code, listed
 
-COORDINATOR, COUNT, NUMBER = VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 LIMIT = "LMM_HOSTS_TIMEOUT"  # environment variable: seconds until a missing host is an error
 
 _wire = None
+_in_step = False  # whether the hosts stop after the same step
 
 
-def find_place() -> Place | None:
-    """The place that the environment gives this process; None on a single host.
-
-    The variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID come first. Otherwise, only where JAX
-    is to run on TPUs, it is what GKE sets, or on a TPU VM what its metadata server says.
-
-    Raises:
-      ValueError: variables that are incomplete or out of range.
-    """
-    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    if given:
-        return _given_place(given)
-    if "tpu" not in (jax.config.jax_platforms or ""):
-        return None
-    names = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
-    if names:
-        names, slices = names.split(","), int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
-        if len(names) * slices == 1:
-            return None
-        cluster = cloud.GkeTpuCluster
-    elif cloud.GceTpuCluster.is_env_present():
-        cluster, names = cloud.GceTpuCluster, cloud.GceTpuCluster._get_worker_list_in_slice()
-        slices = cluster._get_num_slices()
-    else:
-        return None
-    count = len(names) * slices
-    first = (cloud.get_tpu_env_value("MEGASCALE_COORDINATOR_ADDRESS") if slices > 1 else None) or names[0]
-    port = os.environ.get("JAX_COORDINATOR_PORT") or cloud.coordinator_port
-    names = tuple(name.split(":")[0] for name in names) if slices == 1 else ()
-    place = Place(f"{first.split(':')[0]}:{port}", count, cluster.get_process_id(), names)
-    return place if count > 1 else None
-
-
-def _given_place(given):
-    if len(given) < len(VARIABLES):
-        missing = [name for name in VARIABLES if name not in given]
-        raise ValueError(
-            f"{', '.join(given)} set, but not {', '.join(missing)}; a run of several hosts needs all three"
-        )
-    count, number, coordinator = given[COUNT], given[NUMBER], given[COORDINATOR]
-    if not (count.isdigit() and number.isdigit() and int(number) < int(count)):
-        raise ValueError(f"{NUMBER}={number} of {COUNT}={count}: expected numbers from 0 to one less than the hosts")
-    if not coordinator.rpartition(":")[2].isdigit():
-        raise ValueError(f"{COORDINATOR}={coordinator}: expected ADDRESS:PORT of host 0")
-    return Place(coordinator, int(count), int(number)) if int(count) > 1 else None
-
-
-def start(in_step=True):
+def start(in_step=True, folder=None):
     """Joins this process with the other hosts of a run, before any device is used; nothing on a single host.
 
     Args:
       in_step: whether SIGTERM or Ctrl-C from here on asks all hosts to stop after the same step, see `is_last`. False
         where each may end at any time: the signals end it as they do any process, and the others learn of it.
+      folder: one that all hosts see, and nobody else. While they meet, host 0 keeps a secret in it by which they know
+        one another, unless the environment variable LMM_HOSTS_SECRET has one.
 
     Raises:
-      ValueError: see `find_place`, or the other hosts run another command.
+      ValueError: see `find_place`, or there is neither a secret nor a folder for one, or the other hosts run another
+        command.
+      OSError: see `find_place`, or the folder cannot be written to.
       MissingHost: some did not come within LMM_HOSTS_TIMEOUT (300) seconds; the message names them and says what to
         run there.
     """
-    global _wire
+    global _wire, _in_step
     place = None if jax.distributed.is_initialized() else find_place()
     if place is None:
         return
     limit = os.environ.get(LIMIT) or "300"
-    if not limit.isdigit():
+    if not limit.isdecimal():
         raise ValueError(f"{LIMIT}={limit}: expected seconds, a whole number")
-    place.say(f"waiting for the others at {place.coordinator}")
-    _wire = Wire(place)
-    _wire.meet(int(limit), lambda missing: _remedy(place, missing))
-    jax.distributed.initialize(place.coordinator, place.count, place.number, cluster_detection_method="deactivate")
+    _in_step = in_step
+    with _secret(place, folder) as secret:
+        place.say(f"waiting for the others at {place.coordinator}")
+        _wire = Wire(place, secret)
+        _wire.meet(int(limit), lambda missing: _remedy(place, missing))
+    address = None if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ else _wire.listens_at
+    jax.distributed.initialize(
+        place.coordinator,
+        place.count,
+        place.number,
+        cluster_detection_method="deactivate",
+        coordinator_bind_address=address and f"{address}:{place.port}",
+    )
     if in_step:
         with contextlib.suppress(ValueError):  # not the main thread
             handle_signals(_wire.ask_to_stop)
     atexit.register(_at_exit)  # after JAX's own, so that it runs before
     place.say(f"{jax.local_device_count()} of {jax.device_count()} devices are here")
+
+
+@contextlib.contextmanager
+def _secret(place, folder):
+    """Gives a function that says what all hosts know, None while this one does not know it yet."""
+    given = secret_lib.from_environment()
+    if given:
+        yield lambda: given
+        return
+    if folder is None:
+        raise ValueError(
+            f"several hosts know one another by a secret: set {secret_lib.VARIABLE} to the same text of "
+            f"{secret_lib.SHORTEST} characters or more on all {place.count} hosts"
+        )
+    file = secret_lib.SecretFile(folder, place.port)
+    if place.number:
+        yield file.read
+        return
+    made = file.write()
+    try:
+        yield lambda: made
+    finally:
+        file.remove()
 
 
 def handle_signals(ask) -> dict:
@@ -125,9 +115,23 @@ def handle_signals(ask) -> dict:
     return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
 
-def is_last(step) -> bool:
-    """Whether a host got SIGTERM and all agree to stop after `step`; every host asks after each step, once."""
-    return _wire.is_last(step) if _wire else multihost_utils.reached_preemption_sync_point(step)
+def ask_to_stop():
+    """Asks all hosts to stop after the same step, as SIGTERM to this one does; at once where none has taken a step.
+
+    Any thread may call it, also while the main thread compiles; it returns at once. Nothing happens without other
+    hosts, nor where they do not stop in step.
+    """
+    if _wire is not None and _in_step:
+        _wire.ask_to_stop()
+
+
+def is_last(step, limit=AGREE) -> bool:
+    """Whether a host got SIGTERM and all agree to stop after `step`; every host asks after each step, once.
+
+    Raises:
+      TimeoutError: some hosts, which it names, did not say within `limit` seconds how far they have come.
+    """
+    return _wire.is_last(step, limit) if _wire else multihost_utils.reached_preemption_sync_point(step)
 
 
 def refuse(verb):
@@ -143,10 +147,11 @@ def refuse(verb):
 def leave(code, words):
     """Ends this process after an error, if there are other hosts: they learn why and end too, with the same code.
 
-    JAX's way out waits for all hosts, which an error of one leaves behind. Returns where there are no others.
+    JAX's way out waits for all hosts, which an error of one leaves behind. Any thread may call it, whatever the main
+    thread is held by, and it takes three seconds at most. Returns where there are no others.
     """
     if _wire is not None:
-        _wire.say_last(failed=words, code=code)
+        _wire.say_last(failed=words, code=exit_code(code))
         end(code)
 
 
@@ -156,15 +161,24 @@ def settle():
         time.sleep(2 * FAREWELL)
 
 
+def spread(values) -> np.ndarray:
+    """Some numbers `[n]` of each host, as many on all, on all of them: float32 `[hosts, n]`; every host must ask."""
+    return _gather(np.array(values, np.float32))
+
+
 def everywhere(fine) -> bool:
     """Whether `fine` holds on all hosts, all of which must ask."""
-    return fine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(fine)).all())
+    return bool(_gather(np.array(fine, bool)).all())
 
 
 def anywhere(flags) -> np.ndarray:
     """Of each of some flags `[n]`, as many on all hosts, whether it holds on any host; all of them must ask."""
-    flags = np.array(flags, bool)
-    return flags if jax.process_count() == 1 else multihost_utils.process_allgather(flags).any(axis=0)
+    return _gather(np.array(flags, bool)).any(axis=0)
+
+
+def _gather(values):
+    """An array of each host, of one shape and type, with the hosts as a new first axis."""
+    return values[None] if jax.process_count() == 1 else multihost_utils.process_allgather(values)
 
 
 def check_same(**values):
@@ -176,7 +190,7 @@ def check_same(**values):
     if jax.process_count() == 1:
         return
     sums = [zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in values.values()]
-    everywhere = multihost_utils.process_allgather(np.array(sums, np.uint32))
+    everywhere = _gather(np.array(sums, np.uint32))
     faults = [
         f"{name}: {listed(np.flatnonzero(column != column[0]).tolist())} differ from host 0"
         for name, column in zip(values, everywhere.T, strict=True)
@@ -189,6 +203,8 @@ def check_same(**values):
 def _remedy(place, missing):
     name = os.path.basename(sys.argv[0])
     command = shlex.join([*(["lmm"] if name in ("lmm", "__main__.py") else ["python", sys.argv[0]]), *sys.argv[1:]])
+    if os.environ.get(secret_lib.VARIABLE):
+        command = f"{secret_lib.VARIABLE}=… {command}"  # which no log shall have
     if place.names:
         return f"run on {', '.join(place.names[i] for i in missing[:8])}\n  {command}"
     variables = f"{COORDINATOR}={place.coordinator} {COUNT}={place.count} {NUMBER}={missing[0]}"

@@ -1,65 +1,68 @@
-"""A line between host 0 and each other host of a run, from start-up to the end.
+"""What the hosts of a run tell one another beside JAX: who is missing, what is wrong, when to stop.
 
-Lines of JSON over TCP, one port above JAX's own service: hello (`host`, `count`, `arguments`), `missing`, `go`, then
-`alive` now and then, `stop`, `passed` and `last` to agree on a last step, and `failed` or `bye` at the end.
+Every host but the first has a `line` to host 0, over TCP, one port above JAX's own service. Dicts of JSON go over it:
+`count`, `arguments` and `digest` from a host that comes, `waiting`, `refused` or `go` back; then `alive` every
+second, `stop`, `passed`, `last` or `nothing` to agree on a last step, and `failed` or `bye` at the end.
+
+Beside this stands what JAX offers, measured on 0.10 and 0.11: the table is in launch/README.md, "Several hosts". Its
+service compares no commands, and ends a process by SIGABRT with a fatal log that never tells the reason, whatever
+happened: a host that never came, was lost, or raised an error, which then waits in the barrier of the exit. Its
+agreement on a last step hears SIGTERM alone and has no answer before the first step. Its barrier at a regular end and
+all collectives are used as they are.
 """
 
 import asyncio
 import contextlib
-import dataclasses
+import errno
+import hashlib
 import json
 import multiprocessing
 import os
 import shlex
+import socket
 import sys
 import threading
 import time
 
-BEAT, SILENCE = 5.0, 60.0  # seconds between two signs of life, and without one
+from lmm_jax.pods import line as line_lib
+
+BEAT, SILENCE = 1.0, 25.0  # seconds between two signs of life, and without one
 RETRY, SAY_EVERY, FAREWELL = 0.5, 15.0, 1.0  # seconds
+PROOF, ASKING = 5.0, 128  # seconds, and connections at a time, that have not proven anything yet
+AGREE = 120.0  # seconds until all have said how far they have come
+BACKLOG = 256  # connections that wait to be taken
+PREEMPTED = 75  # exit code
 GONE = "is gone: killed, or its machine is lost"
+FROZEN = f"has given no sign of life for {SILENCE:.0f} s: it is frozen, or cannot be reached"
 
 
 class MissingHost(RuntimeError):
     """Not all hosts came."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Which host of how many this process is.
-
-    Attributes:
-      coordinator: `"address:port"` of JAX's service, on host 0.
-      count, number: hosts, and which of them this is, from 0.
-      names: addresses of all hosts, empty where the environment does not tell.
-    """
-
-    coordinator: str
-    count: int
-    number: int
-    names: tuple[str, ...] = ()
-
-    def say(self, text):
-        """Prints a line of this host."""
-        print(f"host {self.number} of {self.count}: {text}", flush=True)
-
-
 class Wire:
     """This host's end, or on host 0 all ends, served by a thread of its own.
 
     When another host fails or is lost, that thread prints it and ends this process, whatever it is waiting for.
+    Whoever connects and does not know the secret is told nothing, and changes nothing.
+
+    Attributes:
+      listens_at: on host 0 the address or name that it listens at, None where it is all that the machine has.
     """
 
-    def __init__(self, place):
-        self._place = place
-        address, _, port = place.coordinator.rpartition(":")
-        self._address, self._port = address.strip("[]"), int(port) + 1
-        self._missing = sorted({*range(place.count)} - {place.number})
-        self._writers = {}  # by host: on host 0 of all others, elsewhere of host 0
+    def __init__(self, place, secret):
+        """`place` is a `Place`; `secret` gives the bytes that all hosts know, None while this one does not."""
+        self._place, self._secret = place, secret
+        self._missing = sorted({*range(place.count)} - {place.number})  # on host 0
+        self._waiting_for = listed(self._missing)
+        self._lines, self._silent = {}, {}  # by host: on host 0 to all others, elsewhere to host 0
+        self._asking, self._strangers = {}, 0  # tasks in the order in which they began; how many were turned away
+        self._obstacle = None  # why this host does not come to host 0, if it is known
         self._go, self._fault, self._left = threading.Event(), None, False
         self._passed, self._all_passed, self._lock = 0, {}, threading.Lock()
         self._stopping, self._last, self._decided = False, None, threading.Event()
-        self._server, self._loop = None, asyncio.new_event_loop()
+        self._unsaid = ""  # which hosts have not said how far they have come
+        self._servers, self.listens_at, self._loop = [], None, asyncio.new_event_loop()
         threading.Thread(target=self._run, name="hosts", daemon=True).start()
 
     def meet(self, limit, remedy):
@@ -76,29 +79,46 @@ class Wire:
         left, begin = float(limit), time.monotonic()
         while not self._go.wait(min(SAY_EVERY, left) if left > 0 else SAY_EVERY):
             left = limit - (time.monotonic() - begin)
-            if left <= 0 and not (self._place.number and self._writers):  # else it is for host 0 to give up
-                here = self._place.number == 0
-                missing = self._missing if here else [0]
-                what = "not all hosts came" if here else f"nobody answers at {self._address}:{self._port}"
-                if here and self._server is None:
-                    what = f"port {self._port} is taken by something else, so that no host came"
-                verb = "is" if len(missing) == 1 else "are"
-                raise MissingHost(f"{what} in {limit} s: {listed(missing)} {verb} missing; {remedy(missing)}")
-            self._place.say(f"waiting for {listed(self._missing)}")
+            if left <= 0 and not (self._place.number and self._lines):  # else it is for host 0 to give up
+                raise MissingHost(self._who_is_missing(limit, remedy))
+            turned_away = f"; turned away, as they did not know the run's secret: {self._strangers}"
+            self._place.say(f"waiting for {self._waiting_for}{turned_away * bool(self._strangers)}")
         if self._fault:
             raise ValueError(self._fault)
 
+    def _who_is_missing(self, limit, remedy):
+        here = self._place.number == 0
+        missing = list(self._missing) if here else [0]
+        what = "not all hosts came" if here else f"nobody answers at {self._place.address}:{self._place.port + 1}"
+        if here and not self._servers:
+            what = f"port {self._place.port + 1} is taken by something else, so that no host came"
+        elif here and self._strangers:
+            what += f" (who did not know this run's secret, {self._strangers} times, was turned away)"
+        elif self._obstacle:
+            what = self._obstacle
+        verb = "is" if len(missing) == 1 else "are"
+        return f"{what} in {limit} s: {listed(missing)} {verb} missing; {remedy(missing)}"
+
     def ask_to_stop(self):
-        """Asks all hosts to agree on a last step; returns at once, signal handlers may call it."""
+        """Asks all hosts to agree on a last step; returns at once. Any thread and any signal handler may call it.
+
+        Where no host has taken a step yet, or some are still missing, there is nothing to save, and all end at once.
+        """
         self._loop.call_soon_threadsafe(self._heard_stop)
 
-    def is_last(self, step) -> bool:
-        """Whether a stop was asked for, and all hosts agree that `step`, which is done, is the last."""
+    def is_last(self, step, limit=AGREE) -> bool:
+        """Whether a stop was asked for, and all hosts agree that `step`, which is done, is the last.
+
+        Raises:
+          TimeoutError: some did not say within `limit` seconds how far they have come; it names them.
+        """
         with self._lock:
             if not self._stopping:
                 self._passed = step
                 return False
-        self._decided.wait()
+        if not self._decided.wait(limit):
+            who = self._unsaid or listed([0])
+            raise TimeoutError(f"asked to stop, but in {limit:.0f} s no word came from {who} of how far it has come")
         return step >= self._last
 
     def say_last(self, **news):
@@ -108,10 +128,10 @@ class Wire:
             asyncio.run_coroutine_threadsafe(self._farewell(news), self._loop).result(2 * FAREWELL)
 
     async def _farewell(self, news):
-        self._tell(host=self._place.number, **news)
+        self._tell(**news)
         with contextlib.suppress(OSError):
-            await asyncio.gather(*(writer.drain() for writer in self._writers.values()))
-        await asyncio.sleep(FAREWELL if self._writers and "failed" in news else 0)
+            await asyncio.gather(*(line.writer.drain() for line in self._lines.values()))
+        await asyncio.sleep(FAREWELL if self._lines and "failed" in news else 0)
 
     def _run(self):
         asyncio.set_event_loop(self._loop)
@@ -122,87 +142,186 @@ class Wire:
         self._loop.run_forever()
 
     async def _beat(self):
+        """Gives signs of life, and looks for those of the others.
+
+        It counts its own beats and reads no clock: where this process was frozen itself, no other host is to blame.
+        """
         while True:
             await asyncio.sleep(BEAT)
-            self._tell(alive=True)
+            self._tell(alive=True, **({"unsaid": self._unsaid} if self._unsaid and not self._place.number else {}))
+            for host, line in list(self._lines.items()):
+                self._silent[host] += 1
+                if self._silent[host] * BEAT > SILENCE:
+                    if self._go.is_set():
+                        await self._stop(host, FROZEN, 1)
+                    line.writer.transport.abort()  # it may come once more
 
     async def _serve(self):
         while True:
-            try:
-                self._server = await asyncio.start_server(self._welcome, port=self._port)
+            with contextlib.suppress(OSError):  # the port is taken, maybe by a run that is about to end
+                sockets = self._open()
+                self._servers = [
+                    await asyncio.start_server(self._welcome, sock=one, limit=line_lib.LIMIT, backlog=BACKLOG)
+                    for one in sockets
+                ]
                 return
-            except OSError:  # the port is taken, maybe by a run that is about to end
-                await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY)
+
+    def _open(self):
+        """Sockets at the address by which the others know this host, or where it has another one, at all it has."""
+        address, port = _bind_address(self._place), self._place.port + 1
+        sockets = _listening(address, port)
+        if sockets:
+            self.listens_at = address
+            return sockets
+        self._say(f"{address} is no address of this machine: listening at all that it has")
+        return _listening(None, port)
 
     async def _welcome(self, reader, writer):
-        hello = {}
-        with contextlib.suppress(ValueError, TimeoutError, OSError):  # of somebody who is no host
-            hello = json.loads(await asyncio.wait_for(reader.readline(), BEAT))
-        host = hello.get("host") if isinstance(hello, dict) else None
-        if host in self._missing:
-            fault = self._wrong(hello)
-            if fault:
-                self._fault = f"host {host} is refused: {fault}"
-                writer.write(_line(refused=self._fault))
-                self._go.set()
-            else:
-                self._missing.remove(host)
-                self._writers[host] = writer
-                self._tell(missing=self._missing)
-                if not self._missing:
-                    self._tell(go=True)
-                    self._go.set()
-                await self._listen(host, reader)
-        elif host is not None:
-            writer.write(_line(refused=f"there is a host {host} of {self._place.count} already"))
+        """Hears who connects. It has `PROOF` seconds; of too many at a time the oldest has to go."""
+        task = asyncio.current_task()
+        self._asking[task] = True
+        if len(self._asking) > ASKING:
+            oldest = next(iter(self._asking))
+            del self._asking[oldest]
+            oldest.cancel()
+        try:
+            async with asyncio.timeout(PROOF):
+                host, line = await line_lib.admit(reader, writer, self._secret())
+                hello = await line.read()
+        except (line_lib.Stranger, ValueError, OSError, asyncio.CancelledError):
+            self._strangers += 1
+            writer.transport.abort()
+            if self._strangers == 1:
+                self._say("somebody connected who does not know this run's secret, and was turned away")
+            return
+        finally:
+            self._asking.pop(task, None)
+        if hello is not None:
+            await self._admitted(host, line, hello)
         writer.close()
 
+    async def _admitted(self, host, line, hello):
+        if host not in self._missing:
+            there = "a" if host < self._place.count else "no"
+            line.send(refused=f"there is {there} host {host} of {self._place.count}{' already' * (there == 'a')}")
+            return
+        fault = self._wrong(hello)
+        if fault:
+            self._fault = f"host {host} is refused: {fault}"
+            line.send(refused=self._fault)
+            self._go.set()
+            return
+        self._missing.remove(host)
+        self._lines[host], self._silent[host] = line, 0
+        self._waiting_for = listed(self._missing)
+        self._tell(waiting=self._waiting_for)
+        if not self._missing:
+            self._tell(go=True)
+            self._begin()
+        await self._listen(host, line)
+
     def _wrong(self, hello):
-        if hello.get("count") != self._place.count:
-            return f"it is one of {hello['count']} hosts, host 0 of {self._place.count}"
-        if hello.get("arguments") != sys.argv[1:]:
-            return f"it runs `{shlex.join(hello['arguments'])}`, host 0 `{shlex.join(sys.argv[1:])}`"
+        count, words = hello.get("count"), hello.get("arguments")
+        if count != self._place.count:
+            return f"it is one of {count} hosts, host 0 of {self._place.count}"
+        if hello.get("digest") != _digest():
+            return f"it runs `{words}`, host 0 `{line_lib.cut(shlex.join(sys.argv[1:]))}`"
         return None
 
     async def _call(self):
-        hello = _line(host=self._place.number, count=self._place.count, arguments=sys.argv[1:])
         while not self._go.is_set():
-            with contextlib.suppress(OSError):
-                reader, writer = await asyncio.open_connection(self._address, self._port)
-                writer.write(hello)
-                self._writers = {0: writer}
-                await self._listen(0, reader)
+            await self._come()
             await asyncio.sleep(RETRY)
 
-    async def _listen(self, host, reader):
+    async def _come(self):
+        secret = await asyncio.to_thread(self._secret)
+        if secret is None:
+            self._obstacle = "host 0 left no secret in the run's folder as this host sees it"
+            return
+        writer = None
+        address, port = self._place.address, self._place.port + 1
+        try:
+            async with asyncio.timeout(PROOF):
+                reader, writer = await asyncio.open_connection(address, port, limit=line_lib.LIMIT)
+                line = await line_lib.enter(reader, writer, secret, self._place.number)
+        except (line_lib.Stranger, ValueError, OSError):
+            self._obstacle = None
+            if writer:
+                writer.transport.abort()
+                self._obstacle = f"who answers at {address}:{port} did not prove to know this run's secret"
+            return
+        self._obstacle = None
+        line.send(count=self._place.count, arguments=shlex.join(sys.argv[1:]), digest=_digest())
+        self._lines, self._silent = {0: line}, {0: 0}
+        await self._listen(0, line)
+        writer.close()
+
+    def _begin(self):
+        """All are here."""
+        self._go.set()
+        if self._stopping:  # which this host asked for as the last ones came
+            self._announce_stop()
+
+    async def _listen(self, host, line):
         """Acts on what `host` says, until it ends."""
         while True:
-            news = await _read(reader)
-            self._missing = news.get("missing", self._missing)
-            if "go" in news:
-                self._go.set()
-            elif "stop" in news:
+            try:
+                news = await line.read()
+            except ValueError as e:
+                words, news = f"cannot be understood any more: {e}", None
+            except OSError:
+                words, news = GONE, None
+            else:
+                words = GONE
+            if news is None:
+                await self._lost(host, words)
+                return
+            self._silent[host] = 0
+            if await self._heard(host, news):
+                return
+
+    async def _lost(self, host, words):
+        if self._go.is_set():
+            await self._stop(host, words, 1)
+        self._lines.pop(host, None)
+        if self._place.number == 0:
+            self._missing = sorted({*self._missing, host})
+            self._waiting_for = listed(self._missing)
+            self._tell(waiting=self._waiting_for)
+
+    async def _heard(self, host, news):
+        """Acts on a dict; returns whether it was the last. What is unknown or of another type changes nothing."""
+        match news:
+            case {"failed": str(words)}:
+                of = news.get("host")
+                known = host == 0 and _is_whole(of, 0, self._place.count - 1)
+                await self._stop(of if known else host, words, exit_code(news.get("code")))
+                return True
+            case {"bye": True}:
+                self._lines.pop(host, None)
+                return True
+            case {"stop": True}:
                 self._heard_stop()
-            elif "passed" in news:
-                self._heard_passed(host, news["passed"])
-            elif "last" in news:
-                self._last = news["last"]
+            case {"passed": step} if self._place.number == 0 and _is_whole(step, 0):
+                self._heard_passed(host, step)
+            case {"last": step} if host == 0 and _is_whole(step, 1):
+                self._last = step
                 self._decided.set()
-            elif "refused" in news:
-                self._fault, self._left = news["refused"], True
+            case {"nothing": True} if host == 0:
+                await self._end_with_nothing()
+                return True
+            case {"unsaid": str(who)} if host == 0:
+                self._unsaid = who
+            case {"waiting": str(who)} if host == 0:
+                self._waiting_for = who
+            case {"go": True} if host == 0:
+                self._begin()
+            case {"refused": str(fault)} if host == 0 and not self._go.is_set():
+                self._fault, self._left = fault, True
                 self._go.set()
-                return
-            elif "bye" in news:
-                self._writers.pop(host, None)
-                return
-            elif "gone" in news and not self._go.is_set():
-                self._writers.pop(host, None)
-                self._missing = sorted({*self._missing, host})
-                self._tell(missing=self._missing)
-                return
-            elif "failed" in news:
-                await self._stop(news.get("host", host), news["failed"], news["code"])
-                return
+                return True
+        return False
 
     def _heard_stop(self):
         """Somebody asks to stop: through host 0 all learn it, and each tells host 0 how far it has come."""
@@ -210,47 +329,103 @@ class Wire:
             if self._stopping:
                 return
             self._stopping = True
+        if self._go.is_set():
+            self._announce_stop()
+        elif self._place.number and self._lines:
+            self._tell(stop=True)  # host 0 knows whether all are there meanwhile
+        else:
+            self._ending = self._loop.create_task(self._end_with_nothing())
+
+    def _announce_stop(self):
         self._tell(stop=True)
-        self._heard_passed(self._place.number, self._passed)
+        if self._place.number:
+            self._tell(passed=self._passed)
+        else:
+            self._heard_passed(0, self._passed)
 
     def _heard_passed(self, host, step):
-        if self._place.number:
-            self._tell(passed=step)
-            return
         self._all_passed[host] = step
-        if len(self._all_passed) == self._place.count:
-            self._last = max(self._all_passed.values()) + 1
-            self._tell(last=self._last)
-            self._decided.set()
+        unsaid = [other for other in range(self._place.count) if other not in self._all_passed]
+        self._unsaid = listed(unsaid) if unsaid else ""
+        if unsaid or self._decided.is_set() or self._left:
+            return
+        if not any(self._all_passed.values()):
+            self._ending = self._loop.create_task(self._end_with_nothing())
+            return
+        self._last = max(self._all_passed.values()) + 1
+        self._tell(last=self._last)
+        self._decided.set()
+
+    async def _end_with_nothing(self):
+        """All were asked to stop, and none has taken a step since it started, maybe as all compile for minutes."""
+        if self._left:
+            return
+        self._left = True
+        self._say("asked to stop before the first step: nothing was lost, the same command on all hosts continues")
+        if self._place.number == 0:
+            self._tell(nothing=True)
+        await self._leave_last()
+        end(PREEMPTED)
 
     async def _stop(self, host, words, code):
         if self._left:
             return
         self._left = True
-        self._place.say(f"host {host}: {words}\n  this host stops too; the same command on all hosts continues")
+        self._say(f"host {host}: {words}\n  this host stops too; the same command on all hosts continues")
         if self._place.number == 0:
             self._tell(host=host, failed=words, code=code)
-            await asyncio.sleep(FAREWELL)  # JAX's service, here, ends the others too, but without a word
+        await self._leave_last()
         end(code)
 
+    async def _leave_last(self):
+        """JAX's service, on host 0, ends the others as it ends, but without a word: they shall go before."""
+        await asyncio.sleep(FAREWELL if self._place.number == 0 else 0)
+
     def _tell(self, **news):
-        for writer in self._writers.values():
-            if not writer.is_closing():
-                writer.write(_line(**news))
+        for line in self._lines.values():
+            line.send(**news)
+
+    def _say(self, text):
+        """Prints a line of this host, unless who reads its output has stopped to: the thread must go on."""
+        within(FAREWELL / 2, self._place.say, text)
 
 
-async def _read(reader):
+def _listening(address, port):
+    """Sockets at those of the addresses of a name (all addresses if None) that this machine has; may be none."""
+    sockets = []
     try:
-        line = await asyncio.wait_for(reader.readline(), SILENCE)
-    except TimeoutError:
-        return {"failed": f"has given no sign of life for {SILENCE:.0f} s", "code": 1, "gone": True}
-    except OSError:
-        line = b""
-    return json.loads(line) if line else {"failed": GONE, "code": 1, "gone": True}
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror:
+        return []
+    for family, _, _, _, where in dict.fromkeys(found):
+        try:
+            sockets.append(socket.create_server(where[:2], family=family, backlog=BACKLOG))
+        except OSError as e:
+            if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                for one in sockets:
+                    one.close()
+                raise
+    return sockets
 
 
-def _line(**news):
-    return json.dumps(news).encode() + b"\n"
+def _bind_address(place) -> str | None:
+    """Where host 0 listens: as JAX_COORDINATOR_BIND_ADDRESS says, else at its own address; None for all it has."""
+    given = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
+    address = given.rpartition(":")[0].strip("[]") if given else place.address
+    return None if address in ("", "::", "0.0.0.0") else address
+
+
+def _digest():
+    return hashlib.sha256(json.dumps(sys.argv[1:]).encode(errors="surrogateescape")).hexdigest()
+
+
+def _is_whole(value, low, high=float("inf")):
+    return type(value) is int and low <= value <= high
+
+
+def exit_code(value) -> int:
+    """The code that a host ends with, by what another one said: 1 for what is none."""
+    return value if _is_whole(value, 1, 255) else 1
 
 
 def listed(hosts) -> str:
@@ -259,11 +434,22 @@ def listed(hosts) -> str:
     return f"host{'s' if len(hosts) > 1 else ''} {', '.join(map(str, hosts[:8]))}{more}"
 
 
+def within(seconds, act, *args):
+    """Calls `act`, and leaves it behind if it takes longer."""
+    thread = threading.Thread(target=act, args=args, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
 def end(code):
     """Ends this process at once, and the data workers that it has, which would stay."""
     for child in multiprocessing.active_children():
         child.kill()
-    with contextlib.suppress(OSError):
+    within(FAREWELL / 2, _flush)  # output that nobody reads any more would hold it for ever
+    os._exit(code)
+
+
+def _flush():
+    with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(code)

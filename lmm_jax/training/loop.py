@@ -53,7 +53,7 @@ def train(config, workdir, profile=0):
       Preempted: after SIGTERM or Ctrl-C to any host, once everything is saved.
     """
     check(config)
-    hosts.start()
+    hosts.start(folder=workdir)
     plan = make_plan(config, workdir)
     main = jax.process_index() == 0
     hosts.check_same(config=json.loads(config.to_json_best_effort()), data=plan.stream)

@@ -1,6 +1,7 @@
 """launch/local_pod.sh, with a stand-in for `python -m lmm_jax`."""
 
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = f"""#!/usr/bin/env bash
 [ "$1" != -c ] || exec {sys.executable} "$@"
 echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS: $JAX_PLATFORMS $JAX_NUM_CPU_DEVICES: $*"
+echo "$LMM_HOSTS_SECRET" >> "$SECRETS"
 echo "[Gloo] Rank 0 is connected"
 trap 'kill $!; echo saved; exit 75' TERM
 . "$PLOT"
@@ -30,6 +32,7 @@ def start(tmp_path):
         (tmp_path / "python").chmod(0o755)
         (tmp_path / "plot").write_text(plot)
         env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "VIRTUAL_ENV": "x", "PLOT": str(tmp_path / "plot"), **env}
+        env["SECRETS"] = str(tmp_path / "secrets")
         env["CHILDREN"] = str(tmp_path / "children")
         process = subprocess.Popen(
             # A shell cannot trap what it was started to ignore, as these tests are where they run in the background.
@@ -65,6 +68,19 @@ def test_every_host_knows_its_place_and_the_first_failure_is_the_exit_code(start
     lines = sorted(out.splitlines())
     (address,) = {line.split()[6].rstrip(":") for line in lines}
     assert lines == [f"[host {i}] {i} of 4 at {address}: cpu 2: -m lmm_jax train --config a b" for i in range(4)]
+
+
+def test_hosts_know_one_another_by_a_secret_of_this_run(start, tmp_path):
+    told = []
+    for given in ({}, {}, {"LMM_HOSTS_SECRET": "of the user's own choice"}):
+        process = start("true", "3", **given)
+        out, _ = process.communicate(timeout=30)
+        (secret,) = set((tmp_path / "secrets").read_text().splitlines())
+        (tmp_path / "secrets").unlink()
+        assert secret not in out
+        told.append(secret)
+    assert all(re.fullmatch("[0-9a-f]{64}", secret) for secret in told[:2]) and told[0] != told[1]
+    assert told[2] == "of the user's own choice"
 
 
 def test_devices_can_be_chosen_and_all_well_is_0(start):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -100,7 +101,8 @@ hang() {
 counter=$CLOUD/attempts-${HOME##*-}
 attempt=$(($(cat "$counter" 2> /dev/null || echo 0) + 1))
 echo "$attempt" > "$counter"
-echo "attempt $attempt in ${PWD##*/} with key ${WANDB_API_KEY:-none}:" && printf '<%s>' "$@" && echo
+echo "attempt $attempt in ${PWD##*/} with key ${WANDB_API_KEY:-none}, secret ${LMM_HOSTS_SECRET:-none}:"
+printf '<%s>' "$@" && echo
 line=$(sed -n "${attempt}p" "$CLOUD/plot")
 eval "${line:-$(tail -n 1 "$CLOUD/plot")}"
 """
@@ -276,19 +278,42 @@ def test_the_life_of_a_run(cloud):
     assert answer[0] == "state ACTIVE" and sum(line.endswith(": running") for line in answer) == 2
     assert "already runs" in cloud.run("tpu_vm.sh", "run", *TRAIN, code=1)
     log = cloud.run("tpu_vm.sh", "logs", "1", "50")
-    assert f"attempt 1 in lmm_jax with key {key}:" in log
+    assert f"attempt 1 in lmm_jax with key {key}, secret " in log
+    told = [line for i in (0, 1) for line in cloud.lines(f"worker-{i}/lmm_run/log") if line.startswith("attempt")]
+    (secret,) = {line.rpartition(" ")[2] for line in told}  # the same for all workers
+    assert re.fullmatch("[0-9a-f]{64}:", secret)
     assert "".join(f"<{word}>" for word in TRAIN[1:]) in log
-    assert not any("k3y" in line for line in cloud.lines("calls"))
+    assert not any("k3y" in line or secret[:-1] in line for line in cloud.lines("calls"))
     assert not list(cloud.folder.glob("worker-*/.lmm_env"))
 
     answer = cloud.run("tpu_vm.sh", "stop")
     assert answer.count(": exited 75") == 2  # preempted after a save: the same command goes on
-    cloud.run("tpu_vm.sh", "run", *TRAIN)
+    cloud.run("tpu_vm.sh", "run", *TRAIN, LMM_HOSTS_SECRET="of the user's own choice")
+    deadline = time.monotonic() + 20
+    while not any("secret of the user's own choice:" in line for line in cloud.lines("worker-1/lmm_run/log")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     cloud.run("tpu_vm.sh", "delete")
     assert cloud.run("tpu_vm.sh", "status") == "state ABSENT\n"
     cloud.run("tpu_vm.sh", "delete")
     verbs = [verb for verb, _ in cloud.calls() if verb != "describe"]
-    assert verbs == ["create", "ssh", "scp", "ssh", "ssh", "scp", "ssh", *["ssh"] * 5, "delete"]
+    assert verbs == [
+        "create",
+        "ssh",
+        "scp",
+        "ssh",
+        "ssh",
+        "scp",
+        "ssh",
+        "ssh",
+        "scp",
+        "ssh",
+        "ssh",
+        "ssh",
+        "scp",
+        "ssh",
+        "delete",
+    ]
     for verb, words in cloud.calls():
         if verb in ("ssh", "scp"):
             everyone = {"--worker=all", "--node=all"} <= set(words)
@@ -361,8 +386,8 @@ def test_dry_runs_print_what_would_run(cloud):
         printed[verb] = [w[1:] for w in map(shlex.split, out.splitlines()) if w[0] == "gcloud"]
     assert not cloud.calls()
 
-    def acts(calls):  # without looking, and without the names of temporary files
-        return [[w for w in words if not w.startswith("/tmp")] for words in calls if words[3] != "describe"]
+    def acts(calls):  # without looking
+        return without_temporary(words for words in calls if words[3] != "describe")
 
     for verb, words in verbs.items():
         cloud.write("calls", "")
@@ -501,9 +526,16 @@ def test_jobsets_have_the_slices_and_restart_what_can_continue(cloud, topology, 
     assert policy["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
     assert policy["maxRestarts"] == 50
 
-    assert container["envFrom"] == [{"secretRef": {"name": "m3-env", "optional": True}}]
-    assert cloud.lines("secret") == ["WANDB_API_KEY=k3y"]
-    assert not any("k3y" in line for line in [*cloud.lines("calls"), *cloud.lines("jobset.yaml")])
+    assert container["envFrom"] == [{"secretRef": {"name": "m3-env"}}]
+    of_hosts, *given = cloud.lines("secret")
+    assert re.fullmatch("LMM_HOSTS_SECRET=[0-9a-f]{64}", of_hosts) and given == ["WANDB_API_KEY=k3y"]
+    told = [*cloud.lines("calls"), *cloud.lines("jobset.yaml")]
+    assert not any("k3y" in line or of_hosts.partition("=")[2] in line for line in told)
+
+
+def without_temporary(calls):
+    """Calls without the names of files that each run has of its own."""
+    return [[word for word in words if "/tmp" not in word] for words in calls]
 
 
 def test_gke_checks_and_dry_runs(cloud):
@@ -526,8 +558,10 @@ def test_gke_checks_and_dry_runs(cloud):
         words = {"apply": TRAIN, "logs": ["3"]}.get(verb, ())
         cloud.run("gke.sh", verb, *words, SLICE="1" if verb == "logs" else "0")
         commands = [line for line in text.splitlines() if line.startswith("kubectl ")]
-        assert [shlex.split(c)[1:] for c in commands] == [words for _, words in cloud.calls()]
-    assert "create" not in printed["apply"]  # no variables are set, so no secret is made
+        assert without_temporary(shlex.split(c)[1:] for c in commands) == without_temporary(
+            w for _, w in cloud.calls()
+        )
+    assert "LMM_HOSTS_SECRET" not in printed["apply"]
     cloud.write("calls", "")
     cloud.write("no_jobset", "")
     assert "has no JobSet controller" in cloud.run("gke.sh", "apply", *TRAIN, code=1)
