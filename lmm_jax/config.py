@@ -11,7 +11,7 @@ import ml_collections
 from etils import epath
 from ml_collections.config_dict import placeholder
 
-from lmm_jax import families
+from lmm_jax import families, strict_json
 from lmm_jax.data.conversation import NAMES_KEY, names_key, stored_template
 from lmm_jax.data.visual_layout import VisualLayout
 
@@ -219,20 +219,31 @@ def check(config):
 
 
 def _check_fields(config):
-    from lmm_jax.fields import all_fields, rule
     from lmm_jax.models.encoders import ENCODERS
-    from lmm_jax.sharding import LOGICAL_AXES
 
     choose("config field model.encoder", config.model.encoder, ENCODERS)
-    known = all_fields(config.model.encoder)
+    _check_ranges(config.model.encoder, flatten(config))
+
+
+def _check_ranges(encoder, fields):
+    """Raises ConfigError for values outside their ranges.
+
+    Args:
+      encoder: name of that of the config, whose fields are `model.vision`.
+      fields: values by dotted names.
+    """
+    from lmm_jax.fields import all_fields, rule
+    from lmm_jax.sharding import LOGICAL_AXES
+
+    known = all_fields(encoder)
     known |= {f"rules.{axis}": rule(axis) for axis in LOGICAL_AXES if f"rules.{axis}" not in known}
     faults = []
-    for name, value in flatten(config).items():
+    for name, value in fields.items():
         if name not in known:
             raise _unknown(name, known)
         if not known[name].valid.holds(value):
             field = known[name]
-            faults.append(f"config field {name}={value!r} ({field.meaning}): expected {field.valid}")
+            faults.append(f"config field {name}={strict_json.shown(value)} ({field.meaning}): expected {field.valid}")
     if faults:
         raise ConfigError("\n  ".join(faults))
 
@@ -383,29 +394,33 @@ def read_config(path) -> ml_collections.ConfigDict:
     """Reads what `save_config` wrote; fields that are newer than the file have their defaults.
 
     Raises:
-      ConfigError: it was written by another schema version, or has fields that no longer exist.
+      ConfigError: it was written by another schema version, has fields that no longer exist, or a value that no run
+        can have; the message names file, field and value.
     """
     from lmm_jax.fields import SCHEMA  # which imports jax
 
     try:
-        stored = json.loads(epath.Path(path).read_text())
+        stored = strict_json.read_object(epath.Path(path))
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
-    if not isinstance(stored, dict) or "schema" not in stored:
+        raise ConfigError(str(error)) from error
+    if "schema" not in stored:
         raise ConfigError(f"{path} is no config of a run; is it that of a model, an export or a tokenizer?")
     if stored["schema"] != SCHEMA:
-        raise ConfigError(f"{path} has config schema {stored['schema']}, this version reads {SCHEMA}")
+        found = strict_json.shown(stored["schema"])
+        raise ConfigError(f"{path} has config schema {found}, this version reads {SCHEMA}")
     config = base()
     try:
         stored["data"]["template"] = stored_template(stored["data"]["template"], stored)
         stored.pop(NAMES_KEY, None)
-        stored = ml_collections.ConfigDict(_tuples(stored))
+        stored = ml_collections.ConfigDict(strict_json.as_tuples(stored))
         use_encoder(config, stored.model.encoder)
-        unknown = sorted(flatten(stored).keys() - flatten(config).keys())
+        fields, ours = flatten(stored), flatten(config)
+        unknown = sorted(fields.keys() - ours.keys())
         if unknown:
             raise ConfigError(f"it has fields that this version does not know: {', '.join(unknown)}")
+        _check_ranges(config.model.encoder, fields)
         config.update(stored)
-        check_model(config)
+        _check_model(config.model)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -416,12 +431,8 @@ def read_config(path) -> ml_collections.ConfigDict:
 
 def check_model(config):
     """Raises ConfigError for a model that cannot be built, whoever wrote it; no other field is asked."""
-    from lmm_jax.fields import all_fields
-
-    known = all_fields(config.model.encoder)
-    for name, value in flatten(config).items():
-        if name.startswith("model.") and not known[name].valid.holds(value):
-            raise ConfigError(f"config field {name}={value!r} ({known[name].meaning}): expected {known[name].valid}")
+    fields = {name: value for name, value in flatten(config).items() if name.startswith("model.")}
+    _check_ranges(config.model.encoder, fields)
     _check_model(config.model)
 
 
@@ -476,13 +487,7 @@ def _convert(what, text, current, kind=None):
     if kind is int and type(value) is float and value.is_integer():
         return int(value)  # 1e6 steps
     if kind is tuple and isinstance(value, int | float | str | list):
-        return _tuples(value) if isinstance(value, list) else (value,)
+        return strict_json.as_tuples(value) if isinstance(value, list) else (value,)
     if type(value) is not kind:
         raise error
     return value
-
-
-def _tuples(x):
-    if isinstance(x, dict):
-        return {k: _tuples(v) for k, v in x.items()}
-    return tuple(map(_tuples, x)) if isinstance(x, list | tuple) else x

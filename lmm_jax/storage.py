@@ -21,6 +21,12 @@ def is_remote(path) -> bool:
     return "://" in str(path)
 
 
+def is_file(path) -> bool:
+    """Whether a path is a file: no folder, and no device or pipe, which may have no end; links are followed."""
+    path = epath.Path(path)
+    return path.exists() and not path.is_dir() if is_remote(path) else os.path.isfile(path)
+
+
 def absolute(path):
     """`path` as an absolute `epath.Path`; its own `resolve` takes a bucket for a folder of the current one."""
     return epath.Path(path) if is_remote(path) else epath.Path(path).resolve()
@@ -102,6 +108,8 @@ def local_copy(folder, key):
     system, root = fsspec.url_to_fs(str(folder))
     found = {path: about["size"] for path, about in system.find(root, detail=True).items()}
     names = {path: path.removeprefix(f"{root}/") for path in found}
+    if led_out := [name for name in names.values() if {"", ".", ".."} & set(name.split("/"))]:
+        raise OSError(f"{folder} has a file called {led_out[0]!r}, which leads out of it; copy what you need by hand")
     _fetch([(system.unstrip_protocol(path), copy / names[path], size) for path, size in found.items()], folder)
     return copy
 

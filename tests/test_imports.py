@@ -18,7 +18,7 @@ PACKAGE = ROOT / "lmm_jax"
 # The rooms, lowest first: each imports from those before it, from itself, and where it says so from no others.
 # DESIGN: cli, tools, bench -> release, evaluation -> aot, generation -> training -> hf -> config -> models, data
 # -> families, sharding, storage, reduction; demo -> tools, generation.
-LOWEST = {"families", "sharding", "storage", "lock", "errors", "ranges", "pods", "free_memory"}
+LOWEST = {"families", "sharding", "storage", "lock", "errors", "ranges", "strict_json", "pods", "free_memory"}
 ALLOWED = {
     "sharding": set(),
     "storage": set(),
@@ -30,11 +30,12 @@ ALLOWED = {
     "families": set(),
     "reduction": set(),
     "ranges": set(),
+    "strict_json": {"ranges", "storage"},
     "models": {"families", "reduction", "ranges", "sharding"},
-    "data": {"families", "reduction", "storage", "lock"},
+    "data": {"families", "reduction", "storage", "lock", "ranges", "strict_json"},
     "fields": {"models", "data", "families", "ranges", "reduction", "sharding"},
-    "config": {"fields", "models", "data", "families", "ranges", "sharding"},
-    "hf": {"models", "data", "config", "families", "storage"},
+    "config": {"fields", "models", "data", "families", "ranges", "strict_json", "sharding"},
+    "hf": {"models", "data", "config", "fields", "families", "storage", "ranges", "strict_json"},
     "training": {"hf", "models", "data", "config", *LOWEST},
     "compile_cache": {"storage", "errors"},
     "asking": {"generation", "training", "data", "config", "interrupts", *LOWEST},
@@ -141,6 +142,7 @@ BROUGHT_ALONG = {
     "etils": "orbax-checkpoint",
     "fsspec": "orbax-checkpoint",  # of etils, which opens buckets with it
     "jaxlib": "jax",
+    "array_record": "grain",
     "loguru": "lmms-eval",
     "ml_dtypes": "jax",
     "starlette": "gradio",

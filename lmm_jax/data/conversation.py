@@ -129,6 +129,34 @@ def check_template(tokenizer, template):
         )
 
 
+def check_rows(tokenizer, template, rows, where):
+    """Makes sure that a model has a row in its table of embeddings for every id that a prompt can have.
+
+    An id behind the table would silently be read as another one. The placeholder of a picture is no id of a prompt,
+    and neither are control pieces that the layout does not use.
+
+    Args:
+      tokenizer: a `Tokenizer`.
+      template: of the prompts.
+      rows: of the table.
+      where: that the tokenizer was read from, for the message.
+
+    Raises:
+      ValueError: a text, or the layout itself, can have an id from `rows` on.
+    """
+    of_texts = tokenizer.text_ids - 1
+    while of_texts >= rows and tokenizer.piece(of_texts) == IMAGE_TAG:
+        of_texts -= 1
+    of_layout = [i for piece in structural_pieces(template) for i in tokenizer.markup(piece) if isinstance(i, int)]
+    largest = max(of_texts, -1 if tokenizer.bos is None else tokenizer.bos, *of_layout, stop_id(tokenizer, template))
+    if largest >= rows:
+        raise ValueError(
+            f"the tokenizer of {where} is larger than the table of its model: the piece {tokenizer.piece(largest)!r} "
+            f"has the id {largest}, and the table has {rows:,} rows; take the tokenizer that the model was trained "
+            "with"
+        )
+
+
 def _misfit(tokenizer, template) -> str:
     """Why a template does not fit a tokenizer, as the end of a sentence; "" if it does."""
     items = {piece: tokenizer.markup(piece) for piece in structural_pieces(template)}

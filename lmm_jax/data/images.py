@@ -5,6 +5,7 @@ The Pillow conversion of each mode is that of the reference codes (`convert("RGB
 
 import contextlib
 import io
+import os
 
 import numpy as np
 from etils import epath
@@ -16,6 +17,17 @@ except ImportError:
     simplejpeg = None
 
 MAX_PIXELS = 64_000_000  # of a picture, by its header; decoded this is 256 MB
+# Of a format or mode whose decoder takes several times the memory, or the time, of others: with these limits no
+# picture takes 1 GiB.
+FEWER_PIXELS = {
+    "JPEG2000": 16_000_000,
+    "WEBP": 32_000_000,
+    "AVIF": 32_000_000,
+    "TIFF": 48_000_000,
+    "F": 32_000_000,
+    "I": 32_000_000,
+}
+STRIP = 1 << 20  # pixels that are converted at a time, where a conversion makes several copies
 MAX_SIDE = 20_000  # pixels; padding a tall picture to a square takes time with the square of its height
 # Named, so that no other of Pillow's readers sees foreign bytes: one of them runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -54,7 +66,8 @@ def open_picture(image):
 
     Raises:
       ValueError: naming what cannot be read as a picture, and why: missing, empty, truncated, of no known format,
-        of more than `MAX_PIXELS` or a side of more than `MAX_SIDE` (decided by the header, before decoding).
+        of more pixels than `MAX_PIXELS` or `FEWER_PIXELS` allow, or a side of more than `MAX_SIDE` (decided by the
+        header, before decoding).
     """
     with _refusals(image):
         picture, data = _header(image)
@@ -101,14 +114,18 @@ def _header(image):
     if isinstance(image, Image.Image):
         picture, data = image, None
     else:
+        if not isinstance(image, bytes) and os.path.exists(image) and not os.path.isfile(image):
+            raise ValueError("it is no file but a folder or a device")
         data = image if isinstance(image, bytes) else epath.Path(image).read_bytes()
         if not data:
             raise ValueError("it is empty")
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = picture.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+    most = min(FEWER_PIXELS.get(kind, MAX_PIXELS) for kind in (picture.format, picture.mode))
+    if width * height > most or max(width, height) > MAX_SIDE:
+        kind = "" if most == MAX_PIXELS else f" in {picture.format or 'a picture'} of mode {picture.mode}"
         raise ValueError(
-            f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels or a side of {MAX_SIDE}"
+            f"{width} x {height} pixels, more than {most // 10**6} megapixels{kind} or a side of {MAX_SIDE}"
         )
     return picture, data
 
@@ -136,17 +153,31 @@ def _decode_jpeg(picture, data):
 
 def _to_rgb(picture):
     if picture.mode.startswith("I"):
-        return _grey(np.clip(np.asarray(picture), 0, 65535) >> 8)
+        return _by_strips(picture, lambda part: _grey(np.clip(np.asarray(part), 0, 65535) >> 8))
     if picture.mode == "F":
-        return _grey(np.clip(np.nan_to_num(np.asarray(picture)), 0, 255))
+        return _by_strips(picture, lambda part: _grey(np.clip(np.nan_to_num(np.asarray(part)), 0, 255)))
     if picture.has_transparency_data:
-        picture = picture.convert("LA") if picture.mode == "La" else picture  # which has no way to RGBA
-        picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
-        white = Image.new("RGB", picture.size, "white")
-        white.paste(picture, mask=picture)
-        return white
+        return _by_strips(picture, _on_white)
     picture.load()
     return picture if picture.mode == "RGB" else picture.convert("RGB")  # a copy costs as much as decoding
+
+
+def _by_strips(picture, convert):
+    """A picture converted strip by strip, as copies of a whole one would take several times its memory."""
+    width, height = picture.size
+    rows, out = max(1, STRIP // width), Image.new("RGB", picture.size)
+    for top in range(0, height, rows):
+        box = (0, top, width, min(top + rows, height))
+        out.paste(convert(picture.crop(box)), box)
+    return out
+
+
+def _on_white(picture):
+    picture = picture.convert("LA") if picture.mode == "La" else picture  # which has no way to RGBA
+    picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    white = Image.new("RGB", picture.size, "white")
+    white.paste(picture, mask=picture)
+    return white
 
 
 def _grey(levels):

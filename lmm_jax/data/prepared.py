@@ -1,19 +1,21 @@
 """Reading a prepared folder (see `lmm_jax.data.prepare.folder` for its layout)."""
 
-import json
-import zipfile
+import functools
+import re
+import sys
 
 import numpy as np
-import tensorflow_datasets as tfds
 from etils import epath
 
-from lmm_jax import storage
+from lmm_jax import storage, strict_json
+from lmm_jax.data import digests
 from lmm_jax.data.conversation import Turn, stored_template
 from lmm_jax.data.images import open_picture
+from lmm_jax.data.prepare import index
+from lmm_jax.data.prepare.records import BUILDER, DESCRIPTION, Records, check_inside
 from lmm_jax.data.tokenizer import load_tokenizer
 
-# Arrays of an index, see `lmm_jax.data.prepare.index`.
-INDEX = ("turn_offsets", "turn_tokens", "turn_supervised", "turn_images", "image_offsets", "image_sizes")
+FINGERPRINT = re.compile(r"[\w-]{1,128}")  # it names a folder of the cache, too
 OWN = "own"  # what the data of a user are called where a built-in data set has a name
 
 
@@ -33,7 +35,7 @@ def read_about(folder) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no prepared data (no prepared.json); run `lmm prepare`")
     try:
-        about = json.loads(path.read_text())
+        about = strict_json.read_object(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}; prepare the folder again") from error
     if fault := _fault(about):
@@ -43,8 +45,6 @@ def read_about(folder) -> dict:
 
 def _fault(about) -> str:
     """What is wrong with the contents of a `prepared.json`; "" if nothing is."""
-    if not isinstance(about, dict):
-        return "it is no object"
     texts = ("builder", "template", "tokenizer", "fingerprint")
     missing = [key for key in (*texts, "splits") if key not in about]
     if missing:
@@ -52,8 +52,16 @@ def _fault(about) -> str:
     wrong = [key for key in texts if not isinstance(about[key], str)]
     wrong += [] if isinstance(about.get("source", {}), dict) else ["source"]
     splits = about["splits"].values() if isinstance(about["splits"], dict) else [None]
-    wrong += [] if all(isinstance(n, dict) and isinstance(n.get("rows"), int) for n in splits) else ["splits"]
-    return f"{wrong[0]} is {str(about[wrong[0]])[:80]!r}" if wrong else ""
+    wrong += [] if all(isinstance(n, dict) and _is_count(n.get("rows")) for n in splits) else ["splits"]
+    if not wrong:
+        forms = {"builder": BUILDER, "fingerprint": FINGERPRINT}  # of what paths are made of
+        wrong = [key for key, form in forms.items() if not form.fullmatch(about[key])]
+        wrong += ["splits" for split in about["splits"] if not FINGERPRINT.fullmatch(split)]
+    return f"{wrong[0]} is {strict_json.shown(about[wrong[0]])}" if wrong else ""
+
+
+def _is_count(value):
+    return type(value) is int and 0 < value < 2**40
 
 
 def data_set(folder) -> str:
@@ -103,30 +111,28 @@ class Prepared:
         self.tokenizer = load_tokenizer(self.folder)
         if self.tokenizer.fingerprint != self.about["tokenizer"]:
             raise ValueError(f"the tokenizer of {self.folder} is not the one that prepared.json was written with")
-        index = self.folder / f"index_{split}.npz"
+        if fault := digests.fault(self.about):
+            raise ValueError(f"{self.folder / 'prepared.json'} is damaged: {fault}; {digests.AGAIN}")
+        file = self.folder / f"index_{split}.npz"
+        self.index = _read_index(file)
+        records = storage.local_copy(self.folder / "records", self.fingerprint)
         try:
-            with index.open("rb") as f:
-                self.index = dict(np.load(f))
-            lacking = [name for name in INDEX if name not in self.index]
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{index} is missing or damaged; prepare the folder again") from error
-        if lacking:
-            raise ValueError(f"{index} is damaged: it lacks {', '.join(lacking)}; prepare the folder again")
-        records = storage.local_copy(self.folder / "records", f"{self.fingerprint}")
-        try:
-            builder = tfds.builder_from_directory(records / self.about["builder"])
-            self._source = builder.as_data_source(split)
-            stored = len(self._source)  # as its description says, whether the files are there or not
-            absent = [path for path in builder.info.splits[split].filepaths if not epath.Path(path).stat().length]
-        except Exception as error:  # TFDS and its readers raise many kinds; each means that records are not there
-            raise ValueError(f"{self.folder}/records is missing or damaged; prepare the folder again") from error
-        if absent:
-            raise ValueError(f"{absent[0]} is empty; copy or prepare the folder again")
-        rows = self.about["splits"][split]["rows"]
-        if not stored == rows == len(self.index.get("turn_offsets", ())) - 1:
+            self._records = Records(records, self.about["builder"], split)
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{self.folder}/records is missing or damaged: {error}; copy or prepare the folder again"
+            ) from error
+        stored, rows = len(self._records), self.about["splits"][split]["rows"]
+        if not stored == rows == len(self.index["turn_offsets"]) - 1:
             raise ValueError(
                 f"{self.folder} has {stored} records of split '{split}', prepared.json says {rows}; prepare it again"
             )
+        if digests.FILES not in self.about:
+            _say_without_digests(str(self.folder))
+            return
+        read = [records / self.about["builder"] / name for name in DESCRIPTION] + self._records.files
+        files = {f"records/{path.relative_to(records).as_posix()}": path for path in read}
+        digests.verify(self.folder, self.about, {file.name: file} | files)
 
     @property
     def fingerprint(self) -> str:
@@ -134,11 +140,34 @@ class Prepared:
         return self.about["fingerprint"]
 
     def __len__(self):
-        return len(self._source)
+        return len(self._records)
 
     def __getitem__(self, record):
         """Record number `record` as stored: id, images (encoded bytes) and turns."""
-        return self._source[record]
+        return self._records[record]
+
+
+def _read_index(file) -> dict[str, np.ndarray]:
+    """The arrays of an index; ValueError if it is missing or damaged."""
+    try:
+        if not storage.is_remote(file):
+            check_inside(file.parent, file)
+        with file.open("rb") as f, np.load(f) as found:  # which never unpickles
+            arrays = {name: found[name] for name in index.KINDS if name in found}
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        raise ValueError(f"{file} is missing or damaged; prepare the folder again") from error
+    if fault := index.fault(arrays):
+        raise ValueError(f"{file} is damaged: {fault}; prepare the folder again")
+    return arrays
+
+
+@functools.cache
+def _say_without_digests(folder):
+    print(
+        f"{folder} was prepared by an earlier version, without digests of its files: damage in them may be seen late "
+        "or never; prepared again it has them",
+        file=sys.stderr,
+    )
 
 
 def as_turns(record):

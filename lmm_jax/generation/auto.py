@@ -21,6 +21,8 @@ import math
 import numpy as np
 from etils import epath
 
+from lmm_jax import strict_json
+
 FILE = "auto.json"
 FORMAT = 1
 CASCADE, ROUTER, BOTH = WAYS = ("cascade", "router", "both")
@@ -188,7 +190,7 @@ def load_auto(folder) -> Auto | None:
     if not path.exists():
         return None
     try:
-        read = json.loads(path.read_text())
+        read = strict_json.read_object(path)
         if read["format"] != FORMAT:
             raise ValueError(f"format {read['format']!r} instead of {FORMAT}")
         auto = Auto(

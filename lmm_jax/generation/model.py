@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lmm_jax import families, sharding
 from lmm_jax.config import read_config, save_config, visual_layout
-from lmm_jax.data.conversation import check_template, encode, find_template, stop_id
+from lmm_jax.data.conversation import check_rows, check_template, encode, find_template, stop_id
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.questions import read_questions
 from lmm_jax.data.segments import TEXT
@@ -31,7 +31,7 @@ from lmm_jax.generation.prompts import read_pictures, read_queries, read_sizes
 from lmm_jax.generation.requests import Prompt, Request
 from lmm_jax.generation.text import TextStream
 from lmm_jax.hf.chat_templates import find_differences
-from lmm_jax.hf.load import load_params, stored_dtype
+from lmm_jax.hf.load import load_params, read_stored
 from lmm_jax.hf.peft import adapter_fields, read_adapter
 from lmm_jax.hf.read_config import is_model, read_model_config, read_task
 from lmm_jax.hf.snapshot import download_hint, model_folder
@@ -83,7 +83,8 @@ def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False, re
         config = _adapted(read_model_config(path, vision), dtype, template, reduction)
         tokenizer = load_tokenizer(path, families.DECODERS[config.model.families.decoder].tokenizer)
         check_template(tokenizer, config.data.template)
-        stored = stored_dtype(path, allow_pickle)
+        stored = read_stored(path, config.model, allow_pickle)
+        check_rows(tokenizer, config.data.template, stored.rows or config.model.decoder.vocab_size, path)
         held = dtype or stored.held
         if dtype is None and "float16" in stored.kinds:  # whatever `config.json` says: bfloat16 would drop bits
             config = _adapted(config, "float32", None, None)
@@ -99,6 +100,7 @@ def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False, re
         config = _adapted(read_config(path / "config.json"), dtype, template, reduction)
         tokenizer = load_tokenizer(path)
         check_template(tokenizer, config.data.template)
+        check_rows(tokenizer, config.data.template, config.model.decoder.vocab_size, path)
         if not saved_steps(path):
             raise ValueError(f"{path} holds no checkpoint; did its run save a step?")
         program = make_program(adapters.plain_config(config), _mesh(config))

@@ -4,12 +4,11 @@ A template is a program, which we never run. But the strings in it tell what it 
 the marks of another layout, or another system prompt, was trained with other prompts than ours.
 """
 
-import json
 import re
 
 from etils import epath
 
-from lmm_jax import families
+from lmm_jax import families, strict_json
 from lmm_jax.families.kinds import Prompt
 
 # What tells layouts apart: a name for readers, and a pattern of the strings that a template joins.
@@ -66,7 +65,7 @@ def _read(folder):
         try:
             found = path.read_text()
             if not name.endswith(".jinja"):
-                found = json.loads(found).get("chat_template")
+                found = strict_json.parse(found).get("chat_template")
         except (OSError, ValueError, AttributeError):  # of which others say what is wrong
             continue
         if isinstance(found, list):  # several by name, as some tokenizers have them

@@ -6,7 +6,7 @@ tokenizer_config.json names them (`lmm_jax_added`), so that our `load` makes the
 
 import json
 
-from lmm_jax.data.tokenizer.huggingface import EXTRA
+from lmm_jax.data.tokenizer.tokenizer import EXTRA
 
 
 def added(tokenizer) -> dict[str, int]:

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
 from lmm_jax.families import ORIGINAL
+from lmm_jax.hf import key_ranges
 from lmm_jax.hf.names import (
     LEVELS,
     VOCABULARY,
@@ -158,6 +159,7 @@ def check_part(folder, part, model, length=0):
         keys = keys.inner(inner)
     elif part == "vision" and ORIGINAL.told_by in keys.content:
         return  # the tower's own config lies elsewhere
+    keys.hold(key_ranges.of_encoder(family) if part == "vision" else key_ranges.of_decoder(family))
     for key, allowed in family.constants.items():
         keys.require(key, *allowed)
     if part == "language":
@@ -191,20 +193,33 @@ class Stored:
 
     Attributes:
       kinds: numpy's names of the types of its tensors, the most common first.
+      tensors: how many there are.
+      rows: of its table of embeddings; 0 if it has none.
       held: bfloat16 if all are that; else float32, which alone keeps all of a float16, and the most of a float64.
     """
 
     kinds: tuple[str, ...]
+    tensors: int
+    rows: int
 
     @property
     def held(self):
         return ml_dtypes.bfloat16 if set(self.kinds) == {"bfloat16"} else np.float32
 
 
-def stored_dtype(folder, allow_pickle=False) -> Stored:
-    """What the parameters of a model's folder are stored in; only headers are read."""
-    counted = collections.Counter(Folder(folder, allow_pickle).dtypes.values())
-    return Stored(tuple(kind for kind, _ in counted.most_common()))
+def read_stored(folder, model, allow_pickle=False) -> Stored:
+    """What the parameters of a model's folder are stored in; only headers are read.
+
+    Args:
+      folder: of the model.
+      model: `config.model`, as `read_config.read_model_config` reads it.
+      allow_pickle: see `safetensors.Folder`.
+    """
+    found = Folder(folder, allow_pickle)
+    counted = collections.Counter(found.dtypes.values())
+    table = decoder_family(model).tensors["table"][0]
+    rows = [shape[0] for name, shape in found.shapes.items() if shape and original_name(name) == table]
+    return Stored(tuple(kind for kind, _ in counted.most_common()), len(found.shapes), max(rows, default=0))
 
 
 def report(table) -> str:

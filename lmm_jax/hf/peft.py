@@ -6,17 +6,18 @@ all but the plain one are refused by key and value.
 """
 
 import collections
-import json
 import math
 import re
 
 import numpy as np
 from etils import epath
 
+from lmm_jax import strict_json
 from lmm_jax.families.kinds import LINEAR
+from lmm_jax.hf import key_ranges
 from lmm_jax.hf.load import unused
 from lmm_jax.hf.names import original_name, tensors, transformers_name
-from lmm_jax.hf.read_config import LoadError
+from lmm_jax.hf.read_config import LoadError, read_json
 from lmm_jax.hf.safetensors import DTYPES, Folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -104,12 +105,9 @@ def _read_config(folder) -> dict:
     path = folder / CONFIG
     if not path.exists():
         raise LoadError(f"{folder} is no folder of adapters as PEFT writes it: it has no {CONFIG}")
-    try:
-        keys = json.loads(path.read_text())
-    except ValueError as error:
-        raise LoadError(f"{path} is no JSON: {error}") from error
-    if not isinstance(keys, dict):
-        raise LoadError(f"{path} is no table of keys and values")
+    keys = read_json(path)
+    if fault := strict_json.fault(keys, key_ranges.ADAPTER):
+        raise LoadError(f"{path}: {fault}")
     for key, value in keys.items():
         if key in REQUIRED and value not in REQUIRED[key]:
             words = ", ".join(map(repr, REQUIRED[key]))
@@ -117,10 +115,9 @@ def _read_config(folder) -> dict:
         computes = key in ("alpha_pattern", "rank_pattern") or key not in {*REQUIRED, *OF_NO_EFFECT}
         if computes and value not in OFF:
             raise LoadError(f"{path}: {key} = {value!r} is not supported; {INSTEAD}")
-    for key, kinds in {"r": int, "lora_alpha": int | float}.items():
-        value = keys.get(key)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1e6:
-            raise LoadError(f"{path}: {key} = {value!r}, a number above 0 is expected")
+    for key in ("r", "lora_alpha"):
+        if keys.get(key) is None:
+            raise LoadError(f"{path} has no '{key}'; {key_ranges.ADAPTER[key]} is expected")
     return keys
 
 

@@ -5,20 +5,20 @@ are released, and that of transformers. What they are called and what they fix i
 """
 
 import ast
-import json
 import math
 import re
 
 from etils import epath
 
 from lmm_jax import config as c
-from lmm_jax import families
+from lmm_jax import families, strict_json
 from lmm_jax.data.conversation import find_template, stored_template, template_for
 from lmm_jax.data.tokenizer import find_kind
 from lmm_jax.data.views import longest_tilings
 from lmm_jax.data.visual_layout import MOST_SHRINK
 from lmm_jax.families import ORIGINAL
 from lmm_jax.families.kinds import MOST_SIDE
+from lmm_jax.hf import key_ranges
 from lmm_jax.hf.names import encoder_family
 from lmm_jax.hf.rope import read_axes, read_rope, rope_keys
 from lmm_jax.hf.stacking import WORDS, read_stacking
@@ -47,10 +47,8 @@ def read_task(folder) -> str:
       LoadError: what stands there is no name.
     """
     keys = Keys(epath.Path(folder) / "config.json")
-    task = keys.get(TASK_KEY, "")
-    if not isinstance(task, str):
-        raise keys.error(f"{TASK_KEY} = {task!r} is no name of a task")
-    return task
+    keys.hold({TASK_KEY: key_ranges.NAME})
+    return keys.get(TASK_KEY, "")
 
 
 def read_model_config(folder, vision=None):
@@ -81,11 +79,14 @@ def _read_model_config(folder, vision):
     """See `read_model_config`; raises all kinds of errors where values are of another type."""
     keys = Keys(folder / "config.json")
     whole = find_whole(keys)
+    encoder = families.ENCODERS[whole.encoders[0]].encoder if whole else c.base().model.encoder
+    keys.hold(key_ranges.of_model(whole, encoder))
     if "quantization_config" in keys.content:
         raise keys.error("quantization_config: weights that are quantised are not read; save the model without it")
     dtype = COMPUTED[read_stored_dtype(folder)]
     if ORIGINAL.told_by in keys.content:
         whole, decoder, text = None, families.DECODERS[families.DEFAULT_DECODER], keys
+        text.hold(key_ranges.of_decoder(decoder))
         tower, processor = _tower(folder, keys, vision)
     elif whole is not None:
         decoder, text, tower, processor = _transformers(folder, keys, whole)
@@ -94,6 +95,8 @@ def _read_model_config(folder, vision):
             f"model_type '{keys.get('model_type')}' is not supported: neither the original layout (no "
             f"{ORIGINAL.told_by}) nor {', '.join(w.model_type for w in families.WHOLES.values())}"
         )
+    if processor is not None:
+        processor.hold(key_ranges.of_processor(whole, encoder))
     config = c.base()
     config.model.dtype = dtype
     _decoder(config, text, decoder)
@@ -196,10 +199,11 @@ class Keys:
             raise FileNotFoundError(f"{path.parent} is no model: it has no {path.name}")
         self.path, self.content, self.part = path, read_json(path) if content is None else content, part
         if not isinstance(self.content, dict):
-            raise LoadError(f"{path}: a part of it is {self.content!r}, where keys are expected")
+            where = part or "a part of it"
+            raise LoadError(f"{path}: {where} is {strict_json.shown(self.content)}, where keys are expected")
 
     def __getitem__(self, key):
-        if key not in self.content:
+        if self.content.get(key) is None:
             raise LoadError(f"{self.path} has no '{self._name(key)}'")
         return self.content[key]
 
@@ -215,6 +219,11 @@ class Keys:
             can = f"{' or '.join(map(repr, known))} is" if known else "only a model without it is"
             raise self.error(f"{self._name(key)} = {value!r} is not supported, {can}")
 
+    def hold(self, ranges):
+        """Raises LoadError for a key whose value is not in its range, see `lmm_jax.hf.key_ranges`."""
+        if fault := strict_json.fault(self.content, ranges, self.part):
+            raise self.error(fault)
+
     def inner(self, key):
         """The keys of a part of these, none if there is no such part."""
         return Keys(self.path, self.get(key, {}), self._name(key))
@@ -228,19 +237,22 @@ class Keys:
 
 
 def tied(keys) -> bool:
-    """Whether a model says that its head is its table of embeddings."""
+    """Whether a model says that its head is its table of embeddings.
+
+    Raises:
+      LoadError: it says something else than true or false.
+    """
+    for part in (keys, keys.inner("text_config")):
+        part.hold(key_ranges.TIED)
     return any(k.get("tie_word_embeddings", False) for k in (keys, keys.inner("text_config")))
 
 
 def read_json(path) -> dict:
     """A JSON object; LoadError names the file of anything else."""
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LoadError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise LoadError(f"{path} holds no keys")
-    return content
+        return strict_json.read_object(path)
+    except ValueError as error:
+        raise LoadError(str(error)) from error
 
 
 def _transformers(folder, keys, whole):
@@ -261,6 +273,11 @@ def _transformers(folder, keys, whole):
     tower.require("model_type", *(kind for family in encoders for kind in family.model_types))
     encoder = next((f for f in encoders if tower.get("model_type") in f.model_types), encoders[0])
     tower.content = {"model_type": encoder.model_types[0]} | tower.content
+    text.hold(key_ranges.of_decoder(decoder))
+    tower.hold(key_ranges.of_encoder(encoder))
+    if whole.projector:
+        for part in (keys, tower):
+            part.hold(key_ranges.of_projector(families.PROJECTORS[whole.projector]))
     for key, allowed in whole.constants.items():
         keys.require(key, *allowed)
     keys.require("vision_feature_select_strategy", select_strategy(encoder))
@@ -268,6 +285,8 @@ def _transformers(folder, keys, whole):
     rows = text.get("vocab_size", decoder.defaults["vocab_size"])
     if whole.inside or find_kind(folder, decoder.tokenizer) == "huggingface":
         pieces = 0  # its tokenizer has the placeholder among its own
+    if pieces > rows:
+        raise keys.error(f"{IMAGE_KEYS[0]} = {pieces} is not supported where text_config.vocab_size is {rows}")
     # The placeholder stands after the pieces, padding after it.
     text.content = decoder.defaults | text.content | {"vocab_size": min(pieces, rows) or rows}
     level = keys.get(LEVEL_KEY, whole.level)
@@ -477,6 +496,7 @@ def _vision(config, tower, processor, keys, whole):
         names = [repr(name) for f in known for name in f.model_types]
         raise tower.error(f"model_type = {kind!r} is not supported, {' or '.join(names)} is")
     family = told[0]
+    tower.hold(key_ranges.of_encoder(family))
     for key, allowed in family.constants.items():
         tower.require(key, *allowed)
     keys.require("mm_vision_select_feature", *ORIGINAL.constants["mm_vision_select_feature"])
@@ -630,10 +650,12 @@ def _read_longest(config, processor, tile_key):
     tile, size = processor.get(tile_key), processor.get("size")
     side = config.model.vision.image_size
     longest = size.get("longest_edge") if isinstance(size, dict) and len(size) == 1 else None
-    if tile != {"longest_edge": side} or not isinstance(longest, int) or longest < side or longest % side:
+    good = isinstance(longest, int) and longest % side == 0 and side <= longest <= MOST_SIDE * side
+    if tile != {"longest_edge": side} or not good:
         raise processor.error(
             f"size = {size!r}, {tile_key} = {tile!r} are not supported for a tower of {side} pixels: {tile_key} = "
-            f"{{'longest_edge': {side}}} is, and size = {{'longest_edge': …}} of a multiple of {side}"
+            f"{{'longest_edge': {side}}} is, and size = {{'longest_edge': …}} of a multiple of {side} up to "
+            f"{MOST_SIDE * side}"
         )
     config.data.tilings = longest_tilings(longest // side)
 
@@ -673,8 +695,8 @@ def _tilings(keys, key, size):
     try:
         found = ast.literal_eval(found) if isinstance(found, str) else found
         pairs = [(int(first), int(second)) for first, second in found]
-    except (ValueError, SyntaxError, TypeError):
-        raise keys.error(f"{key} = {found!r} is no list of (width, height)") from None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise keys.error(f"{key} = {strict_json.shown(found)} is no list of (width, height)") from None
     if any(side % size for pair in pairs for side in pair):
         raise keys.error(f"{key} {pairs} are not multiples of {size} pixels")
     return tuple((first // size, second // size) for first, second in pairs)

@@ -6,6 +6,8 @@ are those of `models.layers.scale_frequencies`.
 
 import math
 
+from lmm_jax.hf import key_ranges
+
 # Key of each number of a kind, in the order of ours, and what transformers takes where it is missing; None: required.
 _NUMBERS = {
     "linear": {"factor": None},
@@ -33,10 +35,16 @@ _PLAIN = {
 
 
 def rope_keys(keys):
-    """The `Keys` of rotary positions, wherever they stand; empty ones if nothing is said."""
+    """The `Keys` of rotary positions, wherever they stand; empty ones if nothing is said.
+
+    Raises:
+      LoadError: a value that is out of its range.
+    """
     for name in ("rope_parameters", "rope_scaling"):
         if keys.get(name):
-            return type(keys)(keys.path, keys[name])
+            rope = keys.inner(name)
+            rope.hold(key_ranges.of_rope())
+            return rope
     return type(keys)(keys.path, {})
 
 
@@ -49,7 +57,7 @@ def read_rope(keys, family) -> tuple:
     rope = rope_keys(keys)
     kind = rope.get("rope_type", rope.get("type"))
     if kind is None and not set(rope.content) <= {"rope_theta"}:
-        raise keys.error(f"rope_scaling = {rope.content!r} has no rope_type, so that it may mean anything")
+        raise keys.error(f"{rope.part} = {rope.content!r} has no rope_type, so that it may mean anything")
     kind = kind or "default"
     if kind == "default":
         return ()

@@ -1,5 +1,6 @@
 """Metrics of a run: JSONL always, TensorBoard and W&B as extras, a progress bar on a terminal."""
 
+import importlib
 import json
 import sys
 import time
@@ -115,6 +116,6 @@ class Progress:
 
 def _extra(module, name):
     try:
-        return __import__(module)
+        return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"config.log.{name} needs {module}: pip install 'lmm_jax[{name}]'") from error

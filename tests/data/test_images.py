@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -245,3 +247,35 @@ def test_simplejpeg_is_used_where_it_can_be():
         data = encode(image, "jpeg", **options)
         decoded = images._decode_jpeg(Image.open(io.BytesIO(data)), data)
         assert (decoded is None) == (name == "CMYK"), name
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGBA", "png"), ("LA", "png"), ("I;16", "png"), ("F", "tiff"), ("I", "tiff"), ("P", "png")]
+)
+def test_a_picture_is_converted_in_strips_as_it_is_whole(mode, kind, monkeypatch):
+    options = {"transparency": 3} if mode == "P" else {}
+    data = encode(photo(61, 43).convert("RGBA" if mode == "RGBA" else "L").convert(mode), kind, **options)
+    whole = rgb(data)
+    monkeypatch.setattr(images, "STRIP", 200)
+    np.testing.assert_array_equal(rgb(data), whole)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
+def test_formats_whose_readers_take_more_memory_have_lower_limits(kind, monkeypatch):
+    monkeypatch.setattr(images, "FEWER_PIXELS", {kind: 99})
+    assert rgb(encode(picture(11, 9), kind)).shape == (9, 11, 3)
+    with pytest.raises(ValueError, match=f"10 x 10 pixels, more than 0 megapixels in {kind} of mode RGB"):
+        open_picture(encode(picture(10, 10), kind))
+    assert rgb(encode(picture(10, 10), "PNG")).shape == (10, 10, 3)
+
+
+def test_a_large_picture_takes_less_than_a_gibibyte():
+    """64 megapixels with transparency, of which a process that opens it holds what stands in the header and more."""
+    code = (
+        "import io, resource; from PIL import Image; from lmm_jax.data.images import open_picture; "
+        "f = io.BytesIO(); Image.MAX_IMAGE_PIXELS = None; Image.new('LA', (8000, 8000), (9, 7)).save(f, 'png', "
+        "compress_level=1); assert open_picture(f.getvalue()).size == (8000, 8000); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(told.stdout) < 900  # MiB

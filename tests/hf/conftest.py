@@ -16,7 +16,7 @@ from lmm_jax.hf.processor import write_processor
 
 @pytest.fixture
 def m3(golden, tmp_path):
-    """M3's golden set as the folder that its authors would release."""
+    """M3's golden set as the folder that its authors would release, with a tokenizer as small as its table."""
     about = json.loads((golden / "m3/config.json").read_text())
     folder = tmp_path / "some-convllava-deepstack-name"  # which must say nothing
     (folder / "tower").mkdir(parents=True)
@@ -25,7 +25,8 @@ def m3(golden, tmp_path):
     (folder / "config.json").write_text(json.dumps(keys))
     (folder / "tower/config.json").write_text(json.dumps(about["vision"] | {"model_type": "clip_vision_model"}))
     shutil.copyfile(golden / "m3/weights.safetensors", folder / "model.safetensors")
-    shutil.copyfile(golden / "m3/tokenizer.model", folder / "tokenizer.model")
+    # The golden one has 1,200 pieces, and the table 256 rows.
+    (folder / "tokenizer.model").write_bytes(train_tokenizer(LINES, 120))
     return folder
 
 

@@ -142,9 +142,9 @@ def test_a_language_model_alone_with_more_rows_and_a_tied_head(m3, tmp_path):
     ("which", "keys", "message"),
     [
         ("language", {"num_attention_heads": 8}, "num_attention_heads is 8 there|heads is 8 there"),
-        ("language", {"num_attention_heads": "four"}, "heads is four there"),
-        ("language", {"text_config": 3}, "a part of it is 3, where keys are expected"),
-        ("vision", {"vision_config": "clip"}, "a part of it is 'clip', where keys are expected"),
+        ("language", {"num_attention_heads": "four"}, "heads = 'four' is not supported, a whole number from 1 to"),
+        ("language", {"text_config": 3}, "config.json: text_config is 3, where keys are expected"),
+        ("vision", {"vision_config": "clip"}, "config.json: vision_config is 'clip', where keys are expected"),
         ("language", {"rope_scaling": {"factor": 2.0}}, "rope_scaling"),
         ("vision", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ("vision", {"vision_config": {"image_size": 224}}, "image_size is 224 there, 96 here"),

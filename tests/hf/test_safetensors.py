@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -105,3 +106,23 @@ def test_what_is_written_in_several_files_is_read_back(tmp_path, monkeypatch, dt
 def test_a_file_holds_tensors_in_their_order_up_to_its_size():
     assert safetensors.plan_shards({"a": 4, "b": 6, "c": 1, "d": 20, "e": 3}, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
     assert safetensors.plan_shards({"a": 11}, 10) == [["a"]]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_numbers_that_are_not_finite_are_counted_and_named(tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr(safetensors, "_AT_ONCE", 7)  # so that an array is looked at in several pieces
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 9)).astype(np.dtype(dtype))
+    x[1, 1], x[2, 2] = ml_dtypes.finfo(x.dtype).max, -ml_dtypes.finfo(x.dtype).max
+    assert safetensors.count_not_finite(x) == 0 == safetensors.count_not_finite(x[:0])
+    safetensors.write(tmp_path, {"a": x.shape}, dtype, [("a", x)])
+    np.testing.assert_array_equal(safetensors.Folder(tmp_path).read("a"), x)
+    x[0, 3], x[3, 3], x[4, 8] = np.nan, np.inf, -np.inf
+    assert safetensors.count_not_finite(x) == 3 == safetensors.count_not_finite(x.T)
+    safetensors.write(tmp_path, {"a": x.shape}, dtype, [("a", x)])
+    with pytest.raises(ValueError, match=r"model\.safetensors: 3 of the 45 numbers of tensor a are not finite"):
+        safetensors.Folder(tmp_path).read("a")
+
+
+def test_whole_numbers_are_always_finite():
+    assert safetensors.count_not_finite(np.full(3, -1, np.int32)) == 0

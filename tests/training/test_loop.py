@@ -13,6 +13,7 @@ import pytest
 
 import lmm_jax as lmm
 from lmm_jax import config as c
+from lmm_jax.data import digests
 from lmm_jax.data.prepared import Prepared
 from lmm_jax.training import loop, optimizer
 from lmm_jax.training.bad_records import BadData
@@ -151,7 +152,7 @@ def test_another_stream_is_refused_with_the_difference(uninterrupted, tiny, tmp_
     copy = tmp_path / "data"
     shutil.copytree(digits_folder, copy)
     about = json.loads((copy / "prepared.json").read_text())
-    (copy / "prepared.json").write_text(json.dumps({**about, "fingerprint": "another"}))
+    (copy / "prepared.json").write_text(json.dumps(digests.sealed(about | {"fingerprint": "another"})))
     overrides = ("train.steps=24", "train.save_every=4", "train.log_every=1", f"data.path={copy}")
     with pytest.raises(
         c.ConfigError, match=r"another stream of data; nothing is continued\n  data: was \['.*another"

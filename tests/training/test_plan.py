@@ -14,6 +14,7 @@ from PIL import Image
 import lmm_jax as lmm
 from lmm_jax import errors, families, free_memory, lock
 from lmm_jax.config import flatten, read_config, save_config
+from lmm_jax.data import digests
 from lmm_jax.data.prepare.folder import prepare_rows
 from lmm_jax.data.views import ASPECTS
 from lmm_jax.data.visual_layout import SAMPLINGS, SEQUENCES, STACKS
@@ -149,14 +150,14 @@ def test_damaged_data_is_named_and_left_alone(tiny, world, what):
 def test_data_whose_tokenizer_lacks_the_template_s_pieces_are_refused(tiny, world):
     """A folder that an earlier version prepared, whose answers would end at the first `>`."""
     about = json.loads((world / "data/prepared.json").read_text())
-    (world / "data/prepared.json").write_text(json.dumps(about | {"template": "chatml_direct"}))
+    (world / "data/prepared.json").write_text(json.dumps(digests.sealed(about | {"template": "chatml_direct"})))
     told = refused(tiny, ("data.template=chatml_direct",), "new", world)
     assert "template 'chatml_direct' does not fit this tokenizer" in told and "<|im_end|>" in told
 
 
 def test_another_stream_is_refused_before_the_config_is_written(tiny, world):
     about = json.loads((world / "data/prepared.json").read_text())
-    (world / "data/prepared.json").write_text(json.dumps(about | {"fingerprint": "another"}))
+    (world / "data/prepared.json").write_text(json.dumps(digests.sealed(about | {"fingerprint": "another"})))
     assert "another stream of data" in refused(tiny, ("train.steps=4",), "run", world)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import lmm_jax as lmm
 from lmm_jax.config import ConfigError
+from lmm_jax.data import digests
 from lmm_jax.training import recipe
 from lmm_jax.training.memory import of_training
 from lmm_jax.training.plan import make_plan
@@ -98,7 +99,7 @@ def test_data_of_another_template_say_how_to_prepare_them_again(model, digits_fo
         load("nowhere")
     shutil.copytree(digits_folder, tmp_path / "data")
     about = json.loads((tmp_path / "data/prepared.json").read_text())
-    (tmp_path / "data/prepared.json").write_text(json.dumps(about | {"template": "plain"}))
+    (tmp_path / "data/prepared.json").write_text(json.dumps(digests.sealed(about | {"template": "plain"})))
     with pytest.raises(
         ConfigError, match=r"template 'plain', model=.* 'qa': lmm prepare … --template qa --tokenizer"
     ):

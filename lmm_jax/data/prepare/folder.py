@@ -29,6 +29,7 @@ from etils import epath
 from tqdm import tqdm
 
 from lmm_jax import families
+from lmm_jax.data import digests
 from lmm_jax.data.conversation import IMAGE_TAG, check_template, names_key, structural_pieces
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.prepare.check import check_rows, measure
@@ -320,13 +321,13 @@ def _write(out, name, splits, rows, tokenizer, template, source, held, refused=N
 
     tokenizer.save(out)
     indices = {split: Index() for split in splits}
-    digests = {split: bytearray() for split in splits}  # 32 bytes a row
+    of_split = {split: bytearray() for split in splits}  # 32 bytes a row
     of_rows = collections.Counter()
 
     def records():
         for split, checked in rows:
             indices[split].add(checked.encoded, checked.sizes)
-            digests[split] += checked.digest
+            of_split[split] += checked.digest
             of_rows.update(checked.ignored)
             yield split, checked.record
 
@@ -335,13 +336,15 @@ def _write(out, name, splits, rows, tokenizer, template, source, held, refused=N
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {template}".encode())
     counts = {}
     for split, index in indices.items():
-        digest.update(f" {split} ".encode() + digests[split])
+        digest.update(f" {split} ".encode() + of_split[split])
         arrays = index.arrays()
         counts[split] = {"rows": len(arrays["turn_offsets"]) - 1, "images": len(arrays["image_sizes"])}
         if not counts[split]["rows"]:
             raise ValueError(f"{out}: all rows of split '{split}' were refused, see {out / 'refused.jsonl'}")
         with (out / f"index_{split}.npz").open("wb") as f:
             np.savez(f, **arrays)
+    read = [out / f"index_{split}.npz" for split in indices]
+    read += sorted(path for path in (out / "records" / builder).iterdir())
     about = {
         "source": source,
         "builder": builder,
@@ -352,8 +355,9 @@ def _write(out, name, splits, rows, tokenizer, template, source, held, refused=N
         "splits": counts,
         "refused": dict(sorted((refused or {}).items())),
         "ignored": _most_frequent(of_rows + collections.Counter(ignored)),
+        digests.FILES: digests.digests(out, read),
     }
-    (out / "preparing.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "preparing.json").write_text(json.dumps(digests.sealed(about), indent=1) + "\n")
     (out / "preparing.json").rename(out / "prepared.json")
     return summary(out)
 

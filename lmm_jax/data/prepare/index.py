@@ -17,6 +17,37 @@ import numpy as np
 
 from lmm_jax.data.conversation import IMAGE
 
+OFFSETS = {"turn_offsets": "turn_tokens", "image_offsets": "image_sizes"}  # and the entries that they count
+KINDS = {
+    "turn_offsets": np.int64,
+    "turn_tokens": np.int32,
+    "turn_supervised": np.int32,
+    "turn_images": np.int32,
+    "image_offsets": np.int64,
+    "image_sizes": np.int32,
+}
+
+
+def fault(arrays) -> str:
+    """What is wrong with the arrays of an index, in a few words; "" if nothing is."""
+    if lacking := [name for name in KINDS if name not in arrays]:
+        return f"it lacks {', '.join(lacking)}"
+    for name, kind in KINDS.items():
+        shape = arrays[name].shape[1:]
+        if arrays[name].dtype != kind or shape != ((2,) if name == "image_sizes" else ()) or not arrays[name].ndim:
+            return f"{name} is an array of {arrays[name].dtype} {arrays[name].shape}"
+        if arrays[name].size and arrays[name].min() < 0:
+            return f"{name} holds {arrays[name].min()}"
+    for name, entries in OFFSETS.items():
+        offsets = arrays[name]
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(arrays[entries]) or (np.diff(offsets) < 0).any():
+            return f"{name} does not count the {len(arrays[entries])} entries of {entries}"
+    if len({len(arrays[name]) for name in KINDS if name.startswith("turn_") and name not in OFFSETS}) > 1:
+        return "it has another number of turn_tokens than of turn_supervised or turn_images"
+    if len({len(arrays[name]) for name in OFFSETS}) > 1:
+        return "turn_offsets and image_offsets are of different numbers of records"
+    return ""
+
 
 class Index:
     """Collects the index of a split record by record, a few bytes each."""
@@ -40,11 +71,13 @@ class Index:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of the module's table."""
-        return {
-            "turn_offsets": np.array(self._turn_offsets, np.int64),
-            "turn_tokens": np.array(self._tokens, np.int32),
-            "turn_supervised": np.array(self._supervised, np.int32),
-            "turn_images": np.array(self._images, np.int32),
-            "image_offsets": np.array(self._image_offsets, np.int64),
-            "image_sizes": np.array(self._sizes, np.int32).reshape(-1, 2),
+        held = {
+            "turn_offsets": self._turn_offsets,
+            "turn_tokens": self._tokens,
+            "turn_supervised": self._supervised,
+            "turn_images": self._images,
+            "image_offsets": self._image_offsets,
+            "image_sizes": self._sizes,
         }
+        arrays = {name: np.array(held[name], kind) for name, kind in KINDS.items()}
+        return arrays | {"image_sizes": arrays["image_sizes"].reshape(-1, 2)}

@@ -7,11 +7,11 @@ import re
 import tokenizers
 from etils import epath
 
-from lmm_jax.data.tokenizer.tokenizer import MARKER, Tokenizer, read_bytes
+from lmm_jax import strict_json
+from lmm_jax.data.tokenizer.tokenizer import EXTRA, MARKER, SETTINGS, Tokenizer, read_bytes, read_id
 
 MODELS = ("BPE", "Unigram", "WordPiece")  # of `tokenizers`, that ids are computed by
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
-EXTRA = "lmm_jax_added"  # in tokenizer_config.json: pieces that an export of ours added for transformers alone
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -45,6 +45,7 @@ class HuggingFace(Tokenizer):
         full = _backend(self._raw, self.settings)
         self._full, content = full, json.loads(full.to_str())
         self.vocab = full.get_vocab(with_added_tokens=True)
+        _check_ids(self._raw, self.vocab)
         self.vocab_size = 1 + max(self.vocab.values(), default=0)
         self._pieces = {i: piece for piece, i in self.vocab.items()}
         self.added = {token["content"]: token for token in content["added_tokens"]}
@@ -70,6 +71,11 @@ class HuggingFace(Tokenizer):
         self._marked = {}
         self._any_control = re.compile("|".join(_pattern(self.added[piece]) for piece in self._by_length()) or "(?!)")
         self.prefix_after_control = self._marks_after_control()
+
+    @property
+    def text_ids(self) -> int:
+        """See `Tokenizer.text_ids`: added tokens at the end are mostly control."""
+        return 1 + max((i for i in self.vocab.values() if i not in self._hidden), default=-1)
 
     def _by_length(self):
         return sorted(self._control, key=lambda piece: (-len(piece), piece))  # the longest match counts
@@ -215,7 +221,7 @@ BYTES = _printed_bytes()
 def _parse(source, extra):
     """The contents of tokenizer.json without the pieces `extra`."""
     try:
-        content = json.loads(source)
+        content = strict_json.parse(source)
         kind = content["model"].get("type") or ("BPE" if "merges" in content["model"] else "Unigram")
         content["added_tokens"] = [t for t in content.get("added_tokens") or () if t["content"] not in extra]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -226,6 +232,27 @@ def _parse(source, extra):
     if content["model"].get("dropout"):  # which draws other ids each time: a thing of training a model
         content["model"]["dropout"] = None
     return content | {"truncation": None, "padding": None}
+
+
+def _check_ids(content, vocab):
+    """Raises ValueError for a piece whose id is none, is another's too, or is another than tokenizer.json says.
+
+    The library gives added tokens ids of its own choice, whatever the file says.
+    """
+    largest = max(vocab, key=vocab.get, default="")
+    if vocab:
+        read_id(largest, vocab[largest])
+    if len(vocab) > len(set(vocab.values())):
+        of = {}
+        first, second = next((of[i], piece) for piece, i in vocab.items() if of.setdefault(i, piece) != piece)
+        raise ValueError(f"the pieces {first!r} and {second!r} have the same id {vocab[first]}")
+    for token in content["added_tokens"]:
+        piece, said = token["content"], read_id(token["content"], token.get("id"))
+        if vocab.get(piece) != said:
+            raise ValueError(
+                f"it gives the added piece {piece!r} the id {said}, and from its vocabulary it follows that it is "
+                f"{vocab.get(piece)}: pieces are missing before it, or have changed; copy the file anew"
+            )
 
 
 def _load(content):
@@ -240,7 +267,8 @@ def _backend(content, settings):
     full = _load(content)
     try:
         entries = (settings.get("added_tokens_decoder") or {}).items()
-        given = {int(i): token for i, token in entries if token["content"] not in settings.get(EXTRA, ())}
+        kept = [(i, token) for i, token in entries if token["content"] not in settings.get(EXTRA, ())]
+        given = {read_id(token["content"], i): token for i, token in kept}
         for i, token in sorted(given.items()):
             flags = {flag: bool(token[flag]) for flag in FLAGS if flag in token}
             full.add_tokens([tokenizers.AddedToken(token["content"], **flags)])
@@ -282,7 +310,11 @@ def _read_settings(folder) -> dict:
         special = _named(settings)
         if added := _read_object(folder / "added_tokens.json"):
             flags = {p: {"special": p in special, "normalized": p not in special} for p in added}
-            settings["added_tokens_decoder"] = {str(i): {"content": p, **flags[p]} for p, i in added.items()}
+            try:
+                ids = {piece: read_id(piece, i) for piece, i in added.items()}
+            except ValueError as error:
+                raise ValueError(f"{folder / 'added_tokens.json'}: {error}") from error
+            settings["added_tokens_decoder"] = {str(i): {"content": p, **flags[p]} for p, i in ids.items()}
     return settings
 
 
@@ -291,11 +323,13 @@ def _read_object(path) -> dict:
     if not path.exists():
         return {}
     try:
-        found = json.loads(read_bytes(path))
+        found = strict_json.parse(read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not what Hugging Face writes: expected an object, got {type(found).__name__}")
+    if fault := strict_json.fault(found, SETTINGS):
+        raise ValueError(f"{path} is not what Hugging Face writes: {fault}")
     return found
 
 

@@ -10,13 +10,13 @@ import re
 import sentencepiece as spm
 from etils import epath
 
-from lmm_jax.data.tokenizer.tokenizer import MARKER, Tokenizer, read_bytes
+from lmm_jax import strict_json
+from lmm_jax.data.tokenizer.tokenizer import MARKER, MOST_GAP, SETTINGS, Tokenizer, read_bytes, read_id
 
 # Protobuf merges concatenated messages. In ModelProto.normalizer_spec (field 3): add_dummy_prefix (3) = false, and
 # remove_extra_whitespaces (4) = false, as the space that leads on from the text before is not an extra one.
 GOES_ON = b"\x1a\x04\x18\x00\x20\x00"
 OWN = ("<unk>", "<s>", "</s>")  # control pieces that SentencePiece gives every model that it trains
-MAX_ID = 1 << 24  # of an added piece; a greater one is a mistake
 
 
 class SentencePiece(Tokenizer):
@@ -57,6 +57,7 @@ class SentencePiece(Tokenizer):
         }  # which the model file finds
         self.added = {piece: about for piece, about in self.added.items() if piece not in inside}
         self.ordinary = frozenset(ordinary) - inside
+        self._check_added()
         self.vocab_size = max(len(self._pieces), *(1 + i for i, _ in self.added.values()), 0)
         # A marker that is a piece of the model was made to be matched in text, which data must not do.
         self._markers = {piece: i for i, piece in enumerate(self._pieces) if MARKER.fullmatch(piece)}
@@ -76,6 +77,23 @@ class SentencePiece(Tokenizer):
         self._ordinary = {self.added[piece][0] for piece in self.ordinary}
         ordinary = sorted(self.ordinary, key=len, reverse=True)
         self._any_ordinary = re.compile(f"({'|'.join(map(re.escape, ordinary))})") if ordinary else None
+
+    def _check_added(self):
+        """Raises ValueError for added pieces that share an id, or that leave a gap no table is padded by."""
+        of = {}
+        for piece, (i, _) in sorted(self.added.items(), key=lambda item: item[1]):
+            if of.setdefault(i, piece) != piece:
+                raise ValueError(f"the added pieces {of[i]!r} and {piece!r} have the same id {i}")
+            if i > len(self._pieces) + len(self.added) + MOST_GAP:
+                raise ValueError(
+                    f"the added piece {piece!r} has the id {i}, and the model file has {len(self._pieces)} pieces: "
+                    "those between are missing; copy the tokenizer's files anew"
+                )
+
+    @property
+    def text_ids(self) -> int:
+        """See `Tokenizer.text_ids`: of the added pieces text makes the ordinary ones alone."""
+        return max(len(self._pieces), *(1 + self.added[piece][0] for piece in self.ordinary), 0)
 
     def _is_control(self, i):
         return self._processor.is_control(i) or self._processor.is_unknown(i)
@@ -215,9 +233,11 @@ class SentencePiece(Tokenizer):
 def _reading(path, key):
     """The object that a file beside a model holds; whatever is wrong with it or its `key` is a ValueError."""
     try:
-        content = json.loads(read_bytes(path))
+        content = strict_json.parse(read_bytes(path))
         if not isinstance(content, dict):
             raise ValueError(f"expected an object, got {type(content).__name__}")
+        if fault := strict_json.fault(content, SETTINGS):
+            raise ValueError(fault)
         yield content
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # of whatever else it may hold
         raise ValueError(f"{path} is not what Hugging Face writes: {key}: {error}") from error
@@ -225,10 +245,10 @@ def _reading(path, key):
 
 def _entry(token, i):
     """`(piece, id, strip, special)` of an added token with its flags."""
-    piece, i = token["content"], int(i)
-    if not (isinstance(piece, str) and piece and 0 <= i < MAX_ID):
+    piece = token["content"]
+    if not (isinstance(piece, str) and piece):
         raise ValueError(f"it has the piece {piece!r} with id {i}")
-    return piece, i, bool(token.get("rstrip")), token.get("special") is not False
+    return piece, read_id(piece, i), bool(token.get("rstrip")), token.get("special") is not False
 
 
 def _entries_elsewhere(folder):
@@ -238,7 +258,7 @@ def _entries_elsewhere(folder):
     )
     entries = []
     if older.exists():
-        special = named.read_text() if named.exists() else ""
+        special = read_bytes(named).decode(errors="replace") if named.exists() else ""
         with _reading(older, "a piece") as added:
             tokens = {p: {"content": p, "special": json.dumps(p) in special} for p in added}
             entries += [_entry(tokens[piece], i) for piece, i in added.items()]

@@ -6,7 +6,35 @@ import re
 
 from etils import epath
 
+from lmm_jax import storage, strict_json
+from lmm_jax.ranges import Range, each, either, flag
+
 MARKER = re.compile(r"<\|[^|\s]+\|>")  # how ChatML and its relatives write the pieces that structure a prompt
+MOST_ID = (1 << 24) - 1  # of a piece; the largest vocabularies have some 260,000 pieces
+MOST_GAP = 4_096  # ids without a piece before an added one; tables are padded by fewer
+EXTRA = "lmm_jax_added"  # in tokenizer_config.json: pieces that an export of ours added for transformers alone
+
+_PIECE = Range(
+    str,
+    "a piece, or an object that holds it as content",
+    lambda x: type(x) is str or (type(x) is dict and type(x.get("content")) is str),
+)
+_PIECES = Range(
+    dict, "an object of pieces", lambda x: type(x) is dict and all(token is not None for token in x.values())
+)
+# What keys of a tokenizer_config.json, of those that we read, may be.
+SETTINGS = {
+    **dict.fromkeys(("legacy", "add_bos_token", "add_eos_token"), flag()),
+    **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _PIECE),
+    "additional_special_tokens": each(_PIECE),
+    "extra_special_tokens": either(each(_PIECE), _PIECES),
+    "added_tokens_decoder": Range(
+        dict,
+        "an object of objects, each of which holds a piece as content and flags that are true or false",
+        lambda x: type(x) is dict and all(map(_is_token, x.values())),
+    ),
+    EXTRA: each(Range(str, "a piece", lambda x: type(x) is str)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +94,11 @@ class Tokenizer(abc.ABC):
           text: str; control pieces in it are spelled out.
           prefix: whether `text` is the start of a text, which some tokenizers mark, or goes on what came before.
         """
+
+    @property
+    def text_ids(self) -> int:
+        """The largest id that `encode` gives of any text, plus 1. A tokenizer whose last ids are control says so."""
+        return self.vocab_size
 
     @abc.abstractmethod
     def markup(self, text) -> list[str | int]:
@@ -152,11 +185,42 @@ class Tokenizer(abc.ABC):
 
 
 def read_bytes(path) -> bytes:
-    """Bytes of a file of a tokenizer; the OSError of one that cannot be read names it."""
+    """Bytes of a file of a tokenizer.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is a device, or larger than the file of any tokenizer.
+    """
+    if path.exists() and not path.is_dir() and not storage.is_file(path):
+        raise ValueError(f"the tokenizer's file {path} is no file")
+    if path.exists() and (size := path.stat().length) > strict_json.MOST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, more than {strict_json.MOST_BYTES:,} are not read")
     try:
         return path.read_bytes()
     except OSError as error:
         raise OSError(f"the tokenizer's file {path} cannot be read: {error.strerror or error}") from error
+
+
+def read_id(piece, i) -> int:
+    """The id that a file of others gives a piece, as a number or in digits.
+
+    Raises:
+      ValueError: it is none that a piece can have.
+    """
+    digits = isinstance(i, str) and i.isascii() and i.isdigit() and len(i) < 20
+    number = int(i) if digits else i
+    if type(number) is not int or not 0 <= number <= MOST_ID:
+        raise ValueError(
+            f"the piece {strict_json.shown(piece)} has the id {strict_json.shown(i)}; ids are 0 to {MOST_ID:,}"
+        )
+    return number
+
+
+def _is_token(token):
+    """Whether a value is an added token with flags, as Hugging Face writes one."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    piece = token.get("content") if type(token) is dict else None
+    return type(piece) is str and bool(piece) and all(type(token.get(key)) in (bool, type(None)) for key in flags)
 
 
 def _utf8(spellings):

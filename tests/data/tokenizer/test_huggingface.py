@@ -357,3 +357,26 @@ def test_a_folder_prepares_a_data_set_whose_batch_is_shown(tmp_path, capsys):
     assert main(["show", "batch", "--config", config, "--out", str(page)]) == 0
     shown = page.read_text()
     assert "a huggingface tokenizer of" in shown and "&lt;loc&gt;" in shown and "template <b>chatml</b>" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["added_tokens"][-1].update(id=10**9), "has the id 1000000000; ids are 0 to 16,777,215"),
+        (lambda c: c["added_tokens"][-1].update(id=-5), "has the id -5; ids are 0"),
+        (
+            lambda c: c["added_tokens"][-1].update(id=c["added_tokens"][-1]["id"] + 7),
+            "from its vocabulary it follows",
+        ),
+        (lambda c: c["added_tokens"][-1].update(id=True), "has the id True"),
+        (lambda c: c["model"]["vocab"].update(x=10**8), "has the id 100000000"),
+        (lambda c: c["model"]["vocab"].update(x=5, y=5), "have the same id 5"),
+    ],
+)
+def test_ids_that_no_piece_can_have_are_named(tmp_path, change, message):
+    path = write(tmp_path, "qwen") / "tokenizer.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*({message}|cannot read it)"):
+        HuggingFace.load(tmp_path)

@@ -1,0 +1,143 @@
+"""Nothing that is read is run: no call in the library that makes code of data, but for those that are listed here."""
+
+import ast
+import json
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SOURCES = [*(ROOT / "lmm_jax").rglob("*.py"), *(ROOT / "configs").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Modules that run what they read.
+MODULES = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle", "code"}
+# Functions that do, by their name or by module and name.
+CALLS = {
+    *("eval", "exec", "execfile", "__import__", "builtins.eval", "builtins.exec", "builtins.compile"),
+    *("os.system", "os.popen", "os.execv", "os.execve", "os.spawnv", "pty.spawn", "subprocess.getoutput"),
+    *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "runpy.run_path", "runpy.run_module"),
+    *("ctypes.CDLL", "tfds.builder_from_directory", "tfds.load", "numpy.lib.format.read_array"),
+}
+BY_ATTRIBUTE = {"exec_module", "load_module", "read_pickle", "find_class"}
+NAMED = {"importlib.import_module"}  # allowed of a constant
+# What is allowed, by file and function, and why.
+ALLOWED = {
+    ("lmm_jax/config.py", "_run_file"): "a config file is a program of the user's own, whom the command line names",
+    ("lmm_jax/__init__.py", "__getattr__"): "names of ours, by a constant table",
+    ("lmm_jax/training/metrics.py", "_extra"): "the names of two extras, which are constants",
+    ("lmm_jax/release/verify.py", "verify"): "transformers runs the classes that our own export has just written",
+}
+
+
+def dotted(node):
+    """`a.b.c` of a name or attribute; "" of anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    inner = dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{inner}.{node.attr}" if inner else ""
+
+
+def faults(tree):
+    """`(function, what)` of everything in a module that could run what is read."""
+
+    def walk(node, function):
+        for child in ast.iter_child_nodes(node):
+            inside = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else function
+            yield from of(child, inside)
+            yield from walk(child, inside)
+
+    def of(node, function):
+        if isinstance(node, ast.Import):
+            yield from ((function, f"import {x.name}") for x in node.names if x.name.split(".")[0] in MODULES)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in MODULES:
+            yield function, f"from {node.module} import …"
+        elif isinstance(node, ast.Call):
+            name, words = dotted(node.func), {word.arg: word.value for word in node.keywords}
+            last = node.func.attr if isinstance(node.func, ast.Attribute) else name
+            constant = bool(node.args) and isinstance(node.args[0], ast.Constant)
+            if name == "compile" and not is_ours(tree, name):
+                yield function, "compile(…)"
+            if name in CALLS or last in BY_ATTRIBUTE or (name in NAMED and not constant):
+                yield function, f"{name or last}(…)"
+            if is_true(words.get("shell")) or is_true(words.get("allow_pickle")):
+                yield function, f"{name}(shell or allow_pickle)"
+            if name == "torch.load" and not is_true(words.get("weights_only")):
+                yield function, "torch.load without weights_only=True"
+            if "trust_remote_code" in words:
+                yield function, "trust_remote_code"
+        elif isinstance(node, ast.Dict):
+            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+            if "trust_remote_code" in keys:
+                yield function, "trust_remote_code"
+
+    yield from walk(tree, "")
+
+
+def is_ours(tree, name):
+    """Whether a module has something of its own under the name of a builtin, as `aot/fit.py` has a `compile`."""
+    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.walk(tree))
+
+
+def is_true(node):
+    return node is not None and not (isinstance(node, ast.Constant) and not node.value) and not is_passed_on(node)
+
+
+def is_passed_on(node):
+    """Whether a value is an argument of ours, `allow_pickle`, which ends at torch's weights-only reader."""
+    return dotted(node).rpartition(".")[2] == "allow_pickle" or (
+        isinstance(node, ast.Name) and node.id == "allow_pickle"
+    )
+
+
+def test_nothing_in_the_library_runs_what_it_reads():
+    found = {}
+    for path in SOURCES:
+        for function, what in faults(ast.parse(path.read_text())):
+            found.setdefault((str(path.relative_to(ROOT)), function), []).append(what)
+    assert len(SOURCES) > 150
+    assert {place: what for place, what in found.items() if place not in ALLOWED} == {}
+    assert not ALLOWED.keys() - found.keys(), "listed, but not there any more"
+
+
+def test_nothing_in_a_notebook_runs_what_it_reads():
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                python = re.sub(r"^(\s*)[%!].*", r"\1pass", "".join(cell["source"]), flags=re.MULTILINE)
+                assert not list(faults(ast.parse(python))), path.name
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "import pickle",
+            "from dill import loads",
+            "import marshal as m",
+            "eval(x)",
+            "exec(x)",
+            "compile(x, '', 'exec')",
+        ),
+        *("__import__(name)", "yaml.load(f)", "os.system(x)", "subprocess.run(x, shell=True)", "torch.load(f)"),
+        *("torch.load(f, weights_only=False)", "AutoModel.from_pretrained(f, trust_remote_code=True)"),
+        *("np.load(f, allow_pickle=True)", "importlib.import_module(read['module'])", "spec.loader.exec_module(m)"),
+        *(
+            "tfds.builder_from_directory(f)",
+            "{'trust_remote_code': True}",
+            "runpy.run_path(f)",
+            "shell = run(x, shell=y)",
+        ),
+    ],
+)
+def test_the_search_finds(text):
+    assert list(faults(ast.parse(f"def f():\n    {text}")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["re.compile(x)", "model.eval()", "ast.literal_eval(x)", "importlib.import_module('jax')", "run(x, shell=False)"],
+)
+def test_the_search_passes(text):
+    assert not list(faults(ast.parse(f"def f():\n    {text}")))
