@@ -11,7 +11,6 @@ import traceback
 
 from lmm_jax import errors, interrupts, verbs
 
-PREEMPTED = 75  # exit code: everything is saved, the same command continues
 SCHEMES = ("gs", "s3")  # of buckets, as etils.epath opens them
 TEXTS = ("prompt", "system", "stop")  # arguments that name no place
 
@@ -25,13 +24,15 @@ a first run, from a clone:
 The same command again continues what was interrupted. `lmm VERB --help` explains a verb; README.md says where to
 read on.
 
-exit codes: 0 done, 2 wrong usage or refused input, 75 preempted after everything was saved, 1 anything else
+exit codes: 0 done, 2 wrong usage or refused input, 75 preempted after everything was saved, 124 something took longer
+than it may, 130 stopped by Ctrl-C, 1 anything else; launch/README.md says what to do
 """
 
 
 def main(argv=None) -> int:
     """Runs one verb; returns the exit code."""
-    if argv is None:  # the process is this command's alone
+    alone = argv is None  # the process is this command's alone
+    if alone:
         sys.unraisablehook = _print_unraisable
     argv = _with_home(sys.argv[1:] if argv is None else argv)
     if hasattr(sys.stdout, "reconfigure"):  # what a terminal cannot show is spelled out, as it is on stderr
@@ -60,7 +61,10 @@ def main(argv=None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # the last place: all others end as a sentence and an exit code
-        return _leave(_report(error), error)
+        code = _leave(_report(error), error)
+        if code == interrupts.PREEMPTED and alone:
+            interrupts.end_after_saving()
+        return code
     if args.json:
         print(json.dumps(result))
     return 0
@@ -161,6 +165,8 @@ def _parser(datasets, tasks):
     _config_argument(sub, required=True)
     sub.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
     sub.add_argument("--profile", type=_whole, default=0, metavar="N", help="trace N steps to WORKDIR/profile")
+    told = "begin at step 0 again in a workdir whose checkpoints are gone (default: that is refused)"
+    sub.add_argument("--restart", action="store_true", help=told)
     _cache_argument(sub)
 
     sub = verb(verbs.evaluate, "score a model at each number of visual tokens")
@@ -278,8 +284,10 @@ def _parser(datasets, tasks):
     sub.add_argument("--out", metavar="FILE", help="HTML page that `batch` writes (default: batch.html)")
 
     sub = verb(verbs.bench, "measure how fast a part runs here, beside a ceiling or a PyTorch peer")
-    sub.add_argument("what", choices=["train", "decode", "attention", "data"])
-    model = sub.add_argument_group("train, decode, attention: one device, beside ceilings measured in the same run")
+    sub.add_argument("what", choices=["train", "decode", "attention", "guards", "data"])
+    model = sub.add_argument_group(
+        "train, decode, attention, guards: one device, beside ceilings measured in the same run"
+    )
     model.add_argument("--shape", metavar="NAME|FILE", help="base, small, llava_1b, llava15_7b, or a JSON file")
     model.add_argument("--dtype", default="float32", choices=DTYPES, help="of the computation (default: float32)")
     model.add_argument(
@@ -407,7 +415,7 @@ def _leave(code, error) -> int:
     """The exit code; where other hosts wait for this one they end too, unless all were preempted together."""
     from lmm_jax.pods import hosts
 
-    if code != PREEMPTED:
+    if code != interrupts.PREEMPTED:
         hosts.leave(code, f"{type(error).__name__}: {error}")
     return code
 
@@ -423,7 +431,7 @@ def _report(error) -> int:
     loop = sys.modules.get("lmm_jax.training.loop")  # which a verb that does not train may not need
     if loop and isinstance(error, loop.Preempted):
         print(f"lmm: {error}", file=sys.stderr)
-        return PREEMPTED
+        return interrupts.PREEMPTED
     told = errors.explain(error)
     if told:
         sentence, code = told

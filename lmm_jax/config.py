@@ -11,7 +11,7 @@ import ml_collections
 from etils import epath
 from ml_collections.config_dict import placeholder
 
-from lmm_jax import families, strict_json
+from lmm_jax import families, storage, strict_json
 from lmm_jax.data.conversation import NAMES_KEY, names_key, stored_template
 from lmm_jax.data.visual_layout import VisualLayout
 
@@ -387,7 +387,7 @@ def _check_visual_layout(config):
 def save_config(config, path):
     """Writes a config as JSON."""
     stored = json.loads(config.to_json_best_effort()) | names_key(config.data.template)
-    epath.Path(path).write_text(json.dumps(stored, indent=1) + "\n")
+    storage.write_text(path, json.dumps(stored, indent=1) + "\n")
 
 
 def read_config(path) -> ml_collections.ConfigDict:

@@ -70,7 +70,7 @@ def explain(error) -> tuple[str, int] | None:
     for one in chain:
         if isinstance(one, ImportError) and "gcsfs" in str(one):
             return "gs:// needs gcsfs: pip install 'lmm_jax[gcs]'", 2
-        if isinstance(one, FloatingPointError) and _raised_by_us(one):
+        if isinstance(one, ArithmeticError) and _raised_by_us(one):
             return str(one), 1
         if _of_network(one):
             return _of_server(one)
@@ -79,15 +79,15 @@ def explain(error) -> tuple[str, int] | None:
         if isinstance(one, MemoryError):
             return OF_SYSTEM[errno.ENOMEM]
     for one in chain:
+        for words, number in WORDS.items():
+            if words in str(one):
+                return _of_system(number, _first_line(one), one)
         if any(words in str(one) for words in OUT_OF_MEMORY):
             return (
                 f"out of memory: {_first_line(one)}. Set a smaller train.batch_size, more devices (mesh.fsdp), "
                 "model.decoder.remat=full or offload, or a smaller model; `lmm compile` says what fits where",
                 1,
             )
-        for words, number in WORDS.items():
-            if words in str(one):
-                return _of_system(number, _first_line(one), one)
     return None
 
 

@@ -45,6 +45,7 @@ DEPTH = whole(1, 1_000)
 PACKS = whole(1, 1_000_000)
 FOLDER = text("the path of a folder")
 RATE = number(0, 1)
+SECONDS = number(0, 1e7, special="0 = any time")
 SPLIT = text("the name of a split")
 PREFIX = text("the first names of a parameter's path, such as vision or decoder/layers")
 PATTERN = text("the first names of a parameter's path, such as decoder/layers/q or vision/blocks_*/q")
@@ -309,7 +310,25 @@ def shared_fields() -> list[Field]:
         Field("train.eval_batches", 8, whole(1), "batches of a validation loss"),
         Field("train.save_every", 500, whole(1), "steps between checkpoints; the last step is always saved"),
         Field("train.keep", 2, whole(1), "newest checkpoints to keep"),
-        Field("train.max_skipped", 10, whole(1), "stop after so many updates in a row that are not finite"),
+        Field("train.keep_every", 0, whole(0, special="0 = none"), "and all whose step this divides"),
+        Field("train.max_failed_saves", 3, whole(1), "stop when so many saves one after another failed"),
+        Field("train.max_skipped", 10, whole(1), "stop after so many skipped updates in a row"),
+        Field(
+            "train.skip_spikes",
+            False,
+            flag(),
+            "skip updates whose loss is 6 standard deviations above the latest 128, as those that are not finite",
+        ),
+        Field(
+            "train.compare_every",
+            500,
+            whole(0, special="0 = only before each save"),
+            "steps between comparisons of what several devices hold alike",
+        ),
+        Field("train.deadline_batch", 600.0, SECONDS, "seconds that the next batch may take"),
+        Field("train.deadline_compile", 7200.0, SECONDS, "seconds that a step may take which is compiled first"),
+        Field("train.deadline_step", 600.0, SECONDS, "seconds that any other step may take"),
+        Field("train.deadline_save", 1800.0, SECONDS, "seconds that a checkpoint may take to be written"),
         Field("optimizer.learning_rate", 2e-5, RATE, "peak"),
         Field("optimizer.groups", (), RATES, "rates of their own: the first match counts, rate 0 freezes"),
         Field("optimizer.warmup", 0.03, number(0, 1, below=True), "share of the steps, not their number"),

@@ -1,4 +1,4 @@
-"""Ctrl-C on the command line: the first lets a command end in its own way, a second one ends it at once."""
+"""Ctrl-C and SIGTERM on the command line: when a command may end in its own way, and when it ends at once."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-STOPPED = 130  # exit code: ended by Ctrl-C
+STOPPED, PREEMPTED = 130, 75  # exit codes: ended by Ctrl-C; everything is saved, the same command continues
 GRACE = 1.0  # seconds after a second Ctrl-C in which a command may end in its own way
 OBEYED, ENDED = 254, 255  # what is written beside the numbers of signals, which are below 65
 
@@ -37,6 +37,9 @@ def second_interrupt_quits():
             if not select.select([read], [], [], left)[0]:
                 quit()
             (number,) = os.read(read, 1)
+            if number == signal.SIGTERM:
+                for tell in list(_told):
+                    tell()
             if number == ENDED:
                 os.close(read)
                 return
@@ -54,6 +57,7 @@ def second_interrupt_quits():
         os.close(write)
 
 
+_told = []  # what the thread calls at SIGTERM
 _watched = []  # where the threads that watch are told; one at most, but for tests
 
 
@@ -61,6 +65,38 @@ def obeyed():
     """Says that the command did what Ctrl-C asked for and goes on, so that the next one is a first one again."""
     for write in _watched:
         os.write(write, bytes([OBEYED]))
+
+
+@contextlib.contextmanager
+def told_at_once(tell):
+    """While it lasts, a thread calls `tell` as soon as SIGTERM comes, whatever the main thread is waiting in.
+
+    For a signal that has a handler, of a process that runs a command; elsewhere nothing is told.
+    """
+    _told.append(tell)
+    try:
+        yield
+    finally:
+        _told.remove(tell)
+
+
+def ignore_terminate():
+    """From now on a command ends in its own way alone: another SIGTERM would turn its exit code into a kill's."""
+    if _watched:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_after_saving():
+    """Ends a process whose run was preempted, unless other hosts have to part from it.
+
+    Python would wait for threads that read, and those may wait for a disk that does not answer.
+    """
+    import jax
+
+    from lmm_jax.pods.wire import end
+
+    if jax.process_count() == 1:
+        end(PREEMPTED)
 
 
 def quit():

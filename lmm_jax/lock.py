@@ -224,13 +224,7 @@ def _create(path, mark) -> bool:
 
 
 def _replace(path, mark):
-    text = json.dumps(mark)
-    if storage.is_remote(path):
-        path.write_text(text)
-        return
-    part = path.parent / f".{NAME}.{mark['token']}"
-    part.write_text(text)
-    part.replace(path)
+    storage.write_text(path, json.dumps(mark))
 
 
 def _remove_if_empty(folder):

@@ -1,9 +1,13 @@
 """Files of a run and of its data that may lie in a bucket (`gs://…`, extra "gcs"): what `etils.epath` leaves out."""
 
+import contextlib
+import errno
 import hashlib
+import json
 import os
 import pathlib
 import shutil
+import threading
 import time
 
 import fsspec  # which etils opens buckets with, and so do all that depend on it
@@ -14,6 +18,7 @@ from tqdm import tqdm
 CACHE = "LMM_CACHE"  # environment variable: folder of copies and of compiled programs, see `cache_folder`
 AT_ONCE = 8  # files that are copied at a time
 PAUSE = 30.0  # seconds between two writes of a file of lines
+FULL = (errno.ENOSPC, errno.EDQUOT)  # numbers of errors of a disk that has no room
 
 
 def is_remote(path) -> bool:
@@ -48,9 +53,73 @@ def check_place(path, flag):
         raise PermissionError(f"{flag} {path}: {there} cannot be written to; choose another folder")
 
 
-def free_bytes(path, of) -> int:
-    """Bytes that the disk of a folder has left, where the files of its part `of` make room for others."""
-    held = (file.lstat().st_size for file in pathlib.Path(of).rglob("*") if file.is_file())
+def write_text(path, text):
+    """Writes a small file whole or not at all: what stood there stays until the new text is on the disk.
+
+    Args:
+      path: of the file; its folder is there.
+      text: all of it.
+
+    Raises:
+      OSError: it cannot be written; the file is as it was.
+    """
+    path = epath.Path(path)
+    if is_remote(path):  # where an object appears when all of it is there
+        path.write_text(text)
+        return
+    part = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}"
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+    sync_entry(path)
+
+
+def sync_entry(path):
+    """Forces the name of a file or folder to the disk; its content is forced there by `sync`."""
+    if not is_remote(path):
+        _force(os.path.dirname(os.path.abspath(path)))
+
+
+def sync(folder):
+    """Forces all files of a folder of this machine, and their names, from the system's memory to the disk."""
+    if is_remote(folder):
+        return
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _force(os.path.join(root, name))
+        _force(root)
+
+
+def _force(path):
+    """Of a file, its content; of a folder, the names in it."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def files_of(folder) -> dict[str, int]:
+    """Bytes of each file in a folder and the folders in it, by its path there."""
+    if is_remote(folder):
+        system, root = fsspec.url_to_fs(str(folder))
+        return {
+            path.removeprefix(f"{root}/"): about["size"] for path, about in system.find(root, detail=True).items()
+        }
+    files = (path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def free_bytes(path, of=None) -> int:
+    """Bytes that the disk of a folder has left; if its part `of` is named, its files make room for others."""
+    held = () if of is None else (file.lstat().st_size for file in pathlib.Path(of).rglob("*") if file.is_file())
     return shutil.disk_usage(nearest(path)).free + sum(held)
 
 
@@ -63,17 +132,20 @@ class Lines:
     """A text file that grows by lines.
 
     A file in a bucket cannot grow, opened to append it is replaced: it is written whole, now and then and on `flush`.
+    While a disk is full lines are kept, and written when there is room again.
     """
 
     def __init__(self, path):
         self.path, self._all, self._written = epath.Path(path), None, time.monotonic()
+        self._waiting = ""  # lines that are not in the file yet, where it can grow
+        self._begun = False  # whether the file is known to end with a whole line
 
     def add(self, lines):
         """Appends `lines`, without ends."""
         text = "".join(f"{line}\n" for line in lines)
         if not is_remote(self.path):
-            with self.path.open("a") as f:
-                f.write(text)
+            self._waiting += text
+            self._grow()
             return
         if self._all is None:
             self._all = [self.path.read_text()] if self.path.exists() else []
@@ -82,11 +154,62 @@ class Lines:
             self.flush()
 
     def flush(self):
-        """Makes sure that all lines are in the file."""
+        """Makes sure that all lines are in the file, unless its disk is full."""
+        if self._waiting:
+            self._grow()
         if self._all:
             self._all = ["".join(self._all)]
             self.path.write_text(self._all[0])
             self._written = time.monotonic()
+
+    def close(self):
+        """Makes sure that all lines are in the file; raises OSError if they cannot be."""
+        if self._waiting:
+            self._append()
+        self.flush()
+
+    def _grow(self):
+        """Appends what waits; a disk that is full is no reason to lose more than lines."""
+        try:
+            self._append()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
+    def _append(self):
+        with open(self.path, "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if not self._begun and end and not _ends_with_a_line(self.path):  # of a process that was killed
+                self._waiting = f"\n{self._waiting}"
+            text = self._waiting.encode()
+            try:
+                if file.write(text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
+        self._waiting, self._begun = "", True
+
+
+def _ends_with_a_line(path):
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def read_lines(path) -> list[dict]:
+    """The JSON objects of a file of lines; others are passed over, as a process that is killed may leave half a one.
+
+    Raises:
+      FileNotFoundError: there is no file.
+    """
+    rows = []
+    for line in epath.Path(path).read_bytes().decode(errors="replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            rows += [row] if isinstance(row, dict) else []
+    return rows
 
 
 def local_copy(folder, key):

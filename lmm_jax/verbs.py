@@ -51,7 +51,7 @@ def train(args):
     from lmm_jax.training.loop import train
 
     _keep_programs(args)
-    result = train(config, args.workdir, profile=args.profile)
+    result = train(config, args.workdir, profile=args.profile, restart=args.restart)
     if jax.process_index() == 0:
         _draw(lambda: plots.draw_loss(args.workdir))
     return result

@@ -18,6 +18,7 @@ TRIED = (0, -1, NAN, INFINITY, -INFINITY, BILLION, 10**30, "fulll", "", True, No
 # Extremes that a field takes, and has a meaning for; whatever else is tried is refused.
 FREE = {"init.from", "init.vision", "init.language", "init.projector", "init.lora", "data.path"}
 FREE |= {"data.train", "data.validation"}
+DEADLINES = {f"train.deadline_{of}" for of in ("batch", "compile", "step", "save")}
 SHARES = {
     "data.max_left_out",
     "data.max_bad_share",
@@ -43,6 +44,9 @@ TAKEN = {
         "data.workers",
         "data.shrink",
         "train.eval_every",
+        "train.keep_every",
+        "train.compare_every",
+        *DEADLINES,
         "lora.rank",
     },
     -1: {"mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "model.vision.level"},
@@ -59,10 +63,13 @@ TAKEN = {
         "train.eval_batches",
         "train.save_every",
         "train.keep",
+        "train.keep_every",
+        "train.max_failed_saves",
         "train.max_skipped",
+        "train.compare_every",
         "optimizer.clip",
     },
-    0.5: {*SHARES, "lora.alpha"},
+    0.5: {*SHARES, "lora.alpha", *DEADLINES},
     "fulll": FREE,
     "": {
         "data.stacks",
@@ -98,6 +105,7 @@ TAKEN = {
         "model.decoder.tied",
         "model.newline",
         "model.newline_in_stacks",
+        "train.skip_spikes",
         "data.tiled_alone",
         "model.vision.remat",
         *(f"model.vision.{name}" for name in ("cut_rest", "class_token", "patch_bias", "pre_norm", "post_norm")),

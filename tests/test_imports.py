@@ -18,7 +18,18 @@ PACKAGE = ROOT / "lmm_jax"
 # The rooms, lowest first: each imports from those before it, from itself, and where it says so from no others.
 # DESIGN: cli, tools, bench -> release, evaluation -> aot, generation -> training -> hf -> config -> models, data
 # -> families, sharding, storage, reduction; demo -> tools, generation.
-LOWEST = {"families", "sharding", "storage", "lock", "errors", "ranges", "strict_json", "pods", "free_memory"}
+LOWEST = {
+    "families",
+    "sharding",
+    "storage",
+    "lock",
+    "errors",
+    "ranges",
+    "strict_json",
+    "pods",
+    "free_memory",
+    "watchdog",
+}
 ALLOWED = {
     "sharding": set(),
     "storage": set(),
@@ -26,6 +37,7 @@ ALLOWED = {
     "errors": set(),
     "interrupts": {"pods"},
     "lock": {"storage"},
+    "watchdog": set(),
     "pods": set(),
     "families": set(),
     "reduction": set(),
@@ -34,9 +46,9 @@ ALLOWED = {
     "models": {"families", "reduction", "ranges", "sharding"},
     "data": {"families", "reduction", "storage", "lock", "ranges", "strict_json"},
     "fields": {"models", "data", "families", "ranges", "reduction", "sharding"},
-    "config": {"fields", "models", "data", "families", "ranges", "strict_json", "sharding"},
+    "config": {"fields", "models", "data", "families", "ranges", "strict_json", "sharding", "storage"},
     "hf": {"models", "data", "config", "fields", "families", "storage", "ranges", "strict_json"},
-    "training": {"hf", "models", "data", "config", *LOWEST},
+    "training": {"hf", "models", "data", "config", "interrupts", *LOWEST},
     "compile_cache": {"storage", "errors"},
     "asking": {"generation", "training", "data", "config", "interrupts", *LOWEST},
     "aot": {"training", "models", "data", "config", *LOWEST},

@@ -32,6 +32,10 @@ def _model(args):
         from lmm_jax.bench.attention import bench_attention
 
         return bench_attention(args.shape, args.dtype, args.steps, device)
+    if args.what == "guards":
+        from lmm_jax.bench.guards import bench_guards
+
+        return bench_guards(args.shape, args.dtype, args.steps)
     if args.growth:
         from lmm_jax.bench.growth import bench_growth
 

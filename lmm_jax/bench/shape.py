@@ -175,7 +175,7 @@ def model_config(shape, dtype, scales, checkpoint=False):
             frozen_dtype="float32",
         ),
         data=types.SimpleNamespace(length=max(lengths(shape, scales))),
-        train=types.SimpleNamespace(steps=1000),
+        train=types.SimpleNamespace(steps=1000, max_skipped=10, skip_spikes=False),
         rules={},
     )
 

@@ -129,31 +129,36 @@ def check_template(tokenizer, template):
         )
 
 
-def check_rows(tokenizer, template, rows, where):
-    """Makes sure that a model has a row in its table of embeddings for every id that a prompt can have.
+def find_missing_rows(tokenizer, template, rows) -> str:
+    """Whether a model has no row in its table of embeddings for an id that a prompt can have, as a sentence; else "".
 
-    An id behind the table would silently be read as another one. The placeholder of a picture is no id of a prompt,
-    and neither are control pieces that the layout does not use.
+    The placeholder of a picture is no id of a prompt, and neither are control pieces that the layout does not use.
 
     Args:
       tokenizer: a `Tokenizer`.
       template: of the prompts.
       rows: of the table.
-      where: that the tokenizer was read from, for the message.
-
-    Raises:
-      ValueError: a text, or the layout itself, can have an id from `rows` on.
     """
     of_texts = tokenizer.text_ids - 1
     while of_texts >= rows and tokenizer.piece(of_texts) == IMAGE_TAG:
         of_texts -= 1
     of_layout = [i for piece in structural_pieces(template) for i in tokenizer.markup(piece) if isinstance(i, int)]
     largest = max(of_texts, -1 if tokenizer.bos is None else tokenizer.bos, *of_layout, stop_id(tokenizer, template))
-    if largest >= rows:
+    if largest < rows:
+        return ""
+    return (
+        f"the tokenizer is larger than the table of its model: the piece {tokenizer.piece(largest)!r} has the id "
+        f"{largest}, and the table has {rows:,} rows; take the tokenizer that the model was trained with"
+    )
+
+
+def check_ids(ids, tokenizer, rows, name):
+    """Raises ValueError if ids `[n]` of a text reach beyond a table of so many rows: they would be read as others."""
+    beyond = [i for i in np.asarray(ids).tolist() if i >= rows]
+    if beyond:
         raise ValueError(
-            f"the tokenizer of {where} is larger than the table of its model: the piece {tokenizer.piece(largest)!r} "
-            f"has the id {largest}, and the table has {rows:,} rows; take the tokenizer that the model was trained "
-            "with"
+            f"{name}: the piece {tokenizer.piece(beyond[0])!r} has the id {beyond[0]}, and the model's table has "
+            f"{rows:,} rows; take the tokenizer that the model was trained with"
         )
 
 

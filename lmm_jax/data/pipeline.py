@@ -5,6 +5,7 @@ record in it. `stream` says which records stand in the pack at a position; here 
 and views, and put together by `PackLayout.assemble`.
 """
 
+import ctypes
 import dataclasses
 import itertools
 import json
@@ -12,6 +13,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from multiprocessing import resource_tracker
 
@@ -465,8 +467,14 @@ def _read_by_processes(stream):
         iterator.close()
 
 
+KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
 def _end_with_parent(*_):
-    """Ends this reader process, by a thread of its own, if the process that started it is killed."""
+    """Ends this reader process if the process that started it ends, also one that is killed.
+
+    Linux does it when asked to; elsewhere a thread waits for the end of a pipe that the other process holds open.
+    """
     parent = multiprocessing.parent_process()
 
     def watch():
@@ -474,3 +482,7 @@ def _end_with_parent(*_):
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(KILLED_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent.pid:  # it ended before it was asked for
+            os._exit(1)

@@ -9,7 +9,7 @@ import sys
 import jax
 from etils import epath
 
-from lmm_jax import lock
+from lmm_jax import lock, storage
 from lmm_jax.config import ConfigError
 from lmm_jax.evaluation import records
 from lmm_jax.evaluation.questions import Asked, Question, ask, find_tasks, load_examples, prepare
@@ -228,4 +228,4 @@ def save_results(results, path):
     """Writes what `evaluate` returned as JSON, into a folder that is made if it is not there."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    storage.write_text(path, json.dumps(results, indent=1) + "\n")

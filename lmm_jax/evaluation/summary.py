@@ -1,8 +1,8 @@
 """The summary of an evaluation for whoever reads it: what was asked how, scores with intervals, what was left out."""
 
 import numpy as np
-from etils import epath
 
+from lmm_jax import storage
 from lmm_jax.evaluation.auto import is_fitted_on
 from lmm_jax.evaluation.run import header
 from lmm_jax.evaluation.statistics import mean_interval
@@ -12,7 +12,7 @@ from lmm_jax.generation.model import AUTO
 
 def write_summary(model, found, path):
     """Writes the summary of an `Evaluation` by a `Model` as Markdown, see `text`."""
-    epath.Path(path).write_text(text(model, found))
+    storage.write_text(path, text(model, found))
 
 
 def text(model, found) -> str:

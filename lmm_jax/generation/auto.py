@@ -21,7 +21,7 @@ import math
 import numpy as np
 from etils import epath
 
-from lmm_jax import strict_json
+from lmm_jax import storage, strict_json
 
 FILE = "auto.json"
 FORMAT = 1
@@ -154,7 +154,7 @@ class Auto:
             "of_router": [[scale, list(w)] for scale, w in sorted(self.of_router.items())],
             "about": self.about,
         }
-        (epath.Path(folder) / FILE).write_text(json.dumps(text, indent=1) + "\n")
+        storage.write_text(epath.Path(folder) / FILE, json.dumps(text, indent=1) + "\n")
 
 
 def by_density(scales, coarse, threshold) -> Auto:

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lmm_jax import families, sharding
 from lmm_jax.config import read_config, save_config, visual_layout
-from lmm_jax.data.conversation import check_rows, check_template, encode, find_template, stop_id
+from lmm_jax.data.conversation import check_ids, check_template, encode, find_missing_rows, find_template, stop_id
 from lmm_jax.data.pack_layout import PackLayout
 from lmm_jax.data.questions import read_questions
 from lmm_jax.data.segments import TEXT
@@ -38,7 +38,8 @@ from lmm_jax.hf.snapshot import download_hint, model_folder
 from lmm_jax.reduction import factor_of
 from lmm_jax.training import adapters
 from lmm_jax.training.base import restore_params
-from lmm_jax.training.checkpoint import Checkpoints, digest, saved_steps
+from lmm_jax.training.checkpoint import Checkpoints, check_holds_step
+from lmm_jax.training.digest import digest
 from lmm_jax.training.memory import check_params
 from lmm_jax.training.state import abstract_params, make_program
 
@@ -84,7 +85,9 @@ def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False, re
         tokenizer = load_tokenizer(path, families.DECODERS[config.model.families.decoder].tokenizer)
         check_template(tokenizer, config.data.template)
         stored = read_stored(path, config.model, allow_pickle)
-        check_rows(tokenizer, config.data.template, stored.rows or config.model.decoder.vocab_size, path)
+        rows = stored.rows or config.model.decoder.vocab_size
+        if missing := find_missing_rows(tokenizer, config.data.template, rows):
+            print(f"{path}: {missing}. Prompts that need such ids are refused", file=sys.stderr)
         held = dtype or stored.held
         if dtype is None and "float16" in stored.kinds:  # whatever `config.json` says: bfloat16 would drop bits
             config = _adapted(config, "float32", None, None)
@@ -100,9 +103,9 @@ def load(path, dtype=None, template=None, *, vision=None, allow_pickle=False, re
         config = _adapted(read_config(path / "config.json"), dtype, template, reduction)
         tokenizer = load_tokenizer(path)
         check_template(tokenizer, config.data.template)
-        check_rows(tokenizer, config.data.template, config.model.decoder.vocab_size, path)
-        if not saved_steps(path):
-            raise ValueError(f"{path} holds no checkpoint; did its run save a step?")
+        if missing := find_missing_rows(tokenizer, config.data.template, config.model.decoder.vocab_size):
+            raise ValueError(f"{path}: {missing}")
+        check_holds_step(path)
         program = make_program(adapters.plain_config(config), _mesh(config))
         _say(path, check_params(program))
         params, step = restore_params(path, program)
@@ -251,9 +254,7 @@ class Model:
         workdir.mkdir(parents=True)
         save_config(self.program.config, workdir / "config.json")
         self.tokenizer.save(workdir)
-        checkpoints = Checkpoints(workdir)
-        checkpoints.save_params(self.params)
-        checkpoints.close()
+        Checkpoints(workdir).save_params(self.params)
 
     def generate(
         self,
@@ -453,7 +454,9 @@ class Model:
         turns = [*query.turns, ("assistant", answer)]
         encoded = encode(turns, self.tokenizer, self._layout.template)
         prompt = encode(query.turns, self.tokenizer, self._layout.template)
-        return encoded.ids[len(prompt.ids) : encoded.turn_ends[-1]].tolist()
+        ids = encoded.ids[len(prompt.ids) : encoded.turn_ends[-1]].tolist()
+        check_ids(ids, self.tokenizer, self.program.config.model.decoder.vocab_size, query.name)
+        return ids
 
     def batch(self, images, prompt, scale=None):
         """One prompt as the model sees it, padded, however long: a batch of one pack, see `PackLayout.assemble`."""
@@ -673,6 +676,7 @@ class Model:
             (segment,) = layout.segments(query.turns, query.sizes, self.tokenizer, (scale,))
         except ValueError as error:
             raise ValueError(f"{query.name}: {error}") from error
+        check_ids(segment.id, self.tokenizer, self.program.config.model.decoder.vocab_size, query.name)
         return layout, dataclasses.replace(segment, group=0)  # nothing is trained: earlier answers are no targets
 
     def _lay_out(self, query, scale) -> Prompt:

@@ -162,23 +162,22 @@ def settle():
 
 
 def spread(values) -> np.ndarray:
-    """Some numbers `[n]` of each host, as many on all, on all of them: float32 `[hosts, n]`; every host must ask."""
-    return _gather(np.array(values, np.float32))
+    """Some numbers of every host `[hosts, n]` float64, exactly; all hosts must ask, with as many each."""
+    values = np.array(values, np.float64)
+    if jax.process_count() == 1:
+        return values[None]
+    # As bytes: JAX makes float32 of what it is given.
+    return np.array(multihost_utils.process_allgather(values.view(np.uint8))).view(np.float64)
 
 
 def everywhere(fine) -> bool:
     """Whether `fine` holds on all hosts, all of which must ask."""
-    return bool(_gather(np.array(fine, bool)).all())
+    return bool(spread([fine]).all())
 
 
 def anywhere(flags) -> np.ndarray:
     """Of each of some flags `[n]`, as many on all hosts, whether it holds on any host; all of them must ask."""
-    return _gather(np.array(flags, bool)).any(axis=0)
-
-
-def _gather(values):
-    """An array of each host, of one shape and type, with the hosts as a new first axis."""
-    return values[None] if jax.process_count() == 1 else multihost_utils.process_allgather(values)
+    return spread(flags).any(axis=0)
 
 
 def check_same(**values):
@@ -190,7 +189,7 @@ def check_same(**values):
     if jax.process_count() == 1:
         return
     sums = [zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in values.values()]
-    everywhere = _gather(np.array(sums, np.uint32))
+    everywhere = spread(sums)
     faults = [
         f"{name}: {listed(np.flatnonzero(column != column[0]).tolist())} differ from host 0"
         for name, column in zip(values, everywhere.T, strict=True)

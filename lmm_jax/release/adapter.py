@@ -11,7 +11,7 @@ from lmm_jax import sharding
 from lmm_jax.config import read_config
 from lmm_jax.hf import peft, safetensors, write_config
 from lmm_jax.training import adapters
-from lmm_jax.training.checkpoint import Checkpoints, saved_steps
+from lmm_jax.training.checkpoint import Checkpoints, check_holds_step
 from lmm_jax.training.state import abstract_params, make_program
 
 
@@ -45,8 +45,7 @@ def export_adapter(workdir, folder) -> list[str]:
             f"{workdir} trained {len(others)} parameters beside its adapters, such as {others[0]}, which a folder of "
             "adapters does not hold: export it merged, without --adapter"
         )
-    if not saved_steps(workdir):
-        raise ValueError(f"{workdir} holds no checkpoint; did its run save a step?")
+    check_holds_step(workdir)
     plain = {path: x.shape for path, x in planned.items() if not adapters.is_adapter(path)}
     layers = adapters.layers(planned)
     modules = peft.modules(config.model, whole, plain, layers)

@@ -32,7 +32,7 @@ from lmm_jax.release.adapter import export_adapter
 from lmm_jax.release.card import model_card
 from lmm_jax.training import adapters
 from lmm_jax.training.base import stream_params
-from lmm_jax.training.checkpoint import Checkpoints, saved_steps
+from lmm_jax.training.checkpoint import Checkpoints, check_holds_step
 from lmm_jax.training.state import abstract_params, make_program
 
 LAYOUTS = ("hf", ORIGINAL.name)
@@ -83,8 +83,7 @@ def export(workdir, folder, layout="hf", verify=False, adapter=False) -> dict:
     trained, tokenizer = read_config(workdir / "config.json"), load_tokenizer(workdir)
     config = adapters.plain_config(trained)
     check_template(tokenizer, config.data.template)
-    if not saved_steps(workdir):
-        raise ValueError(f"{workdir} holds no checkpoint; did its run save a step?")
+    check_holds_step(workdir)
     whole = write_config.architecture(config) if layout == "hf" else None
     if config.model.router.width:
         print(f"the router of {workdir} is left out: no layout of others has a place for it", file=sys.stderr)

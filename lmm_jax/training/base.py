@@ -16,7 +16,8 @@ from lmm_jax.config import ConfigError, read_config
 from lmm_jax.hf.load import PARTS, check_part, load_part, part_reader
 from lmm_jax.training import adapters
 from lmm_jax.training.blocks import recut, runs_of
-from lmm_jax.training.checkpoint import Checkpoints, digest, digest_of_host, leave_out, saved_base
+from lmm_jax.training.checkpoint import Checkpoints, leave_out, saved_base
+from lmm_jax.training.digest import digest, digest_of_host
 from lmm_jax.training.state import abstract_params, abstract_state, make_program
 
 
@@ -85,7 +86,7 @@ def find(config, base, workdir) -> dict:
 
 
 def restore(checkpoints, program, workdir, note=print):
-    """`(state, data, base)` of the newest sound step of a run, base as `describe` gave it; None if there is none.
+    """`(state, about, base)` of the newest sound step of a run, base as `describe` gave it; None if there is none.
 
     Raises:
       ConfigError: the base is not there, cannot be read, or is another.
@@ -97,8 +98,8 @@ def restore(checkpoints, program, workdir, note=print):
     restored = checkpoints.restore(abstract, note)
     if restored is None:
         return None
-    state, data = restored
-    return state.replace(params=_with_base(program, state.params, base, workdir, note)), data, base
+    state, about = restored
+    return state.replace(params=_with_base(program, state.params, base, workdir, note)), about, base
 
 
 def restore_params(workdir, plain, note=print):

@@ -1,13 +1,19 @@
-"""Checkpoints: Orbax v1, one folder a step, verified by a digest of every leaf before it is used.
+"""Checkpoints: Orbax v1, one folder a step, which counts once its manifest is there and proves what it holds.
 
-Orbax notices missing and truncated files, but loads flipped bits silently; a digest is computed on the device at
-save, stored with the step and compared after restore. It is a sum of integers, so it does not depend on the mesh.
+Orbax notices missing and truncated files, but loads flipped bits silently, and forces nothing to the disk. So a step
+has a file of ours, written last: when all other files are on the disk, not only in the system's memory. It holds a
+digest of every array (see `digest`), computed on the devices at save and compared after restore, the size of every
+file, the number of the step, and what the run says of itself, and it is digested too. Whatever differs from it makes
+a step unusable, which is named and passed over; a folder without it was never finished.
 """
 
 import contextlib
-import math
+import errno
+import hashlib
+import json
 import os
-from concurrent import futures
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +24,40 @@ from orbax.checkpoint import v1 as ocp
 from lmm_jax import storage
 from lmm_jax.errors import chain_of
 from lmm_jax.pods import hosts
+from lmm_jax.training.digest import digest, digest_of_host, named
 
-PIECE, BLOCK = 2**25, 2**18  # numbers of an array on the host that are digested by a thread, and in one go
+MANIFEST, FORMAT = "manifest.json", 2  # of a step; format 1 kept what it holds in Orbax's own metadata
+DELETED = ".deleted"  # ends the name of a step that is being deleted
+TEMPORARY = ".orbax-checkpoint-tmp"  # stands in the name of one that Orbax still writes
 CHUNK = 2**28  # bytes of an array that are read at a time, whatever part of it is wanted
 SLICE = 2**20  # bytes that a device writes at least of an array that several hold alike
+LOOKS, LOOK = 5, 0.2  # after a save that failed: looks for what it left, seconds apart
+DAMAGED = "damaged"  # folder of a workdir that steps are moved to which cannot be used
+
+
+class Damaged(ValueError):
+    """A step that is not what was saved."""
 
 
 def saved_steps(workdir) -> list[int]:
     """The steps whose checkpoints lie in a workdir, newest first; nothing there is changed, or opened."""
-    directory = storage.absolute(workdir) / "checkpoints"
-    names = [path.name for path in directory.iterdir()] if directory.exists() else []
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    return [step for step, folder in _folders(_directory(workdir)) if (folder / MANIFEST).exists()]
 
 
-def saved_stream(workdir, step) -> dict | None:
-    """What identified the data stream when a step was saved, see `Checkpoints.save`; nothing is changed.
+def saved_about(workdir, step) -> dict | None:
+    """What the run said of itself when a step was saved, see `Checkpoints.save`; nothing is changed.
 
     None if the step is damaged: it will be named, and passed over, when it is restored.
     """
-    path = storage.absolute(workdir) / "checkpoints" / str(step)
     try:
-        return ocp.checkpointables_metadata(path).custom_metadata["data"]
-    except Exception:  # Orbax raises many kinds; each means that this step is unusable
+        return read_manifest(_directory(workdir) / str(step))["about"]
+    except Damaged:
         return None
+
+
+def newest_sound(workdir) -> int:
+    """The newest step of a workdir whose manifest is sound; 0 if there is none, or only step 0."""
+    return next((step for step in saved_steps(workdir) if saved_about(workdir, step) is not None), 0)
 
 
 def saved_base(workdir) -> dict | None:
@@ -49,86 +66,241 @@ def saved_base(workdir) -> dict | None:
     It is the same for all steps of a run: that of the newest one that can be read.
     """
     for step in saved_steps(workdir):
-        path = storage.absolute(workdir) / "checkpoints" / str(step)
-        try:
-            return ocp.checkpointables_metadata(path).custom_metadata.get("base")
-        except Exception:  # Orbax raises many kinds; each means that this step is unusable
-            continue
+        with contextlib.suppress(Damaged):
+            return read_manifest(_directory(workdir) / str(step))["base"]
     return None
 
 
+def check_holds_step(workdir):
+    """Raises ValueError if a workdir holds no step, or only such as this version cannot verify."""
+    check_not_of_before(workdir)
+    if not saved_steps(workdir):
+        raise ValueError(f"{workdir} holds no checkpoint; did its run save a step?")
+
+
+def check_not_of_before(workdir):
+    """Raises ValueError if all steps of a workdir were saved by a version of before, which knew no manifest."""
+    steps = [step for step, folder in _folders(_directory(workdir)) if _old(folder)]
+    if steps and not saved_steps(workdir):
+        raise ValueError(
+            f"steps {steps} in {workdir}/checkpoints were saved by a version of lmm_jax from before checkpoints had "
+            "a manifest, and cannot be verified; go on with that version, or export the model with it and use that"
+        )
+
+
+def _old(folder):
+    """Whether a folder is a step of a version of before."""
+    if (folder / MANIFEST).exists():
+        return False
+    try:
+        return "digests" in (ocp.checkpointables_metadata(folder).custom_metadata or {})
+    except Exception:  # Orbax raises many kinds; each means that this is no step that was finished
+        return False
+
+
+def read_manifest(folder) -> dict:
+    """What was written of a step when all of it was on disk: step, about, base, digests and files.
+
+    Raises:
+      Damaged: it is not there, or not as it was written, or that of another step.
+    """
+    path = folder / MANIFEST
+    try:
+        stored = json.loads(path.read_bytes())
+        content, sha256 = stored["content"], stored["sha256"]
+        sound = _sha256(content) == sha256 and isinstance(content, dict)
+    except FileNotFoundError:
+        raise Damaged(f"{path} is missing") from None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged: {_reason(error)}") from error
+    if not sound:
+        raise Damaged(f"{path} is damaged: it is not as it was written")
+    if content["format"] != FORMAT:
+        raise Damaged(f"{path} has format {content['format']}, this version reads {FORMAT}")
+    if str(content["step"]) != folder.name:
+        raise Damaged(f"{folder} holds step {content['step']}: it was renamed, copied or linked")
+    return content
+
+
+def _write_manifest(folder, content):
+    text = json.dumps({"content": content, "sha256": _sha256(content)}, indent=1)
+    storage.write_text(folder / MANIFEST, text + "\n")
+
+
+def _sha256(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _directory(workdir):
+    return storage.absolute(workdir) / "checkpoints"
+
+
+def _folders(directory):
+    """`(step, folder)` of all that has a step's name, newest first."""
+    if not directory.is_dir():
+        return []
+    named = [path for path in directory.iterdir() if path.name.isascii() and path.name.isdigit()]
+    return sorted(((int(path.name), path) for path in named if path.name == str(int(path.name))), reverse=True)
+
+
+def _sizes(folder) -> dict[str, int]:
+    """Bytes of each file of a step, but its manifest, by its path in the step's folder."""
+    files = storage.files_of(folder)
+    return {name: size for name, size in sorted(files.items()) if name != MANIFEST}
+
+
 class Checkpoints:
-    """The checkpoints of one workdir: `params` and `train` (optimizer state and counters) of each step."""
+    """The checkpoints of one workdir: `params` and `train` (optimizer state and counters) of each step.
 
-    def __init__(self, workdir, keep=2):
-        """`keep`: newest steps to preserve."""
-        self.directory, self._keep = storage.absolute(workdir) / "checkpoints", keep
-        self._orbax = self._open()
+    Attributes:
+      directory: that the steps lie in.
+    """
 
-    def _open(self, copied=None):
-        """Orbax's checkpointer, which a save lets copy fewer than `copied` bytes of arrays at a time."""
-        context = ocp.Context()
-        context.array.saving.use_compression = False  # of weights it saves little, and takes most of the time
-        context.array.saving.storage_options.chunk_byte_size = CHUNK
-        # To cut an array up is a program for each shape and device, which small ones are not worth.
-        context.array.saving.min_slice_bytes_for_replica_parallel = SLICE
-        context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = copied
-        with context:
-            return ocp.training.Checkpointer(
-                self.directory,
-                # The default policy skips a save silently while another one runs.
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
-                cleanup_tmp_directories=True,
-            )
+    def __init__(self, workdir, keep=2, keep_every=0):
+        """Args:
+        workdir: of the run.
+        keep: newest steps to preserve.
+        keep_every: steps whose number it divides are preserved too; 0 for none.
+        """
+        self.directory, self._keep, self._keep_every = _directory(workdir), keep, keep_every
+        self._saving = None
 
-    def save(self, state, data, base=None):
+    def check_room(self, state, base=None):
+        """Raises OSError if the disk of this machine has no room for a `TrainState`; see `save`."""
+        if jax.process_index() > 0 or storage.is_remote(self.directory):
+            return
+        needed = sum(x.nbytes for part in _saved_parts(state, base).values() for x in jax.tree.leaves(part))
+        if storage.free_bytes(self.directory) < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
+
+    def save(self, state, about, base=None, on_saved=lambda step: None, within=lambda what: contextlib.nullcontext()):
         """Starts saving `state` under its step; returns when the arrays are copied, writing goes on behind.
 
         Args:
           state: a `TrainState`.
-          data: JSON dict that identifies the data stream.
+          about: JSON dict that `restore` gives back: what identifies the run and its data.
           base: JSON dict about parameters that are not saved, as they lie elsewhere: "digests" by their paths, and
             whatever else finds them again; None to save all.
+          on_saved: called behind, on the first host, with the step once it counts.
+          within: of what is done behind, in words, a context that it is done in, such as a limit of time.
 
         Raises:
-          RuntimeError: Orbax refused the step.
           OSError: this save, or the one before, cannot be written.
         """
-        step = int(state.step)
-        parts = _parts(state)
-        if base is not None:
-            parts["params"] = leave_out(parts["params"], base["digests"])
-        about = {"data": data, "digests": {name: digest(part) for name, part in parts.items()}}
-        about |= {} if base is None else {"base": base}
-        # Forced, as a later step may be there that is damaged, and Orbax by itself saves none before the last.
-        options = {"force": True, "overwrite": True}
-        with _written_to(self.directory):
-            saving = self._orbax.save_checkpointables_async(step, parts, custom_metadata=about, **options)
-        if saving is None:
-            raise RuntimeError(f"Orbax refused to save step {step} in {self.directory}")
+        self.wait()
+        step, parts = int(state.step), _saved_parts(state, base)
+        content = self._content(step, parts, about, base)
+        try:
+            with _written_to(self.directory), _context():
+                self.directory.mkdir(parents=True, exist_ok=True)
+                saving = ocp.save_checkpointables_async(
+                    self.directory / str(step), parts, overwrite=True, custom_metadata={"format": FORMAT}
+                )
+        except BaseException:
+            self._remove_unfinished(looks=LOOKS)
+            raise
+
+        def finish():
+            with within(f"writing the checkpoint of step {step}"):
+                self._finish(saving, content, on_saved)
+
+        self._saving = _Saving(finish)
+
+    def _content(self, step, parts, about, base):
+        digests = {name: digest(part) for name, part in parts.items()}
+        return {"format": FORMAT, "step": step, "about": about, "base": base, "digests": digests}
+
+    def _finish(self, saving, content, on_saved):
+        """Waits until Orbax has written a step, and makes it count."""
+        saving.result()
+        if jax.process_index() > 0:
+            return
+        folder = self.directory / str(content["step"])
+        storage.sync(folder)
+        _write_manifest(folder, content | {"files": _sizes(folder)})
+        storage.sync_entry(folder)
+        on_saved(content["step"])
+        self._forget(content["step"])
+
+    def _forget(self, saved):
+        """Deletes the steps that need not be kept, now that `saved` counts.
+
+        Later ones are damaged, as the run went on from before them.
+        """
+        steps = self.steps()
+        earlier = [step for step in steps if step <= saved]
+        for step in [step for step in steps if step > saved] + earlier[self._keep :]:
+            if step > saved or not self._keep_every or step % self._keep_every:
+                _delete(self.directory / str(step))
+
+    def failed(self) -> bool:
+        """Whether the last save is over and went wrong, which `wait` then raises."""
+        return self._saving is not None and self._saving.failed()
 
     def wait(self):
-        """Waits until the last save is on disk; raises what went wrong."""
-        with _written_to(self.directory):
-            self._orbax.wait()
-
-    def close(self):
-        """Waits and releases Orbax's threads."""
-        with _written_to(self.directory):
-            self._orbax.close()
+        """Waits until the last save is on disk; raises what went wrong, after which another one may be tried."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            try:
+                with _written_to(self.directory):
+                    saving.wait()
+            except BaseException:
+                self._remove_unfinished(looks=LOOKS)
+                raise
 
     def __enter__(self):
         return self
 
     def __exit__(self, error, *_):
-        """Closes, but after an error on one of several hosts: to save takes all of them, and the others go on."""
+        """Waits, but after an error on one of several hosts: to save takes all of them, and the others go on."""
         if error is None or jax.process_count() == 1:
-            self.close()
+            self.wait()
 
     def steps(self) -> list[int]:
         """Steps on disk, newest first."""
-        return sorted((c.step for c in self._orbax.checkpoints), reverse=True)
+        return saved_steps(self.directory.parent)
+
+    def clear_away(self, used=None, note=print):
+        """Removes what an earlier process left unfinished, and moves steps that cannot be used out of the way.
+
+        For the one process that writes to the workdir, while no save is under way.
+
+        Args:
+          used: the step that the run goes on from, beside which later ones are damaged; None if there is none.
+          note: called with a line for each step that is moved.
+        """
+        if not self.directory.is_dir():
+            return
+        self._remove_unfinished()
+        if storage.is_remote(self.directory):  # a folder cannot be renamed there; one that is saved replaces it
+            return
+        for step, folder in _folders(self.directory):
+            finished = (folder / MANIFEST).exists()
+            if (finished and (used is None or step <= used)) or _old(folder):
+                continue
+            place = self.directory.parent / DAMAGED / folder.name
+            if place.exists():
+                place.rmtree()
+            place.parent.mkdir(exist_ok=True)
+            os.replace(folder, place)
+            why = "cannot be used" if finished else "was never finished"
+            note(f"step {step} {why}; it lies in {place} now, to look at or to delete")
+
+    def _remove_unfinished(self, looks=1):
+        """Removes what was being written or deleted; on a disk that is full it is what takes the room.
+
+        Args:
+          looks: how often to look, `LOOK` seconds apart: after a save that failed, some of Orbax's threads may still
+            write to their files.
+        """
+        if jax.process_index() > 0:
+            return
+        for number in range(looks):
+            time.sleep(LOOK if number else 0)
+            with contextlib.suppress(OSError):
+                for path in self.directory.iterdir():
+                    if TEMPORARY in path.name or path.name.endswith(DELETED):
+                        path.rmtree() if path.is_dir() else path.unlink()
 
     def restore(self, abstract, note=print):
         """Restores the newest sound step into the shardings of `abstract`.
@@ -138,7 +310,7 @@ class Checkpoints:
           note: called with a line for each step that is damaged.
 
         Returns:
-          `(state, data)` as they were saved, or None if nothing was ever saved.
+          `(state, about)` as they were saved, or None if nothing was ever saved.
 
         Raises:
           ValueError: there are checkpoints and none is sound.
@@ -148,7 +320,7 @@ class Checkpoints:
             return None
         step, parts, about = restored
         state = abstract.replace(step=jnp.asarray(step, jnp.int32), params=parts["params"], **parts["train"])
-        return state.replace(step=jax.device_put(state.step, abstract.step.sharding)), about["data"]
+        return state.replace(step=jax.device_put(state.step, abstract.step.sharding)), about
 
     def restore_params(self, abstract, note=print, step=None):
         """Restores only the parameters of the newest sound step, or of `step` alone; returns `(params, step)`.
@@ -179,11 +351,12 @@ class Checkpoints:
         context.pytree.loading.partial_load = True
         folder = self.directory / str(step)
         try:
-            about = self._orbax.checkpointables_metadata(step)
-            digests = about.custom_metadata["digests"]["params"]
-            stored = flatten_dict(about.metadata["params"], sep="/")
+            digests = read_manifest(folder)["digests"]["params"]
+            stored = flatten_dict(ocp.checkpointables_metadata(folder).metadata["params"], sep="/")
         except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
-            raise ValueError(f"checkpoint {folder} is damaged: what it holds cannot be read") from error
+            raise ValueError(
+                f"checkpoint {folder} is damaged: what it holds cannot be read: {_reason(error)}"
+            ) from error
         for path, x in flatten_dict(abstract, sep="/").items():
             if path not in stored or tuple(stored[path].shape) != x.shape:
                 raise ValueError(f"checkpoint {folder}: {path} {x.shape} is not there, or has another shape")
@@ -206,39 +379,131 @@ class Checkpoints:
 
         Returns when they are on disk.
         """
-        about = {"data": {}, "digests": {"params": digest(params)}}
-        checkpointer = self._open(copied=1 + max(x.nbytes for x in jax.tree.leaves(params)))
-        checkpointer.save_checkpointables(step, {"params": params}, custom_metadata=about, overwrite=True)
-        checkpointer.close()
-        self._orbax.reload()
+        parts = {"params": params}
+        largest = max(x.nbytes for x in jax.tree.leaves(params))
+        with _written_to(self.directory), _context(copied=1 + largest):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            ocp.save_checkpointables(self.directory / str(step), parts, overwrite=True)
+            folder = self.directory / str(step)
+            storage.sync(folder)
+            _write_manifest(folder, self._content(step, parts, {}, None) | {"files": _sizes(folder)})
 
     def _newest_sound(self, abstract, note, steps=None):
         steps = self.steps() if steps is None else steps
         for step in steps:
-            fault = ""
-            try:
-                parts = self._orbax.load_checkpointables(step, abstract)
-                about = self._orbax.checkpointables_metadata(step).custom_metadata
-            except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
-                fault = _reason(error)
-            if not hosts.everywhere(not fault):  # each reads its own part
-                note(f"checkpoint {step} in {self.directory} cannot be read: {fault or 'by another host'}")
+            folder, found = self.directory / str(step), {}
+
+            def check(folder=folder, found=found):
+                found["content"] = _checked_manifest(folder)
+
+            def load(folder=folder, found=found):
+                with _context():
+                    found["parts"] = ocp.load_checkpointables(folder, abstract)
+
+            fault = _fault_of(check) or _fault_of(load)
+            if fault:
+                note(f"checkpoint {step} in {self.directory} cannot be read: {fault}")
                 continue
-            bad = [
-                f"{name}/{path}"
-                for name, part in parts.items()
-                for path, value in digest(part).items()
-                if about["digests"][name].get(path) != value
-            ]
+            bad = _differing(found["parts"], found["content"])
             if not bad:
-                return step, parts, about
-            note(f"checkpoint {step} in {self.directory} is damaged: {', '.join(bad[:3])} differ from what was saved")
+                return step, found["parts"], found["content"]["about"]
+            bad = ", ".join(bad[:3])
+            note(f"checkpoint {step} in {self.directory} is damaged: {bad} differ from what was saved")
         if steps:
             raise ValueError(
                 f"no sound checkpoint among steps {steps} in {self.directory}; "
                 "move the folder away to start again, or restore it from a copy"
             )
         return None
+
+
+def _fault_of(read) -> str:
+    """What went wrong with reading a step, here or on another host, all of which read their own part; "" if nothing.
+
+    All hosts must ask, and then none goes on alone to what takes all of them.
+    """
+    fault = ""
+    try:
+        read()
+    except Damaged as error:
+        fault = str(error)
+    except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
+        fault = _reason(error)
+    return "" if hosts.everywhere(not fault) else fault or "another host cannot read it"
+
+
+def _checked_manifest(folder) -> dict:
+    """The manifest of a step whose files are all there; Damaged names the first that is not."""
+    content = read_manifest(folder)
+    sizes = _sizes(folder)
+    for name, size in content["files"].items():
+        if name not in sizes:
+            raise Damaged(f"{folder / name} is missing")
+        if sizes[name] != size:
+            raise Damaged(f"{folder / name} has {sizes[name]} bytes, {size} were written")
+    return content
+
+
+def _differing(parts, content) -> list[str]:
+    """Paths of what was restored and is not what was saved."""
+    bad = [
+        f"{name}/{path}"
+        for name, part in parts.items()
+        for path, value in digest(part).items()
+        if content["digests"][name].get(path) != value
+    ]
+    if bad or "train" not in parts:
+        return bad
+    train = parts["train"]
+    updates = content["step"] - int(train["skipped"])  # that were not skipped: what the optimizer counts
+    counts = [(path, x) for path, x in named(train["opt_state"]).items() if path.split("/")[-1] == "count"]
+    return [f"train/opt_state/{path}" for path, x in counts if int(x) != updates]
+
+
+class _Saving:
+    """A save that goes on in a thread of its own."""
+
+    def __init__(self, finish):
+        self._error = None
+        self._thread = threading.Thread(target=self._run, args=(finish,), name="saving", daemon=True)
+        self._thread.start()
+
+    def _run(self, finish):
+        try:
+            finish()
+        except BaseException as error:  # which `wait` raises where it can be acted on
+            self._error = error
+
+    def failed(self):
+        return not self._thread.is_alive() and self._error is not None
+
+    def wait(self):
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _context(copied=None):
+    """How Orbax reads and writes; a save copies fewer than `copied` bytes of arrays at a time."""
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # of weights it saves little, and takes most of the time
+    context.array.saving.storage_options.chunk_byte_size = CHUNK
+    # To cut an array up is a program for each shape and device, which small ones are not worth.
+    context.array.saving.min_slice_bytes_for_replica_parallel = SLICE
+    context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = copied
+    return context
+
+
+def _delete(folder):
+    """Deletes a step such that what is left of it, should that be interrupted, is no step."""
+    if storage.is_remote(folder):
+        (folder / MANIFEST).unlink()
+        folder.rmtree()
+        return
+    gone = folder.parent / f"{folder.name}{DELETED}"
+    os.replace(folder, gone)
+    storage.sync_entry(gone)
+    gone.rmtree()
 
 
 def leave_out(params, paths):
@@ -259,73 +524,17 @@ def _written_to(directory):
         raise
 
 
-def digest(tree) -> dict[str, int]:
-    """A number per leaf that any flipped bit changes; the same on every mesh."""
-    flat = {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in jax.tree.leaves_with_path(tree)}
-    return {path: int(value) for path, value in jax.device_get(_digests(flat)).items()}
-
-
-def digest_of_host(x) -> int:
-    """The digest of a numpy array, of which little is copied to a device at a time."""
-    flat = x.reshape(-1)
-
-    def add(start):
-        piece = flat[start : start + PIECE]
-        rest = (1 << (piece.size - 1).bit_length()) - piece.size  # zeros count nothing, and few sizes are compiled
-        piece = np.concatenate([piece, np.zeros(rest, piece.dtype)]) if rest else piece
-        return int(_sum_of_blocks(piece, np.uint32(start % 2**32)))
-
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return sum(pool.map(add, range(0, flat.size, PIECE))) % 2**32
-
-
-@jax.jit
-def _sum_of_blocks(x, first):
-    """`_sum` of a flat array, a block that stays in the cache at a time."""
-    blocks = x.reshape(-1, min(x.size, BLOCK))
-
-    def add(i, total):
-        block = jax.lax.dynamic_index_in_dim(blocks, i, keepdims=False)
-        return total + _sum(block, first + jnp.asarray(i, jnp.uint32) * jnp.uint32(BLOCK))
-
-    return jax.lax.fori_loop(0, len(blocks), add, jnp.uint32(0))
-
-
-@jax.jit
-def _digests(flat):
-    return {path: _digest(x) for path, x in flat.items()}
-
-
-@jax.jit
-def _digest(x):
-    """Of one leaf; compiled into `_digests`, but traced once for all leaves of a shape."""
-    if x.ndim < 3:
-        return _sum(x, jnp.uint32(0))
-    each = jnp.uint32(math.prod(x.shape[1:]))
-
-    def add(i, total):
-        # A layer at a time, as the compiler for CPUs stores every term of a sum; behind the barrier, as it would
-        # convert all layers at once before the loop.
-        layers = jax.lax.optimization_barrier((x, i))[0]
-        return total + _sum(
-            jax.lax.dynamic_index_in_dim(layers, i, keepdims=False), jnp.asarray(i, jnp.uint32) * each
-        )
-
-    return jax.lax.fori_loop(0, len(x), add, jnp.uint32(0))
-
-
-def _sum(x, first):
-    """Of the bits of `x`, weighted by their places, counted from `first`."""
-    bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(jnp.uint32)
-    index = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    # An odd weight a position, mod 2^32: swapped values change the sum too.
-    return (bits * ((first + index) * jnp.uint32(2654435762) + jnp.uint32(1))).sum(dtype=jnp.uint32)
+def _saved_parts(state, base):
+    """The parts of a train state, without the parameters that are not saved, see `Checkpoints.save`."""
+    parts = _parts(state)
+    if base is not None:
+        parts["params"] = leave_out(parts["params"], base["digests"])
+    return parts
 
 
 def _parts(state):
-    train = {"opt_state": state.opt_state, "skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
+    """What is saved of a train state: its parameters, which can be read alone, and all else but its step."""
+    train = {name: getattr(state, name) for name in ("opt_state", "skipped", "skipped_in_row", "recent")}
     return {"params": state.params, "train": train}
 
 

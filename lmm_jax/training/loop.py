@@ -1,46 +1,49 @@
 """The training loop."""
 
 import contextlib
-import dataclasses
+import errno
 import functools
 import json
-import signal
-import threading
-import time
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax.traverse_util import flatten_dict
-from jax.experimental import multihost_utils
 
 from lmm_jax import lock, sharding
 from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
-from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
+from lmm_jax.data.pipeline import HOST_ONLY
 from lmm_jax.pods import hosts
-from lmm_jax.training import adapters, start
+from lmm_jax.training import adapters, events, soundness, start
 from lmm_jax.training import base as base_lib
 from lmm_jax.training import metrics as metrics_lib
 from lmm_jax.training.bad_records import BadRecords
-from lmm_jax.training.checkpoint import Checkpoints, saved_steps
+from lmm_jax.training.checkpoint import Checkpoints, newest_sound
+from lmm_jax.training.events import Events
 from lmm_jax.training.optimizer import schedule
-from lmm_jax.training.plan import Plan, check_stream, make_plan
-from lmm_jax.training.state import Program, init_state
+from lmm_jax.training.outcomes import Outcomes
+from lmm_jax.training.plan import check_saved, make_plan
+from lmm_jax.training.reader import Reader
+from lmm_jax.training.run import Run
+from lmm_jax.training.state import init_state
 from lmm_jax.training.step import jit_eval_step, jit_train_step
+from lmm_jax.training.stop import stop_signal
 
 
 class Preempted(Exception):
     """The process was asked to stop; everything is saved and the same command continues."""
 
 
-def train(config, workdir, profile=0):
+def train(config, workdir, profile=0, restart=False):
     """Trains, or continues the run that `workdir` holds; on several hosts all of them call it alike.
 
     Args:
       config: from `load_config`.
-      workdir: folder of the run: config.json, metrics.jsonl, checkpoints/, tokenizer, loss.png. All hosts see it.
+      workdir: folder of the run: config.json, metrics.jsonl, events.jsonl, checkpoints/, tokenizer, loss.png. All
+        hosts see it.
       profile: writes a profiler trace of so many steps, after compilation, to `workdir/profile`.
+      restart: begins at step 0 in a workdir whose checkpoints are gone.
 
     Returns:
       dict of the last metrics: step, loss, validation_loss, tokens_per_second and others.
@@ -48,17 +51,20 @@ def train(config, workdir, profile=0):
     Raises:
       ConfigError, FileNotFoundError, OSError, ImportError, ValueError: see `plan.make_plan`; nothing was written.
       Held: another process trains in `workdir`.
-      FloatingPointError: `train.max_skipped` updates in a row were not finite.
+      BadData: too many records could not be read.
+      FloatingPointError: `train.max_skipped` updates in a row were skipped, or parameters are no numbers any more.
+      Corrupted: devices that must hold the same hold something else.
+      OSError: `train.max_failed_saves` saves one after another failed.
       MissingHost: see `hosts.start`.
       Preempted: after SIGTERM or Ctrl-C to any host, once everything is saved.
     """
     check(config)
     hosts.start(folder=workdir)
-    plan = make_plan(config, workdir)
+    plan = make_plan(config, workdir, restart)
     main = jax.process_index() == 0
     hosts.check_same(config=json.loads(config.to_json_best_effort()), data=plan.stream)
     with lock.hold(plan.workdir, "lmm train") if main else contextlib.nullcontext() as held:
-        if next(iter(saved_steps(plan.workdir)), 0) != plan.step:
+        if newest_sound(plan.workdir) != plan.step:
             raise ConfigError(
                 f"{plan.workdir} was trained by another process meanwhile; start the same command again"
             )
@@ -77,99 +83,87 @@ def _run_plan(plan, main, held, profile):
     config, program = plan.program.config, plan.program
     if main:
         _describe(plan)
-    checkpoints = Checkpoints(plan.workdir, config.train.keep)
-    restored = base_lib.restore(checkpoints, program, plan.workdir)
+    happened = Events(plan.workdir, main)
+    checkpoints = Checkpoints(plan.workdir, config.train.keep, config.train.keep_every)
+    faults = []
+    restored = base_lib.restore(checkpoints, program, plan.workdir, note=_both(print, faults.append))
     if restored:
-        state, saved, base = restored
-        check_stream(plan.workdir, saved, plan.stream)
+        state, about, base = restored
+        check_saved(plan.workdir, about, config, plan.stream)
     else:
         state, base = start.begin(program, init_state(program))
+        about = {}
     sharding.assert_sharded(state, program.shardings, "train state")
 
+    step = int(state.step)
     writer = metrics_lib.MetricWriter(plan.workdir, config, main)
-    run = _Run(plan, checkpoints, writer, held, main, base)
-    with contextlib.closing(writer), checkpoints:
-        if int(state.step) < config.train.steps:
-            if main and plan.step:  # now that it could be restored
-                _claim(plan)
-            return _take_steps(run, state, profile)
+    run = Run(plan, checkpoints, writer, happened, held, main, base, about.get("bad_records"), step)
+    with contextlib.closing(run.watchdog), contextlib.closing(writer), checkpoints:
+        if step < config.train.steps:
+            if main:
+                _begin(run, restored is not None, faults)
+            hosts.everywhere(True)  # none saves before what is in the way is gone
+            try:
+                return _take_steps(run, _not_stopped(state, config.train.max_skipped), profile)
+            except Preempted:
+                raise
+            except Exception as error:
+                happened.add(events.FAILED, run.saved, words=f"{type(error).__name__}: {error}")
+                raise
     if main:
         print(f"{plan.workdir}: all {config.train.steps} steps are done")
     written = (plan.workdir / metrics_lib.NAME).exists()
     rows = metrics_lib.read_metrics(plan.workdir) if written else []
-    return functools.reduce(dict.__or__, rows, {"step": int(state.step)})
+    return functools.reduce(dict.__or__, rows, {"step": step})
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What a run consists of while it lasts, beside its state.
+def _begin(run, goes_on, faults):
+    """Claims the workdir, says how a run begins, and clears away what is in its way.
 
-    Attributes:
-      plan: what was known before it began.
-      checkpoints, writer: where state and metrics go.
-      held: the `lock.Hold` of the workdir; None on all hosts but the first.
-      main: whether this process speaks and writes for all.
-      base: what checkpoints leave out, see `base.describe`.
+    Args:
+      run: the `Run`, about to take its first step.
+      goes_on: whether its state was restored.
+      faults: lines about steps that could not be.
     """
+    workdir, step = run.workdir, run.saved
+    if run.plan.step:  # now that it could be restored
+        _claim(run.plan)
 
-    plan: Plan
-    checkpoints: Checkpoints
-    writer: metrics_lib.MetricWriter
-    held: lock.Hold | None
-    main: bool
-    base: dict | None
+    def tell(event):
+        return lambda words: run.happened.add(event, step, words=words)
 
-    @property
-    def program(self) -> Program:
-        """See `state.make_program`."""
-        return self.plan.program
+    for fault in faults:
+        tell(events.FELL_BACK)(fault)
+    gone = events.saved_step(workdir)
+    if gone > max(run.checkpoints.steps(), default=0):
+        words = f"step {gone} was saved, and is not there any more; going on from step {step}"
+        _both(print, tell(events.FELL_BACK))(words)
+    run.checkpoints.clear_away(step if goes_on else None, _both(print, tell(events.MOVED)))
+    run.happened.add(events.CONTINUED if goes_on else events.STARTED, step, steps=run.program.config.train.steps)
 
-    @property
-    def packs(self) -> Packs:
-        """Of the training split."""
-        return self.plan.packs
 
-    @property
-    def workdir(self) -> epath.Path:
-        """Of the run."""
-        return self.plan.workdir
+def _both(one, other):
+    """A function that hands what it gets to two others."""
 
-    def save(self, state):
-        """Saves a state, and what was written beside it, unless another process has taken the workdir over."""
-        if self.held:
-            self.held.check()
-        self.checkpoints.save(state, self.plan.stream, self.base)
-        self.writer.flush()
+    def both(words):
+        one(words)
+        other(words)
 
-    @property
-    def batch_shape(self) -> tuple[int, int]:
-        """Micro-batches of a step, and packs of each."""
-        t = self.program.config.train
-        return t.micro_batches, t.batch_size // t.micro_batches
+    return both
 
-    @functools.cached_property
-    def local_packs(self) -> np.ndarray:
-        """Numbers of this host's packs in a global batch."""
-        return sharding.local_packs(self.program.mesh, self.program.config.rules, self.batch_shape)
 
-    def host_batches(self, packs, first, end):
-        """This host's part of the global batches number `first` to `end` - 1 of some packs."""
-        data = self.program.config.data
-        return batches(packs, self.local_packs, first, end, threads=data.threads, workers=data.workers)
-
-    def to_global(self, batch):
-        """This host's part of a batch as a part of global arrays; what is for the host alone is left out."""
-        arrays = {name: x for name, x in batch.items() if name not in HOST_ONLY}
-        return sharding.to_global(
-            arrays, self.local_packs, self.program.mesh, self.program.config.rules, self.batch_shape
-        )
+def _not_stopped(state, limit):
+    """The state of a run that goes on; one that had stopped after so many skipped updates in a row counts anew."""
+    if int(state.skipped_in_row) < limit:
+        return state
+    return state.replace(skipped_in_row=jax.device_put(jnp.zeros((), jnp.int32), state.skipped_in_row.sharding))
 
 
 def _take_steps(run, state, profile):
     """Takes the steps that are left: trains, and now and then logs, validates and saves.
 
     Args:
-      run: the `_Run`.
+      run: the `Run`.
       state: `TrainState` to go on from.
       profile: steps to trace, after compilation; 0 for none.
 
@@ -177,62 +171,111 @@ def _take_steps(run, state, profile):
       dict of the last metrics.
 
     Raises:
-      BadData, FloatingPointError, Preempted: see `train`.
+      BadData, Corrupted, FloatingPointError, OSError, Preempted: see `train`.
     """
     config, t, main = run.program.config, run.program.config.train, run.main
-    done = int(state.step)
+    first = int(state.step)
     validation = run.plan.validation
     if main and t.eval_every and validation is None:
         print(f"no split '{config.data.validation}' in the data: no validation loss")
     train_step, eval_step = jit_train_step(run.program), jit_eval_step(run.program)
-    progress, meter = metrics_lib.Progress(done, t.steps, main), _Meter()
-    bad_records = BadRecords(run.workdir, config.data.max_bad_share, config.data.max_bad_run)
-    if main and not done:
+    progress, meter = metrics_lib.Progress(first, t.steps, main), metrics_lib.Meter()
+    bad_records = BadRecords(run.workdir, config.data.max_bad_share, config.data.max_bad_run, run.bad_before)
+    if main and not first:
         bad_records.note_left_out(run.packs)
-    last, recent = {}, []  # metrics, and the records of each step since they were last looked at
-    reading = contextlib.closing(run.host_batches(run.packs, done, t.steps))
-    with reading as iterator, run.program.use(), _stop_signal() as stop, contextlib.ExitStack() as trace:
-        for step in range(done + 1, t.steps + 1):
-            if profile and main and step == done + 3:
+    outcomes, last = Outcomes(t.max_skipped, run.happened, progress.note), {}
+    compiled = set()  # shapes of batches that the step is compiled for
+
+    def save(state):
+        with meter.paused():
+            run.save(state, bad_records, progress.note)
+            bad_records.flush()
+
+    def settle(state):
+        """Makes sure that a state is on disk."""
+        if run.saved != int(state.step):
+            save(state)
+        run.finish_saving(progress.note)
+        if run.saved != int(state.step):
+            raise OSError(errno.EIO, "the last step could not be saved", str(run.workdir))
+
+    def preempt(state):
+        """Ends the run where it was asked to stop."""
+        settle(state)
+        progress.close()
+        run.happened.add(events.STOPPING, state.step)
+        raise Preempted(f"asked to stop; step {state.step} is saved in {run.workdir}, the same command continues")
+
+    def stop_skipping(state):
+        """Ends the run where nothing but skipped updates came; the updates before them are saved."""
+        made = outcomes.stopped - outcomes.in_row  # the step of the last update
+        if made > run.saved:
+            settle(state)
+        newest = f"step {run.saved}, which is sound, is saved" if run.saved else "no step was saved before"
+        raise FloatingPointError(f"{outcomes.words()}; {newest}")
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(bad_records))
+        reader = stack.enter_context(contextlib.closing(Reader(run.host_batches(run.packs, first, t.steps))))
+        stack.enter_context(run.program.use())
+        stop = stack.enter_context(stop_signal(run))
+        trace = stack.enter_context(contextlib.ExitStack())
+        for step in range(first + 1, t.steps + 1):
+            if profile and main and step == first + 3:
                 trace.enter_context(jax.profiler.trace(str(run.workdir / "profile")))
-            with meter.waiting():
-                batch = next(iterator)
+            with meter.waiting(), run.watchdog.within(t.deadline_batch, f"waiting for the batch of step {step}"):
+                batch = reader.take(stop.asked)
+            if batch is None and step == first + 1:
+                raise Preempted("asked to stop before a step was taken; the same command continues")
+            if batch is None:
+                stop_skipping(state) if outcomes.take(all=True) else preempt(state)
             bad_records.add(batch["bad"][batch["record_index"] >= 0], batch["faults"])
-            recent.append((step, batch["record_index"]))
             meter.count(batch)
-            state, metrics = train_step(state, run.to_global(batch))
+            shapes = frozenset((name, x.shape) for name, x in batch.items() if name not in HOST_ONLY)
+            limit = t.deadline_step if shapes in compiled else t.deadline_compile
+            with run.watchdog.within(limit, f"step {step}"):
+                state, metrics = train_step(state, run.to_global(batch))
+                if shapes not in compiled:
+                    jax.block_until_ready(metrics)
+                    compiled.add(shapes)
+                    stop.begun()
+            outcomes.add(step, batch["record_index"], metrics)
             progress.advance()
-            if profile and main and step == done + 2 + profile:
+            if profile and main and step == first + 2 + profile:
                 jax.block_until_ready(state)
                 trace.close()
-            stopping = stop(step)  # asked once: what comes from here on waits for the next step
+            stopping = stop.is_last(step)  # asked once: what comes from here on waits for the next step
             ends = step == t.steps or stopping
-            if step % t.log_every == 0 or ends:
-                last = _summarise(jax.device_get(metrics), state, run.program) | meter.rates()
+            logs, saves = (step % every == 0 or ends for every in (t.log_every, t.save_every))
+            with run.watchdog.within(t.deadline_step, f"step {step}"), meter.computing():
+                stops = outcomes.take(all=logs or saves)
+            if logs and not stops:
+                run.name_slow_hosts(step, meter, progress.note)
+                last = _summarise(outcomes.latest, state, run.program) | meter.rates()
                 last |= _progress_of(run, step)
-                last["bad_records"] = _sum_over_hosts(bad_records.bad)
-                _check_finite(state, recent, t.max_skipped, run.checkpoints, progress)
-                recent = []
+                last["bad_records"] = bad_records.total()["bad"]
                 run.writer.write(step, last)
                 progress.show(step, last)
+            if stops:
+                stop_skipping(state)
             if validation and (step % t.eval_every == 0 or step == t.steps):
                 with meter.paused():
-                    held_out = run.host_batches(validation, 0, t.eval_batches)
-                    found = validate(eval_step, state.params, map(run.to_global, held_out))
-                named = _named_losses("validation_", *found, config.model.scales)
-                run.writer.write(step, named)
-                progress.note(f"step {step}: validation loss {named['validation_loss']:.4f}")
-                last |= named
-            if step % t.save_every == 0 or ends:
-                with meter.paused():
-                    run.save(state)
-                    bad_records.flush()
+                    found = validate(eval_step, state.params, run.held_out(validation, stop.asked))
+                if not stop.asked():
+                    named = _named_losses("validation_", *found, config.model.scales)
+                    run.writer.write(step, named)
+                    progress.note(f"step {step}: validation loss {named['validation_loss']:.4f}")
+                    last |= named
+            if saves:
+                save(state)
+            elif t.compare_every and step % t.compare_every == 0:
+                soundness.check_replicas(state)
+            run.look_after_saving(progress.note)
             if stopping:
-                run.checkpoints.wait()
-                progress.close()
-                raise Preempted(f"asked to stop; step {step} is saved in {run.workdir}, the same command continues")
-    run.checkpoints.wait()
+                preempt(state)
+        settle(state)
     progress.close()
+    run.happened.add(events.DONE, t.steps)
     return {"step": t.steps, **last}
 
 
@@ -243,86 +286,26 @@ def validate(eval_step, params, batches):
     return loss / np.maximum(count, 1), count
 
 
-class _Meter:
-    """Throughput since it was last read, validation and saving left out, and the share of it spent waiting."""
-
-    def __init__(self):
-        self._reset()
-
-    def _reset(self):
-        self._start, self._off, self._wait = time.monotonic(), 0.0, 0.0
-        self._tokens = self._positions = self._supervised = self._steps = 0
-
-    def count(self, batch):
-        self._tokens += int((batch["segment"] > 0).sum())
-        self._positions += batch["segment"].size
-        self._supervised += int((batch["group"] > 0).sum())
-        self._steps += 1
-
-    @contextlib.contextmanager
-    def waiting(self):
-        begin = time.monotonic()
-        yield
-        self._wait += time.monotonic() - begin
-
-    @contextlib.contextmanager
-    def paused(self):
-        begin = time.monotonic()
-        yield
-        self._off += time.monotonic() - begin
-
-    def rates(self):
-        """Rates of the whole run, every host counted like this one; call after the step has finished."""
-        elapsed = max(time.monotonic() - self._start - self._off, 1e-9)
-        rates = {
-            "tokens_per_second": self._tokens * jax.process_count() / elapsed,
-            "supervised_tokens": self._supervised * jax.process_count() / self._steps,
-            "seconds_per_step": elapsed / self._steps,
-            "positions_used": self._tokens / self._positions,
-            "input_wait": self._wait / elapsed,
-        }
-        self._reset()
-        return rates
-
-
-@contextlib.contextmanager
-def _stop_signal():
-    """Turns SIGTERM and Ctrl-C into an answer to `stop(step)`, asked after each step: whether this is the last.
-
-    Several hosts, of which any may get it, agree on the step. On one, only the main thread can have a handler.
-    """
-    if jax.process_count() > 1:
-        yield hosts.is_last
-        return
-    asked = threading.Event()
-    try:
-        old = hosts.handle_signals(asked.set)
-    except ValueError:
-        yield lambda step: False
-        return
-    try:
-        yield lambda step: asked.is_set()
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _sum_over_hosts(number):
-    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).sum())
-
-
 def _claim(plan):
     """Writes config and tokenizer to the workdir of a run that begins or continues.
 
     What an earlier command left there that saved no step is no run: its metrics and records are put aside.
     """
     path = plan.workdir / "config.json"
-    if not plan.step and path.exists() and flatten(read_config(path)) != flatten(plan.program.config):
-        for name in (metrics_lib.NAME, *(file.name for file in plan.workdir.glob("bad_records*.jsonl"))):
+    if not plan.step and path.exists() and (plan.restart or _differs(path, plan.program.config)):
+        for name in (metrics_lib.NAME, events.NAME, *(file.name for file in plan.workdir.glob("bad_records*.jsonl"))):
             if (plan.workdir / name).exists():
                 (plan.workdir / name).rename(plan.workdir / f"unsaved_{name}")
     save_config(plan.program.config, path)
     plan.packs.tokenizer.save(plan.workdir)
+
+
+def _differs(path, config):
+    """Whether another config stands in a file, or none that can be read."""
+    try:
+        return flatten(read_config(path)) != flatten(config)
+    except (OSError, ValueError):
+        return True
 
 
 def _describe(plan):
@@ -404,17 +387,3 @@ def _by_scale(name, losses, counts, scales):
     """Mean over non-empty groups, and each of them under its scale."""
     named = {f"{name}/{s}": float(x) for s, x, n in zip(scales, losses, counts, strict=True) if n}
     return {name: float(np.mean(list(named.values()))) if named else 0.0, **named}
-
-
-def _check_finite(state, recent, limit, checkpoints, progress):
-    in_row = int(state.skipped_in_row)
-    if not in_row:
-        return
-    records = {int(r) for _, rows in recent[-in_row:] for r in rows.flat if r >= 0}
-    whose = f" of host {jax.process_index()}" if jax.process_count() > 1 else ""
-    text = f"loss or gradient not finite in the last {in_row} steps, updates skipped; records{whose}"
-    text = f"{text} {sorted(records)[:8]}"
-    (print if jax.process_index() else progress.note)(text)  # each host knows its own
-    if in_row >= limit:
-        checkpoints.wait()
-        raise FloatingPointError(f"{text}; train.max_skipped={limit} reached, the last sound step is saved")

@@ -1,6 +1,7 @@
 """What a run or a model takes in memory and on disk, and what is there: asked before anything is allocated."""
 
 import dataclasses
+import errno
 import math
 import os
 import pathlib
@@ -104,7 +105,7 @@ def check_batches(program, packs, state):
       state: the `Memory` of its state.
     """
     data, hosts = program.config.data, jax.process_count()
-    ahead = 2 + 2 * data.threads * max(data.workers, 1)  # what the readers hold, one on its way, one in use
+    ahead = 3 + 2 * data.threads * max(data.workers, 1)  # what the readers hold, two on their way, one in use
     size = packs.layout.bytes * -(-packs.per_step // hosts)
     readers = data.workers * READER
     free = free_memory.of_host()
@@ -122,8 +123,8 @@ def check_batches(program, packs, state):
         )
 
 
-def check_disk(program, workdir, memory, left_out=()):
-    """Raises ConfigError if the disk that a workdir lies on cannot hold the checkpoints of a run.
+def check_disk(program, workdir, memory, left_out=(), goes_on=False):
+    """Makes sure that the disk that a workdir lies on can hold the checkpoints of a run.
 
     A new one is written before the oldest is deleted, so that it takes one more than `train.keep`.
 
@@ -132,6 +133,11 @@ def check_disk(program, workdir, memory, left_out=()):
       workdir: of the run.
       memory: the `Memory` of its state.
       left_out: paths of the parameters that they leave out, see `base.left_out`.
+      goes_on: whether checkpoints of the run are there, so that it had room before.
+
+    Raises:
+      ConfigError: it cannot, so that the run should not begin.
+      OSError: it cannot now, as something else has filled it.
     """
     if storage.is_remote(workdir):
         return
@@ -141,6 +147,8 @@ def check_disk(program, workdir, memory, left_out=()):
         size -= sum(math.prod(flat[path].shape) * flat[path].dtype.itemsize for path in left_out)
     count = min(train.keep + 1, -(-train.steps // train.save_every))
     free = storage.free_bytes(workdir, of=pathlib.Path(workdir) / "checkpoints")
+    if count * size > free and goes_on:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(workdir))
     if count * size > free:
         raise ConfigError(
             f"{workdir}: {count} checkpoints of {storage.amount(size)} do not fit the {storage.amount(free)} that "

@@ -1,10 +1,12 @@
 """Metrics of a run: JSONL always, TensorBoard and W&B as extras, a progress bar on a terminal."""
 
+import contextlib
 import importlib
 import json
 import sys
 import time
 
+import jax
 from etils import epath
 from tqdm import tqdm
 
@@ -48,8 +50,9 @@ class MetricWriter:
             self._lines.flush()
 
     def close(self):
-        """Flushes, the extras too."""
-        self.flush()
+        """Makes sure that all is written, by the extras too; raises OSError if the disk is full."""
+        if self._lines:
+            self._lines.close()
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:
@@ -70,13 +73,64 @@ def read_metrics(workdir) -> list[dict]:
       FileNotFoundError: there is none.
     """
     rows = {}
-    for line in (epath.Path(workdir) / NAME).read_bytes().decode(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-            rows[int(row["step"]), "validation_loss" in row] = row
-        except (ValueError, TypeError, KeyError):
-            continue  # the last line of a run that was killed while writing it, or what is no row at all
+    for row in storage.read_lines(epath.Path(workdir) / NAME):
+        if isinstance(row.get("step"), int):
+            rows[row["step"], "validation_loss" in row] = row
     return [rows[key] for key in sorted(rows)]
+
+
+class Meter:
+    """Throughput since it was last read, validation and saving left out, and the share of it spent waiting."""
+
+    def __init__(self):
+        self._reset()
+
+    def _reset(self):
+        self._start, self._off, self._wait, self._computing = time.monotonic(), 0.0, 0.0, 0.0
+        self._tokens = self._positions = self._supervised = self._steps = 0
+
+    def count(self, batch):
+        self._tokens += int((batch["segment"] > 0).sum())
+        self._positions += batch["segment"].size
+        self._supervised += int((batch["group"] > 0).sum())
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def waiting(self):
+        begin = time.monotonic()
+        yield
+        self._wait += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def computing(self):
+        begin = time.monotonic()
+        yield
+        self._computing += time.monotonic() - begin
+
+    def seconds(self):
+        """Seconds of a step that this host waited for its batch, did other things than wait, and all."""
+        elapsed = time.monotonic() - self._start - self._off
+        each = (self._wait, elapsed - self._wait - self._computing, elapsed)
+        return tuple(seconds / self._steps for seconds in each)
+
+    @contextlib.contextmanager
+    def paused(self):
+        begin = time.monotonic()
+        yield
+        self._off += time.monotonic() - begin
+
+    def rates(self):
+        """Rates of the whole run, every host counted like this one; call after the step has finished."""
+        elapsed = max(time.monotonic() - self._start - self._off, 1e-9)
+        rates = {
+            "tokens_per_second": self._tokens * jax.process_count() / elapsed,
+            "supervised_tokens": self._supervised * jax.process_count() / self._steps,
+            "seconds_per_step": elapsed / self._steps,
+            "positions_used": self._tokens / self._positions,
+            "input_wait": self._wait / elapsed,
+        }
+        self._reset()
+        return rates
 
 
 class Progress:

@@ -4,6 +4,7 @@ What `make_plan` returns can be acted on; where it raises, every file is as it w
 """
 
 import dataclasses
+import json
 import math
 import os
 
@@ -16,15 +17,22 @@ from lmm_jax.data.pipeline import Packs
 from lmm_jax.data.prepared import folders_of, read_about
 from lmm_jax.hf.read_config import is_model
 from lmm_jax.training import base as base_lib
-from lmm_jax.training import memory, metrics, start
-from lmm_jax.training.checkpoint import saved_base, saved_steps, saved_stream
+from lmm_jax.training import events, memory, metrics, start
+from lmm_jax.training.checkpoint import check_not_of_before, newest_sound, saved_about, saved_base, saved_steps
 from lmm_jax.training.state import Program, make_program
 
 # Fields that may differ between the runs of one workdir; any other change would make it another run.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_", "train.save_every", "train.keep", "train.max_skipped")
+MAY_CHANGE += ("train.max_failed_saves", "train.skip_spikes", "train.compare_every", "train.deadline_")
 MAY_CHANGE += ("train.micro_batches", "data.path", "data.mixture", "data.threads", "data.workers", "data.max_bad_")
 MAY_CHANGE += ("data.max_left_out", "mesh.", "rules.", "log.")
-FILES = ("config.json", metrics.NAME, "bad_records.jsonl", lock.NAME)  # that a run writes beside its checkpoints
+FILES = (
+    "config.json",
+    metrics.NAME,
+    events.NAME,
+    "bad_records.jsonl",
+    lock.NAME,
+)  # that a run writes beside its checkpoints
 
 MOST_EPOCHS = 100  # in one step
 
@@ -39,7 +47,8 @@ class Plan:
       packs: of the training split.
       validation: packs of the validation split, or None if the data has none or it is never asked.
       stream: what identifies the order of the packs, saved with each checkpoint.
-      step: the newest step that the workdir holds, 0 if none: then it is no run yet.
+      step: the newest step of the workdir whose manifest is sound, 0 if none: then it is no run yet.
+      restart: whether it begins at step 0 though a run was there, whose checkpoints are gone.
       memory: what the state takes.
     """
 
@@ -49,11 +58,17 @@ class Plan:
     validation: Packs | None
     stream: dict
     step: int
+    restart: bool
     memory: memory.Memory
 
 
-def make_plan(config, workdir) -> Plan:
+def make_plan(config, workdir, restart=False) -> Plan:
     """Checks config, data, workdir, what the run starts with, devices, memory and disk.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      restart: whether a workdir may begin at step 0 again whose checkpoints are gone.
 
     Raises:
       ConfigError: the config contradicts itself, the data, the devices, the memory, or the run that is there.
@@ -72,9 +87,10 @@ def make_plan(config, workdir) -> Plan:
     validation = _open_validation(config, packs)
     _check_stacks(config.model.decoder)
     _check_batch(config, packs)
-    step = next(iter(saved_steps(workdir)), 0)
+    step = newest_sound(workdir)
     if step:
         _check_config(workdir, config)
+    _check_steps(workdir, step, restart)
     program = make_program(config)
     train = config.train
     sharding.check_packs(program.mesh, config.rules, train.batch_size // train.micro_batches)
@@ -85,9 +101,9 @@ def make_plan(config, workdir) -> Plan:
         )
     stream, saved_elsewhere = packs.state(), ()
     if step:
-        saved = saved_stream(workdir, step)
-        if saved is not None:
-            check_stream(workdir, saved, stream)
+        about = saved_about(workdir, step)
+        if about:
+            check_saved(workdir, about, config, stream)
         left = saved_base(workdir)
         if left is not None:
             base_lib.find(config, left, workdir)
@@ -97,8 +113,38 @@ def make_plan(config, workdir) -> Plan:
         saved_elsewhere = base_lib.left_out(program)
     taken = memory.check_training(program)
     memory.check_batches(program, packs, taken)
-    memory.check_disk(program, workdir, taken, saved_elsewhere)
-    return Plan(workdir, program, packs, validation, stream, step, taken)
+    memory.check_disk(program, workdir, taken, saved_elsewhere, goes_on=bool(step))
+    return Plan(workdir, program, packs, validation, stream, step, restart, taken)
+
+
+def _check_steps(workdir, step, restart):
+    """Raises ConfigError for a workdir that says it holds more than is there to go on from.
+
+    Args:
+      workdir: of the run.
+      step: that it would go on from, 0 for none.
+      restart: see `make_plan`.
+    """
+    if restart and step:
+        raise ConfigError(
+            f"{workdir} holds step {step}, from which the same command without --restart goes on; to begin again, "
+            "choose another workdir, or move its folder checkpoints away"
+        )
+    if step:
+        return
+    broken = saved_steps(workdir)
+    if broken and broken != [0]:
+        raise ConfigError(
+            f"no sound checkpoint among steps {broken} in {workdir}/checkpoints; restore it from a copy, or move the "
+            "folder away and give --restart to begin again at step 0"
+        )
+    check_not_of_before(workdir)
+    said = events.saved_step(workdir)
+    if said and not restart:
+        raise ConfigError(
+            f"{workdir} says that step {said} was saved ({events.NAME}), and no checkpoint is there: put its folder "
+            "checkpoints back, choose another workdir, or give --restart to begin again at step 0"
+        )
 
 
 def check_data_is_named(config):
@@ -208,6 +254,35 @@ def _check_config(workdir, config):
         raise ConfigError(
             f"{workdir} holds a run with another config; choose another workdir\n  " + "\n  ".join(changed)
         )
+
+
+def about_run(config, stream) -> dict:
+    """What a checkpoint says of its run: what identifies the data, and the fields that must stay as they are."""
+    kept = {name: value for name, value in flatten(config).items() if not name.startswith(MAY_CHANGE)}
+    return {"data": stream, "config": json.loads(json.dumps(kept, default=str))}
+
+
+def check_saved(workdir, about, config, stream):
+    """Raises ConfigError naming what differs between what a checkpoint says of its run and one that goes on from it.
+
+    Args:
+      workdir: of the run.
+      about: as `about_run` gave it when the step was saved; fields that one of the two does not know do not count.
+      config: of the run that goes on.
+      stream: of its data.
+    """
+    now = about_run(config, stream)
+    changed = [
+        f"{name}: was {old!r}, now {now['config'][name]!r}"
+        for name, old in about["config"].items()
+        if name in now["config"] and now["config"][name] != old
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ConfigError(
+            f"{workdir} holds checkpoints of another config than its config.json; nothing is continued\n  {listed}"
+        )
+    check_stream(workdir, about["data"], stream)
 
 
 def check_stream(workdir, saved, now):

@@ -14,7 +14,7 @@ from lmm_jax.hf.snapshot import download_hint, model_folder
 from lmm_jax.training import adapters
 from lmm_jax.training import base as base_lib
 from lmm_jax.training.blocks import recut
-from lmm_jax.training.checkpoint import saved_steps, saved_stream
+from lmm_jax.training.checkpoint import check_holds_step, saved_about, saved_steps
 from lmm_jax.training.state import abstract_params, make_program
 
 
@@ -166,9 +166,11 @@ def _plan_from(workdir, program):
             f"init.language and init.projector, or make a workdir of it: lmm.load({str(workdir)!r}).save(DIR)"
         )
     steps = saved_steps(workdir)
-    if not steps:
-        raise ConfigError(f"init.from={workdir} holds no checkpoint; did its run save a step?")
-    if all(saved_stream(workdir, step) is None for step in steps):
+    try:
+        check_holds_step(workdir)
+    except ValueError as error:
+        raise ConfigError(f"init.from={error}") from error
+    if all(saved_about(workdir, step) is None for step in steps):
         raise ConfigError(f"init.from={workdir} holds no sound checkpoint: steps {steps} cannot be read")
     before = make_program(adapters.plain_config(read_config(path)), program.mesh)
     new = flatten_dict(abstract_params(program), sep="/")

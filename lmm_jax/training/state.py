@@ -16,6 +16,7 @@ from lmm_jax.models.lmm import LMM, build
 from lmm_jax.training import adapters, optimizer
 
 TABLE = "decoder/table"
+WINDOW = 128  # losses that a spike is told by
 
 
 @flax.struct.dataclass
@@ -26,8 +27,9 @@ class TrainState:
       step: updates tried so far; also the position in the data.
       params: nested dict of float32 arrays; frozen ones may be held in bfloat16, see `config.optimizer`.
       opt_state: of the trainable leaves only.
-      skipped: updates skipped because loss or gradient was not finite.
+      skipped: updates skipped because loss or gradient was not finite, or the loss a spike.
       skipped_in_row: of those, the latest without an update between.
+      recent: losses `[WINDOW]` of the latest updates that were made, which spikes are told by, see `step.is_spike`.
     """
 
     step: jax.Array
@@ -35,6 +37,7 @@ class TrainState:
     opt_state: Any
     skipped: jax.Array
     skipped_in_row: jax.Array
+    recent: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,7 @@ def make_program(config, mesh=None) -> Program:
         optimizer.split(placed, rates)[0],
         transform_non_params=lambda _: one,
     )
-    return Program(config, mesh, model, tx, rates, boxed, TrainState(one, placed, opt_state, one, one))
+    return Program(config, mesh, model, tx, rates, boxed, TrainState(one, placed, opt_state, one, one, one))
 
 
 def _frozen_in(dtype, boxed, rates):
@@ -159,4 +162,5 @@ def init_state(program, dtype=None) -> TrainState:
 def _fresh(program, params):
     trainable, _ = optimizer.split(params, program.rates)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, program.tx.init(trainable), zero, zero)
+    recent = jnp.zeros(WINDOW, jnp.float32)
+    return TrainState(zero, params, program.tx.init(trainable), zero, zero, recent)

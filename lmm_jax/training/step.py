@@ -98,10 +98,31 @@ def loss_and_grads(model, trainable, frozen, batch, dropout=0.0, key=None):
     return loss, grads, sums / jnp.maximum(counts, 1), counts
 
 
-def train_step(model, tx, rates, state, batch, dropout=0.0, seed=0):
-    """One update; an update whose loss or gradient is not finite is skipped and counted.
+SIGMAS = 6.0  # standard deviations above the mean of the latest losses from which on a loss is a spike
+LEAST_SIGMA = 0.01  # share of that mean that their standard deviation counts as at least
 
-    All that is drawn is drawn from the seed and the number of the step.
+
+def is_spike(loss, recent, updates):
+    """Whether a loss is far above those before it, as after a batch that would throw the model off its way.
+
+    Losses that hardly differ have a standard deviation near 0, of which anything is a multiple: it counts as a share
+    `LEAST_SIGMA` of their mean at least.
+
+    Args:
+      loss: of this step.
+      recent: `[WINDOW]` losses of the latest updates, in any order.
+      updates: that were made so far; before there are `WINDOW` nothing is a spike.
+    """
+    mean, sigma = recent.mean(), jnp.maximum(recent.std(), LEAST_SIGMA * jnp.abs(recent.mean()))
+    return (updates >= recent.size) & (loss > mean + SIGMAS * sigma)
+
+
+def train_step(model, tx, rates, state, batch, dropout=0.0, seed=0, max_skipped=None, skip_spikes=False):
+    """One update; an update whose loss or gradient is not finite, or whose loss is a spike, is skipped and counted.
+
+    All that is drawn is drawn from the seed and the number of the step. Once `max_skipped` updates in a row were
+    skipped the state stays as it is, the step's number too: whoever hears of it after later steps were asked for
+    finds the run where it was to stop.
 
     Args:
       model: the `LMM`.
@@ -111,9 +132,12 @@ def train_step(model, tx, rates, state, batch, dropout=0.0, seed=0):
       batch: arrays `[A, G, …]`.
       dropout: of adapters, see `loss_and_grads`.
       seed: of the run.
+      max_skipped: see above; None to go on whatever was skipped.
+      skip_spikes: whether spikes are skipped, see `is_spike`.
 
     Returns:
-      The new state and metrics: loss, grad_norm, finite, and of `loss_and_grads` group_loss and group_count.
+      The new state and metrics: loss, grad_norm, finite, spike, skipped_in_row, and of `loss_and_grads` group_loss
+      and group_count.
     """
     trainable, frozen = optimizer.split(state.params, rates)
     key = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
@@ -122,18 +146,26 @@ def train_step(model, tx, rates, state, batch, dropout=0.0, seed=0):
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     updated = optax.apply_updates(trainable, updates)
-    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+    made = state.step - state.skipped  # updates so far
+    spike = finite & is_spike(loss, state.recent, made) if skip_spikes else jnp.zeros((), bool)
+    goes_on = True if max_skipped is None else state.skipped_in_row < max_skipped
+    good = finite & ~spike & goes_on
+    skips = ~(finite & ~spike) & goes_on
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
     state = state.replace(
-        step=state.step + 1,
+        step=state.step + good + skips,
         params=optimizer.merge(keep(updated, trainable), frozen),
         opt_state=keep(opt_state, state.opt_state),
-        skipped=state.skipped + ~finite,
-        skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+        skipped=state.skipped + skips,
+        skipped_in_row=jnp.where(good, 0, state.skipped_in_row + skips),
+        recent=keep(state.recent.at[made % state.recent.size].set(loss), state.recent),
     )
     metrics = {
         "loss": loss,
         "grad_norm": norm,
         "finite": finite,
+        "spike": spike,
+        "skipped_in_row": state.skipped_in_row,
         "group_loss": group_loss,
         "group_count": counts,
     }
@@ -157,8 +189,16 @@ def eval_step(model, params, batch):
 def jit_train_step(program):
     """`train_step` compiled for a `state.Program`; the old state is donated."""
     config = program.config
-    dropout = config.lora.dropout if config.lora.rank else 0.0
-    step = functools.partial(train_step, program.model, program.tx, program.rates, dropout=dropout, seed=config.seed)
+    step = functools.partial(
+        train_step,
+        program.model,
+        program.tx,
+        program.rates,
+        dropout=config.lora.dropout if config.lora.rank else 0.0,
+        seed=config.seed,
+        max_skipped=config.train.max_skipped,
+        skip_spikes=config.train.skip_spikes,
+    )
     return jax.jit(step, donate_argnums=0, out_shardings=(program.shardings, None))
 
 

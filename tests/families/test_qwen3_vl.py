@@ -160,9 +160,7 @@ def exported(released, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("workdir")
     save_config(model.program.config, workdir / "config.json")
     model.tokenizer.save(workdir)
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save_params(model.params)
-    checkpoints.close()
+    Checkpoints(workdir).save_params(model.params)
     lmm.export(workdir, workdir / "out")
     return workdir, workdir / "out"
 

@@ -1,6 +1,7 @@
 """Folders in LLaVA's original layout: told by their config alone, read whole or not at all."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -31,6 +32,16 @@ def test_lmm_load_generates_at_every_budget(m3):
     picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     text = model.generate([Image.fromarray(picture)], "What is it?", scale=9, max_new_tokens=4)
     assert isinstance(text, str)
+
+
+def test_a_tokenizer_larger_than_the_table_is_told_and_no_prompt_reads_another_row(m3, golden, capsys):
+    """The golden one has 1,200 pieces, and the table 256 rows."""
+    shutil.copyfile(golden / "m3/tokenizer.model", m3 / "tokenizer.model")
+    model = lmm.load(m3)
+    err = capsys.readouterr().err
+    assert "the tokenizer is larger than the table of its model" in err and "has 256 rows" in err
+    with pytest.raises(ValueError, match=r"has the id \d+, and the model's table has 256 rows"):
+        model.generate(prompt="What is it?", max_new_tokens=2)
 
 
 def test_parameters_are_sharded_as_planned_and_equal(m3):

@@ -254,7 +254,7 @@ def test_sigterm_to_any_host_gives_all_the_same_last_step(tmp_path):
 
 def test_one_host_alone_spreads_its_own_numbers():
     found = hosts.spread([1, 2.5])
-    assert found.shape == (1, 2) and found.dtype == np.float32 and found.tolist() == [[1, 2.5]]
+    assert found.shape == (1, 2) and found.dtype == np.float64 and found.tolist() == [[1, 2.5]]
     assert hosts.everywhere(True) and not hosts.everywhere(False)
     assert hosts.anywhere([True, False]).tolist() == [True, False]
     hosts.ask_to_stop()  # nobody to ask

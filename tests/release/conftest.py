@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
         TOKENIZER.save(workdir)
         checkpoints = Checkpoints(workdir)
         checkpoints.save_params(unflatten_dict(drawn, sep="/"))
-        checkpoints.close()
+        checkpoints.wait()
         return workdir
 
     return make

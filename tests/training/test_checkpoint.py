@@ -1,15 +1,18 @@
 """Checkpoints: restored on any mesh, damaged ones noticed."""
 
 import errno
+import json
 import os
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from lmm_jax import errors, sharding
-from lmm_jax.training.checkpoint import Checkpoints, digest
+from lmm_jax import errors, sharding, storage
+from lmm_jax.training.checkpoint import DAMAGED, MANIFEST, Checkpoints, check_holds_step, newest_sound, saved_about
+from lmm_jax.training.digest import digest
 from lmm_jax.training.state import abstract_state, make_program
 
 MESH = ("mesh.fsdp=4", "mesh.tensor=2", "mesh.data=1")
@@ -26,7 +29,7 @@ def original(setup, tmp_path_factory):
         state, _ = s.run(state, s.host_batch(i))
         checkpoints.save(state, DATA)
         states.append(jax.device_get(state))
-    checkpoints.close()
+    checkpoints.wait()
     return s, workdir, states
 
 
@@ -40,6 +43,11 @@ def saved(original, tmp_path):
 
 def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, jax.device_get(b))
+
+
+def at_step(state, step):
+    """A state as if all steps since its own had been skipped."""
+    return state.replace(step=state.step * 0 + step, skipped=state.skipped + (step - state.step))
 
 
 def flip_a_byte_of_the_largest_file(folder):
@@ -73,7 +81,7 @@ def test_damage_is_noticed_and_the_step_before_is_used(saved):
 def test_after_falling_back_an_earlier_step_than_the_damaged_one_is_saved(saved):
     """As when a run is stopped again before it reaches the step that was damaged."""
     s, workdir, states = saved
-    later = states[1].replace(step=states[1].step + 3)
+    later = at_step(states[1], 5)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(jax.device_put(later, s.program.shardings), DATA)
     flip_a_byte_of_the_largest_file(workdir / "checkpoints" / "5")
@@ -81,7 +89,7 @@ def test_after_falling_back_an_earlier_step_than_the_damaged_one_is_saved(saved)
         state, _ = checkpoints.restore(abstract_state(s.program), lambda _: None)
         assert int(state.step) == 2
         for step in (3, 4):
-            checkpoints.save(state.replace(step=state.step * 0 + step), DATA)
+            checkpoints.save(at_step(state, step), DATA)
         checkpoints.wait()
         assert checkpoints.steps() == [4]  # not the damaged one in its stead
     found, _ = Checkpoints(workdir).restore(abstract_state(s.program), lambda _: None)
@@ -114,7 +122,7 @@ def test_only_the_newest_are_kept(setup, tmp_path):
     s = setup(8, *MESH)
     checkpoints, state = Checkpoints(tmp_path, keep=2), s.state
     for _ in range(4):
-        state = state.replace(step=state.step + 1)
+        state = at_step(state, state.step + 1)
         checkpoints.save(state, DATA)
     checkpoints.wait()
     assert checkpoints.steps() == [4, 3]
@@ -141,7 +149,7 @@ def test_a_digest_is_the_same_without_jit():
         assert digest(tree) == compiled
 
 
-def test_an_error_of_the_disk_names_the_folder(saved, monkeypatch):
+def test_an_error_of_the_disk_names_the_folder(saved):
     """Behind Orbax's threads it comes without a name: "a file" was full."""
     _, workdir, _ = saved
     checkpoints = Checkpoints(workdir)
@@ -152,11 +160,9 @@ def test_an_error_of_the_disk_names_the_folder(saved, monkeypatch):
         except OSError as error:
             raise RuntimeError("save failed") from error
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints._orbax, "wait", fails)
-        with pytest.raises(OSError, match="No space left") as raised:
-            checkpoints.wait()
-    checkpoints.close()
+    checkpoints._saving = types.SimpleNamespace(wait=fails)
+    with pytest.raises(OSError, match="No space left") as raised:
+        checkpoints.wait()
     sentence, code = errors.explain(raised.value)
     assert f"the disk is full, at {workdir}/checkpoints; make room" in sentence and code == 1
 
@@ -168,3 +174,113 @@ def test_a_step_whose_description_is_torn_is_named_when_it_is_streamed(saved):
             file.write_bytes(b"x")
     with pytest.raises(ValueError, match="checkpoints/2 is damaged: what it holds cannot be read"):
         next(Checkpoints(workdir).stream_params(2, abstract_state(s.program).params))
+
+
+def test_steps_that_a_number_divides_are_kept_beside_the_newest(setup, tmp_path):
+    s = setup(8, *MESH)
+    checkpoints, state = Checkpoints(tmp_path, keep=1, keep_every=3), s.state
+    for step in range(1, 8):
+        checkpoints.save(at_step(state, step), DATA)
+    checkpoints.wait()
+    assert checkpoints.steps() == [7, 6, 3]
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def change_a_digit(file):
+    """A number of the manifest, as a flipped bit would."""
+    text = file.read_text()
+    place = text.index('"params": {') + 40
+    place = next(i for i in range(place, len(text)) if text[i].isdigit())
+    file.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+
+
+def of_another_version(file):
+    content = json.loads(file.read_text())
+    content["content"]["format"] = 99
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("damage", [empty, halve, change_a_digit, of_another_version, lambda file: file.unlink()])
+def test_a_manifest_is_part_of_what_is_proven(saved, damage):
+    s, workdir, _ = saved
+    damage(workdir / "checkpoints/2" / MANIFEST)
+    lines = []
+    state, _ = Checkpoints(workdir).restore(abstract_state(s.program), lines.append)
+    assert int(state.step) == 1 and newest_sound(workdir) == 1
+    assert saved_about(workdir, 2) is None
+    assert not lines or "checkpoints/2/manifest.json is damaged" in lines[0]  # one that is not there is no step's
+
+
+@pytest.mark.parametrize("how", ["renamed", "copied", "linked"])
+def test_a_step_is_the_one_that_its_name_says(saved, how):
+    s, workdir, _ = saved
+    folder = workdir / "checkpoints"
+    if how == "renamed":
+        (folder / "2").rename(folder / "7")
+    elif how == "copied":
+        shutil.copytree(folder / "2", folder / "7")
+    else:
+        (folder / "7").symlink_to(folder / "2")
+    lines = []
+    state, _ = Checkpoints(workdir).restore(abstract_state(s.program), lines.append)
+    assert int(state.step) == (1 if how == "renamed" else 2)
+    assert "checkpoints/7 holds step 2: it was renamed, copied or linked" in lines[0]
+
+
+def test_what_cannot_be_used_is_moved_away_and_what_was_unfinished_removed(saved):
+    s, workdir, _ = saved
+    folder = workdir / "checkpoints"
+    flip_a_byte_of_the_largest_file(folder / "2")
+    (folder / "5").mkdir()
+    shutil.copytree(folder / "1", folder / "8.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "1", folder / "0.deleted")
+    (folder / "notes.txt").write_text("mine")
+    lines, checkpoints = [], Checkpoints(workdir)
+    state, _ = checkpoints.restore(abstract_state(s.program), lambda _: None)
+    checkpoints.clear_away(int(state.step), lines.append)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "notes.txt"]
+    assert sorted(path.name for path in (workdir / DAMAGED).iterdir()) == ["2", "5"]
+    assert "step 2 cannot be used" in " ".join(lines) and "step 5 was never finished" in " ".join(lines)
+
+
+def test_an_optimizer_that_counted_other_updates_is_noticed(setup, tmp_path):
+    """As of parts that were put together from two steps, by whoever makes the digests fit."""
+    s = setup(8, *MESH)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(s.state.replace(step=s.state.step + 3), DATA)
+    lines = []
+    with pytest.raises(ValueError, match="no sound checkpoint"):
+        Checkpoints(tmp_path).restore(abstract_state(s.program), lines.append)
+    assert "count differ from what was saved" in lines[0]
+
+
+def test_a_disk_without_room_is_known_before_anything_is_written(setup, tmp_path, monkeypatch):
+    s, checkpoints = setup(8, *MESH), Checkpoints(tmp_path)
+    needed = sum(x.nbytes for x in jax.tree.leaves((s.state.params, s.state.opt_state)))
+    monkeypatch.setattr(storage, "free_bytes", lambda *_: needed - 1)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.check_room(s.state)
+    monkeypatch.setattr(storage, "free_bytes", lambda *_: needed + 4096)
+    checkpoints.check_room(s.state)
+
+
+def test_steps_of_a_version_of_before_are_told_from_what_was_never_finished(saved):
+    _, workdir, _ = saved
+    folder = workdir / "checkpoints"
+    for step in "12":
+        (folder / step / MANIFEST).unlink()
+        description = folder / step / "_CHECKPOINT_METADATA"
+        content = json.loads(description.read_text())
+        content["custom_metadata"] = {"digests": {"params": {}}, "data": {}}
+        description.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"steps \[2, 1\] in .* from before checkpoints had a manifest"):
+        check_holds_step(workdir)
+    Checkpoints(workdir).clear_away()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]  # they are somebody's

@@ -17,6 +17,7 @@ from lmm_jax.data import digests
 from lmm_jax.data.prepared import Prepared
 from lmm_jax.training import loop, optimizer
 from lmm_jax.training.bad_records import BadData
+from lmm_jax.training.events import read_events
 from lmm_jax.training.metrics import read_metrics
 from lmm_jax.training.plan import check_stream
 
@@ -188,3 +189,39 @@ def test_a_run_that_began_when_layouts_had_another_name_goes_on(tmp_path):
     for saved in ({"seed": 1, "arrangement": layout}, {"seed": 0, "arrangement": layout | {"cell": 8}}):
         with pytest.raises(c.ConfigError, match="another stream of data"):
             check_stream(tmp_path, saved, now)
+
+
+def test_a_run_whose_checkpoints_are_gone_begins_again_only_if_it_is_told_to(tiny, tmp_path):
+    """Silently at step 0 it would write over what it had."""
+    config = tiny("train.steps=4", "train.save_every=2", "train.log_every=2", recipe="full")
+    lmm.train(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(c.ConfigError, match=r"says that step 4 was saved .* give --restart to begin again"):
+        lmm.train(config, tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert lmm.train(config, tmp_path, restart=True)["step"] == 4
+    assert (tmp_path / "unsaved_metrics.jsonl").exists() and len(read_metrics(tmp_path)) == 2
+    with pytest.raises(c.ConfigError, match="holds step 4, from which the same command without --restart goes on"):
+        lmm.train(config, tmp_path, restart=True)
+
+
+def test_checkpoints_of_another_config_than_the_workdir_s_are_refused(tiny, tmp_path):
+    """As after a config.json was copied from another run."""
+    few = ("train.steps=2", "train.log_every=1")
+    lmm.train(tiny(*few, recipe="full"), tmp_path)
+    other = tiny(*few, "optimizer.weight_decay=0.5", recipe="full")
+    c.save_config(other, tmp_path / "config.json")
+    with pytest.raises(
+        c.ConfigError, match=r"another config than its config.json.*\n  optimizer.weight_decay: was 0.0"
+    ):
+        lmm.train(other, tmp_path)
+
+
+def test_a_later_step_that_is_gone_is_said(tiny, tmp_path, capsys):
+    config = tiny("train.steps=4", "train.save_every=2", "train.log_every=2", recipe="full")
+    lmm.train(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints/4")
+    assert lmm.train(config, tmp_path)["step"] == 4
+    assert "step 4 was saved, and is not there any more; going on from step 2" in capsys.readouterr().out
+    assert [row["event"] for row in read_events(tmp_path)][-4:] == ["fell_back", "continued", "saved", "done"]

@@ -183,7 +183,7 @@ def test_a_workdir_without_a_saved_step_is_no_run(tiny, tmp_path, monkeypatch):
     """A command that failed after it had begun leaves no claim: the corrected one goes on there."""
     workdir = tmp_path / "run"
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("out of luck")
 
     with monkeypatch.context() as patch:

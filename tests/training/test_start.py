@@ -33,7 +33,7 @@ def before(setup, tmp_path_factory):
         state, _ = s.run(state, s.host_batch(i))
         checkpoints.save(state, {})
         params.append(flat(state.params))
-    checkpoints.close()
+    checkpoints.wait()
     return workdir, params
 
 
@@ -62,7 +62,7 @@ def plan(tiny, *overrides):
 def write(state, workdir):
     checkpoints = Checkpoints(workdir)
     checkpoints.save(state, {})
-    checkpoints.close()
+    checkpoints.wait()
 
 
 def damage(step):
