@@ -65,6 +65,8 @@ TINY = (
 def pytest_addoption(parser):
     parser.addoption("--golden", type=pathlib.Path, default=ROOT / "tests/golden", help="folder of golden numbers")
     parser.addoption("--long", action="store_true", help="also run the tests that are marked long")
+    parser.addoption("--faults", action="store_true", help="all trials of tests/faults, not a few")
+    parser.addoption("--trial", type=int, help="only this trial of each test of tests/faults")
     parser.addoption("--notebooks", action="store_true", help="also run the notebooks, up to 5 minutes each")
     parser.addoption(
         "--demo", action="store_true", help="also run the page in a browser: gradio, playwright, Chromium"
@@ -75,11 +77,14 @@ def pytest_addoption(parser):
 # Files that take longest, first of all: one that is begun late has no other beside it in the end.
 LONGEST = (
     "training/test_hosts.py",
+    "faults/test_damage.py",
     "test_doors.py",
     "parity/test_next.py",
     "parity/test_m3.py",
     "release/test_verify.py",
     "training/test_loop.py",
+    "faults/test_kill.py",
+    "faults/test_signals.py",
     "training/test_step.py",
     "models/test_compositions.py",
     "parity/test_deepstack.py",
