@@ -63,7 +63,9 @@ def train(config, workdir, profile=0, restart=False):
     plan = make_plan(config, workdir, restart)
     main = jax.process_index() == 0
     hosts.check_same(config=json.loads(config.to_json_best_effort()), data=plan.stream)
-    with lock.hold(plan.workdir, "lmm train") if main else contextlib.nullcontext() as held:
+    holding = lock.hold(plan.workdir, "lmm train") if main else contextlib.nullcontext()
+    with holding as held, contextlib.ExitStack() as signals:
+        stop = signals.enter_context(stop_signal(held))
         if newest_sound(plan.workdir) != plan.step:
             raise ConfigError(
                 f"{plan.workdir} was trained by another process meanwhile; start the same command again"
@@ -75,10 +77,10 @@ def train(config, workdir, profile=0, restart=False):
             raise ConfigError(
                 f"{plan.workdir} is another folder here than on host 0; all hosts must see it, as they do gs://…"
             )
-        return _run_plan(plan, main, held, profile)
+        return _run_plan(plan, main, held, stop, profile)
 
 
-def _run_plan(plan, main, held, profile):
+def _run_plan(plan, main, held, stop, profile):
     """Does what a plan says; returns the last metrics."""
     config, program = plan.program.config, plan.program
     if main:
@@ -104,7 +106,7 @@ def _run_plan(plan, main, held, profile):
                 _begin(run, restored is not None, faults)
             hosts.everywhere(True)  # none saves before what is in the way is gone
             try:
-                return _take_steps(run, _not_stopped(state, config.train.max_skipped), profile)
+                return _take_steps(run, _not_stopped(state, config.train.max_skipped), stop, profile)
             except Preempted:
                 raise
             except Exception as error:
@@ -159,12 +161,13 @@ def _not_stopped(state, limit):
     return state.replace(skipped_in_row=jax.device_put(jnp.zeros((), jnp.int32), state.skipped_in_row.sharding))
 
 
-def _take_steps(run, state, profile):
+def _take_steps(run, state, stop, profile):
     """Takes the steps that are left: trains, and now and then logs, validates and saves.
 
     Args:
       run: the `Run`.
       state: `TrainState` to go on from.
+      stop: the `Stop` that says when to.
       profile: steps to trace, after compilation; 0 for none.
 
     Returns:
@@ -218,7 +221,6 @@ def _take_steps(run, state, profile):
         stack.enter_context(contextlib.closing(bad_records))
         reader = stack.enter_context(contextlib.closing(Reader(run.host_batches(run.packs, first, t.steps))))
         stack.enter_context(run.program.use())
-        stop = stack.enter_context(stop_signal(run))
         trace = stack.enter_context(contextlib.ExitStack())
         for step in range(first + 1, t.steps + 1):
             if profile and main and step == first + 3:
@@ -244,7 +246,7 @@ def _take_steps(run, state, profile):
             if profile and main and step == first + 2 + profile:
                 jax.block_until_ready(state)
                 trace.close()
-            stopping = stop.is_last(step)  # asked once: what comes from here on waits for the next step
+            stopping = run.is_last(stop, step)  # asked once: what comes from here on waits for the next step
             ends = step == t.steps or stopping
             logs, saves = (step % every == 0 or ends for every in (t.log_every, t.save_every))
             with run.watchdog.within(t.deadline_step, f"step {step}"), meter.computing():

@@ -136,12 +136,21 @@ class Run:
         self.failed_saves = 0
         self.happened.add(events.SAVED, step)
 
+    def is_last(self, stop, step) -> bool:
+        """Whether a `Stop` says that `step` is the last; hosts that do not agree in time end the run."""
+        try:
+            return stop.is_last(step)
+        except TimeoutError as error:
+            self.watchdog.end(str(error))
+
     def _stalled(self, words):
         """Ends the process, and with it the run on all hosts, after the watchdog has written down all stacks."""
         told = f"{words}; this process ends with exit code {STALLED}, and the same command continues"
         print(f"lmm: {told}", file=sys.stderr, flush=True)
         # The disk may be what does not answer.
-        telling = threading.Thread(target=self.happened.add, args=(events.STALLED, self.saved), kwargs={"words": words})
+        telling = threading.Thread(
+            target=self.happened.add, args=(events.STALLED, self.saved), kwargs={"words": words}
+        )
         telling.daemon = True
         telling.start()
         telling.join(2)

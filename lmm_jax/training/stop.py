@@ -31,22 +31,18 @@ class Stop:
 
 
 @contextlib.contextmanager
-def stop_signal(run):
-    """Turns SIGTERM and Ctrl-C into a wish to stop, wherever the loop stands.
+def stop_signal(held):
+    """Turns SIGTERM and Ctrl-C into a wish to stop, wherever a run stands; yields a `Stop`.
 
     Several hosts, of which any may get it, agree on the step. On one, only the main thread can have a handler. Until
-    a step is done, which may take minutes of compiling, there is nothing to wait for at SIGTERM.
+    a step is done, which may take minutes of reading and compiling, there is nothing to wait for at SIGTERM.
+
+    Args:
+      held: the `lock.Hold` of the workdir, released before the process ends; None on all hosts but the first.
     """
     if jax.process_count() > 1:
-
-        def is_last(step):
-            try:
-                return hosts.is_last(step)
-            except TimeoutError as error:
-                return run.watchdog.end(str(error))
-
         with interrupts.told_at_once(hosts.ask_to_stop):
-            yield Stop(lambda: False, is_last, lambda: None)
+            yield Stop(lambda: False, hosts.is_last, lambda: None)
         return
     asked, begun = threading.Event(), threading.Event()
     try:
@@ -58,7 +54,7 @@ def stop_signal(run):
     def end_now():
         if not begun.is_set():
             print("lmm: asked to stop before a step was taken; the same command continues", file=sys.stderr)
-            run.held.release()
+            held.release()
             end(interrupts.PREEMPTED)
 
     try:
