@@ -80,8 +80,8 @@ def test_sigterm_ends_a_run_whose_next_batch_never_comes(trials, server, tiny_ar
                     time.sleep(2)
                 process.send_signal(signal.SIGTERM)
                 assert process.code_within(LIMIT) == 75, process.said()[-2000:]
-            assert saved(workdir)[0] == last
-            assert small_run.restart(workdir).step == last
+            assert saved(workdir)[0] == taken(workdir) >= last
+            assert small_run.restart(workdir).step == saved(workdir)[0]
 
     trials.each(check)
 
