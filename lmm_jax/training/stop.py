@@ -63,5 +63,4 @@ def stop_signal(held):
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-        if asked.is_set():
-            interrupts.ignore_terminate()
+        interrupts.ignore_terminate()  # what is left of a command is short, and its exit code says how the run ended
