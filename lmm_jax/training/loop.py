@@ -109,7 +109,7 @@ def _run_plan(plan, main, held, stop, profile):
                 return _take_steps(run, _not_stopped(state, config.train.max_skipped), stop, profile)
             except Preempted:
                 raise
-            except Exception as error:
+            except Exception as error:  # whatever ends a run is written down, and goes on to whoever began it
                 happened.add(events.FAILED, run.saved, words=f"{type(error).__name__}: {error}")
                 raise
     if main:
