@@ -52,7 +52,7 @@ def main(argv=None) -> int:
     for library in ("gcsfs", "absl"):  # they log tracebacks of what we tell in a sentence; absl is Orbax's, too
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
-        with interrupts.second_interrupt_quits():
+        with interrupts.second_interrupt_quits(alone):
             result = args.run(args)
     except KeyboardInterrupt as error:
         _leave(interrupts.STOPPED, error)

@@ -14,11 +14,14 @@ OBEYED, ENDED = 254, 255  # what is written beside the numbers of signals, which
 
 
 @contextlib.contextmanager
-def second_interrupt_quits():
+def second_interrupt_quits(alone=False):
     """While it lasts, a second Ctrl-C ends the process, whatever the main thread is waiting in.
 
     Python tells the main thread alone, and only when it is back from a library: XLA compiles for minutes, a save goes
     on. So a thread of its own reads the number of each signal as it comes in.
+
+    Args:
+      alone: whether the process ends with this; one that goes on hears SIGTERM afterwards as it did before.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -29,6 +32,7 @@ def second_interrupt_quits():
         os.close(write)
         yield
         return
+    terminate = signal.getsignal(signal.SIGTERM)
 
     def watch():
         count, quits_at = 0, None
@@ -53,6 +57,8 @@ def second_interrupt_quits():
     finally:
         _watched.remove(write)
         signal.set_wakeup_fd(before)
+        if not alone and terminate is not None:  # one of a library in C is not ours to set
+            signal.signal(signal.SIGTERM, terminate)
         os.write(write, bytes([ENDED]))
         os.close(write)
 

@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -151,6 +152,17 @@ def _limited(config):
 
 def _over(config):
     return _limited(config) and time.monotonic() - BEGIN > 2 * LIMIT * 60
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """A test that leaves a signal ignored would leave it so for all later tests, and for every process they start."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    left = {number.name: signal.getsignal(number) for number in before}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert left == {number.name: handler for number, handler in before.items()}
 
 
 @pytest.fixture(scope="session")
