@@ -10,6 +10,7 @@ import sys
 import traceback
 
 from lmm_jax import errors, interrupts, verbs
+from lmm_jax.exit_codes import PREEMPTED, STOPPED
 
 SCHEMES = ("gs", "s3")  # of buckets, as etils.epath opens them
 TEXTS = ("prompt", "system", "stop")  # arguments that name no place
@@ -55,14 +56,14 @@ def main(argv=None) -> int:
         with interrupts.second_interrupt_quits(alone):
             result = args.run(args)
     except KeyboardInterrupt as error:
-        _leave(interrupts.STOPPED, error)
+        _leave(STOPPED, error)
         interrupts.quit()
     except BrokenPipeError:  # of a command that takes our output, such as head, and has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # the last place: all others end as a sentence and an exit code
         code = _leave(_report(error), error)
-        if code == interrupts.PREEMPTED and alone:
+        if code == PREEMPTED and alone:
             interrupts.end_after_saving()
         return code
     if args.json:
@@ -415,7 +416,7 @@ def _leave(code, error) -> int:
     """The exit code; where other hosts wait for this one they end too, unless all were preempted together."""
     from lmm_jax.pods import hosts
 
-    if code != interrupts.PREEMPTED:
+    if code != PREEMPTED:
         hosts.leave(code, f"{type(error).__name__}: {error}")
     return code
 
@@ -431,7 +432,7 @@ def _report(error) -> int:
     loop = sys.modules.get("lmm_jax.training.loop")  # which a verb that does not train may not need
     if loop and isinstance(error, loop.Preempted):
         print(f"lmm: {error}", file=sys.stderr)
-        return interrupts.PREEMPTED
+        return PREEMPTED
     told = errors.explain(error)
     if told:
         sentence, code = told

@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 
-STOPPED, PREEMPTED = 130, 75  # exit codes: ended by Ctrl-C; everything is saved, the same command continues
+from lmm_jax.exit_codes import PREEMPTED, STOPPED
+
 GRACE = 1.0  # seconds after a second Ctrl-C in which a command may end in its own way
 OBEYED, ENDED = 254, 255  # what is written beside the numbers of signals, which are below 65
 

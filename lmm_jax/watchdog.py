@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 
-STALLED = 124  # exit code: something took longer than it may; the same command continues
 LOOK = 0.25  # seconds between two looks at the clock
 
 

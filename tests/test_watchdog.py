@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from lmm_jax.watchdog import STALLED, Watchdog
+from lmm_jax.exit_codes import STALLED
+from lmm_jax.watchdog import Watchdog
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_it_counts_what_other_threads_do(watched):
 
 def test_a_process_ends_with_a_code_of_its_own_whatever_it_waits_in():
     code = (
-        "import ctypes, os\nfrom lmm_jax.watchdog import STALLED, Watchdog\n"
+        "import ctypes, os\nfrom lmm_jax.exit_codes import STALLED\nfrom lmm_jax.watchdog import Watchdog\n"
         "with Watchdog(lambda words: os._exit(STALLED)).within(0.3, 'sleeping'):\n    ctypes.CDLL(None).sleep(60)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)

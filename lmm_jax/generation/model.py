@@ -38,9 +38,10 @@ from lmm_jax.hf.snapshot import download_hint, model_folder
 from lmm_jax.reduction import factor_of
 from lmm_jax.training import adapters
 from lmm_jax.training.base import restore_params
-from lmm_jax.training.checkpoint import Checkpoints, check_holds_step
+from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.digest import digest
 from lmm_jax.training.memory import check_params
+from lmm_jax.training.saved import check_holds_step
 from lmm_jax.training.state import abstract_params, make_program
 
 NEW_TOKENS = 64  # of an answer, where nothing else is asked for

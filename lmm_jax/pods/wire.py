@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 
+from lmm_jax.exit_codes import PREEMPTED
 from lmm_jax.pods import line as line_lib
 
 BEAT, SILENCE = 1.0, 25.0  # seconds between two signs of life, and without one
@@ -31,7 +32,6 @@ RETRY, SAY_EVERY, FAREWELL = 0.5, 15.0, 1.0  # seconds
 PROOF, ASKING = 5.0, 128  # seconds, and connections at a time, that have not proven anything yet
 AGREE = 120.0  # seconds until all have said how far they have come
 BACKLOG = 256  # connections that wait to be taken
-PREEMPTED = 75  # exit code
 GONE = "is gone: killed, or its machine is lost"
 FROZEN = f"has given no sign of life for {SILENCE:.0f} s: it is frozen, or cannot be reached"
 

@@ -11,7 +11,8 @@ from lmm_jax import sharding
 from lmm_jax.config import read_config
 from lmm_jax.hf import peft, safetensors, write_config
 from lmm_jax.training import adapters
-from lmm_jax.training.checkpoint import Checkpoints, check_holds_step
+from lmm_jax.training.checkpoint import Checkpoints
+from lmm_jax.training.saved import check_holds_step
 from lmm_jax.training.state import abstract_params, make_program
 
 

@@ -32,7 +32,8 @@ from lmm_jax.release.adapter import export_adapter
 from lmm_jax.release.card import model_card
 from lmm_jax.training import adapters
 from lmm_jax.training.base import stream_params
-from lmm_jax.training.checkpoint import Checkpoints, check_holds_step
+from lmm_jax.training.checkpoint import Checkpoints
+from lmm_jax.training.saved import check_holds_step
 from lmm_jax.training.state import abstract_params, make_program
 
 LAYOUTS = ("hf", ORIGINAL.name)

@@ -16,8 +16,9 @@ from lmm_jax.config import ConfigError, read_config
 from lmm_jax.hf.load import PARTS, check_part, load_part, part_reader
 from lmm_jax.training import adapters
 from lmm_jax.training.blocks import recut, runs_of
-from lmm_jax.training.checkpoint import Checkpoints, leave_out, saved_base
+from lmm_jax.training.checkpoint import Checkpoints, leave_out
 from lmm_jax.training.digest import digest, digest_of_host
+from lmm_jax.training.saved import saved_base
 from lmm_jax.training.state import abstract_params, abstract_state, make_program
 
 

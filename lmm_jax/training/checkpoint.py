@@ -9,8 +9,6 @@ a step unusable, which is named and passed over; a folder without it was never f
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import threading
 import time
@@ -25,128 +23,26 @@ from lmm_jax import storage
 from lmm_jax.errors import chain_of
 from lmm_jax.pods import hosts
 from lmm_jax.training.digest import digest, digest_of_host, named
+from lmm_jax.training.saved import (
+    FORMAT,
+    MANIFEST,
+    Damaged,
+    directory_of,
+    of_before,
+    read_manifest,
+    reason,
+    saved_steps,
+    sizes_of,
+    step_folders,
+    write_manifest,
+)
 
-MANIFEST, FORMAT = "manifest.json", 2  # of a step; format 1 kept what it holds in Orbax's own metadata
 DELETED = ".deleted"  # ends the name of a step that is being deleted
 TEMPORARY = ".orbax-checkpoint-tmp"  # stands in the name of one that Orbax still writes
 CHUNK = 2**28  # bytes of an array that are read at a time, whatever part of it is wanted
 SLICE = 2**20  # bytes that a device writes at least of an array that several hold alike
 LOOKS, LOOK = 5, 0.2  # after a save that failed: looks for what it left, seconds apart
 DAMAGED = "damaged"  # folder of a workdir that steps are moved to which cannot be used
-
-
-class Damaged(ValueError):
-    """A step that is not what was saved."""
-
-
-def saved_steps(workdir) -> list[int]:
-    """The steps whose checkpoints lie in a workdir, newest first; nothing there is changed, or opened."""
-    return [step for step, folder in _folders(_directory(workdir)) if (folder / MANIFEST).exists()]
-
-
-def saved_about(workdir, step) -> dict | None:
-    """What the run said of itself when a step was saved, see `Checkpoints.save`; nothing is changed.
-
-    None if the step is damaged: it will be named, and passed over, when it is restored.
-    """
-    try:
-        return read_manifest(_directory(workdir) / str(step))["about"]
-    except Damaged:
-        return None
-
-
-def newest_sound(workdir) -> int:
-    """The newest step of a workdir whose manifest is sound; 0 if there is none, or only step 0."""
-    return next((step for step in saved_steps(workdir) if saved_about(workdir, step) is not None), 0)
-
-
-def saved_base(workdir) -> dict | None:
-    """What the checkpoints of a workdir leave out, see `Checkpoints.save`; None if they leave out nothing.
-
-    It is the same for all steps of a run: that of the newest one that can be read.
-    """
-    for step in saved_steps(workdir):
-        with contextlib.suppress(Damaged):
-            return read_manifest(_directory(workdir) / str(step))["base"]
-    return None
-
-
-def check_holds_step(workdir):
-    """Raises ValueError if a workdir holds no step, or only such as this version cannot verify."""
-    check_not_of_before(workdir)
-    if not saved_steps(workdir):
-        raise ValueError(f"{workdir} holds no checkpoint; did its run save a step?")
-
-
-def check_not_of_before(workdir):
-    """Raises ValueError if all steps of a workdir were saved by a version of before, which knew no manifest."""
-    steps = [step for step, folder in _folders(_directory(workdir)) if _old(folder)]
-    if steps and not saved_steps(workdir):
-        raise ValueError(
-            f"steps {steps} in {workdir}/checkpoints were saved by a version of lmm_jax from before checkpoints had "
-            "a manifest, and cannot be verified; go on with that version, or export the model with it and use that"
-        )
-
-
-def _old(folder):
-    """Whether a folder is a step of a version of before."""
-    if (folder / MANIFEST).exists():
-        return False
-    try:
-        return "digests" in (ocp.checkpointables_metadata(folder).custom_metadata or {})
-    except Exception:  # Orbax raises many kinds; each means that this is no step that was finished
-        return False
-
-
-def read_manifest(folder) -> dict:
-    """What was written of a step when all of it was on disk: step, about, base, digests and files.
-
-    Raises:
-      Damaged: it is not there, or not as it was written, or that of another step.
-    """
-    path = folder / MANIFEST
-    try:
-        stored = json.loads(path.read_bytes())
-        content, sha256 = stored["content"], stored["sha256"]
-        sound = _sha256(content) == sha256 and isinstance(content, dict)
-    except FileNotFoundError:
-        raise Damaged(f"{path} is missing") from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged: {_reason(error)}") from error
-    if not sound:
-        raise Damaged(f"{path} is damaged: it is not as it was written")
-    if content["format"] != FORMAT:
-        raise Damaged(f"{path} has format {content['format']}, this version reads {FORMAT}")
-    if str(content["step"]) != folder.name:
-        raise Damaged(f"{folder} holds step {content['step']}: it was renamed, copied or linked")
-    return content
-
-
-def _write_manifest(folder, content):
-    text = json.dumps({"content": content, "sha256": _sha256(content)}, indent=1)
-    storage.write_text(folder / MANIFEST, text + "\n")
-
-
-def _sha256(content):
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _directory(workdir):
-    return storage.absolute(workdir) / "checkpoints"
-
-
-def _folders(directory):
-    """`(step, folder)` of all that has a step's name, newest first."""
-    if not directory.is_dir():
-        return []
-    named = [path for path in directory.iterdir() if path.name.isascii() and path.name.isdigit()]
-    return sorted(((int(path.name), path) for path in named if path.name == str(int(path.name))), reverse=True)
-
-
-def _sizes(folder) -> dict[str, int]:
-    """Bytes of each file of a step, but its manifest, by its path in the step's folder."""
-    files = storage.files_of(folder)
-    return {name: size for name, size in sorted(files.items()) if name != MANIFEST}
 
 
 class Checkpoints:
@@ -162,7 +58,7 @@ class Checkpoints:
         keep: newest steps to preserve.
         keep_every: steps whose number it divides are preserved too; 0 for none.
         """
-        self.directory, self._keep, self._keep_every = _directory(workdir), keep, keep_every
+        self.directory, self._keep, self._keep_every = directory_of(workdir), keep, keep_every
         self._saving = None
 
     def check_room(self, state, base=None):
@@ -217,7 +113,7 @@ class Checkpoints:
             return
         folder = self.directory / str(content["step"])
         storage.sync(folder)
-        _write_manifest(folder, content | {"files": _sizes(folder)})
+        write_manifest(folder, content | {"files": sizes_of(folder)})
         storage.sync_entry(folder)
         on_saved(content["step"])
         self._forget(content["step"])
@@ -274,9 +170,9 @@ class Checkpoints:
         self._remove_unfinished()
         if storage.is_remote(self.directory):  # a folder cannot be renamed there; one that is saved replaces it
             return
-        for step, folder in _folders(self.directory):
+        for step, folder in step_folders(self.directory):
             finished = (folder / MANIFEST).exists()
-            if (finished and (used is None or step <= used)) or _old(folder):
+            if (finished and (used is None or step <= used)) or of_before(folder):
                 continue
             place = self.directory.parent / DAMAGED / folder.name
             if place.exists():
@@ -355,7 +251,7 @@ class Checkpoints:
             stored = flatten_dict(ocp.checkpointables_metadata(folder).metadata["params"], sep="/")
         except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
             raise ValueError(
-                f"checkpoint {folder} is damaged: what it holds cannot be read: {_reason(error)}"
+                f"checkpoint {folder} is damaged: what it holds cannot be read: {reason(error)}"
             ) from error
         for path, x in flatten_dict(abstract, sep="/").items():
             if path not in stored or tuple(stored[path].shape) != x.shape:
@@ -367,7 +263,7 @@ class Checkpoints:
                 with context:
                     one = ocp.load(folder, unflatten_dict({path: host}, sep="/"), checkpointable_name="params")
             except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
-                raise ValueError(f"checkpoint {folder}: {path} cannot be read: {_reason(error)}") from error
+                raise ValueError(f"checkpoint {folder}: {path} cannot be read: {reason(error)}") from error
             one = flatten_dict(one, sep="/")[path]
             if digest_of_host(one) != digests.get(path):
                 raise ValueError(f"checkpoint {folder} is damaged: {path} differs from what was saved")
@@ -386,7 +282,7 @@ class Checkpoints:
             ocp.save_checkpointables(self.directory / str(step), parts, overwrite=True)
             folder = self.directory / str(step)
             storage.sync(folder)
-            _write_manifest(folder, self._content(step, parts, {}, None) | {"files": _sizes(folder)})
+            write_manifest(folder, self._content(step, parts, {}, None) | {"files": sizes_of(folder)})
 
     def _newest_sound(self, abstract, note, steps=None):
         steps = self.steps() if steps is None else steps
@@ -428,19 +324,19 @@ def _fault_of(read) -> str:
     except Damaged as error:
         fault = str(error)
     except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
-        fault = _reason(error)
+        fault = reason(error)
     return "" if hosts.everywhere(not fault) else fault or "another host cannot read it"
 
 
 def _checked_manifest(folder) -> dict:
     """The manifest of a step whose files are all there; Damaged names the first that is not."""
     content = read_manifest(folder)
-    sizes = _sizes(folder)
+    found = sizes_of(folder)
     for name, size in content["files"].items():
-        if name not in sizes:
+        if name not in found:
             raise Damaged(f"{folder / name} is missing")
-        if sizes[name] != size:
-            raise Damaged(f"{folder / name} has {sizes[name]} bytes, {size} were written")
+        if found[name] != size:
+            raise Damaged(f"{folder / name} has {found[name]} bytes, {size} were written")
     return content
 
 
@@ -536,9 +432,3 @@ def _parts(state):
     """What is saved of a train state: its parameters, which can be read alone, and all else but its step."""
     train = {name: getattr(state, name) for name in ("opt_state", "skipped", "skipped_in_row", "recent")}
     return {"params": state.params, "train": train}
-
-
-def _reason(error):
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

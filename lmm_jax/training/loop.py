@@ -19,13 +19,14 @@ from lmm_jax.training import adapters, events, soundness, start
 from lmm_jax.training import base as base_lib
 from lmm_jax.training import metrics as metrics_lib
 from lmm_jax.training.bad_records import BadRecords
-from lmm_jax.training.checkpoint import Checkpoints, newest_sound
+from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.events import Events
 from lmm_jax.training.optimizer import schedule
 from lmm_jax.training.outcomes import Outcomes
 from lmm_jax.training.plan import check_saved, make_plan
 from lmm_jax.training.reader import Reader
 from lmm_jax.training.run import Run
+from lmm_jax.training.saved import newest_sound
 from lmm_jax.training.state import init_state
 from lmm_jax.training.step import jit_eval_step, jit_train_step
 from lmm_jax.training.stop import stop_signal

@@ -18,7 +18,7 @@ from lmm_jax.data.prepared import folders_of, read_about
 from lmm_jax.hf.read_config import is_model
 from lmm_jax.training import base as base_lib
 from lmm_jax.training import events, memory, metrics, start
-from lmm_jax.training.checkpoint import check_not_of_before, newest_sound, saved_about, saved_base, saved_steps
+from lmm_jax.training.saved import check_not_of_before, newest_sound, saved_about, saved_base, saved_steps
 from lmm_jax.training.state import Program, make_program
 
 # Fields that may differ between the runs of one workdir; any other change would make it another run.

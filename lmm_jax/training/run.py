@@ -12,6 +12,7 @@ from etils import epath
 
 from lmm_jax import errors, lock, sharding
 from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
+from lmm_jax.exit_codes import STALLED
 from lmm_jax.pods import hosts
 from lmm_jax.pods.wire import end
 from lmm_jax.training import events, soundness
@@ -21,7 +22,7 @@ from lmm_jax.training.metrics import MetricWriter
 from lmm_jax.training.pace import slow_hosts
 from lmm_jax.training.plan import Plan, about_run
 from lmm_jax.training.state import Program
-from lmm_jax.watchdog import STALLED, Watchdog
+from lmm_jax.watchdog import Watchdog
 
 
 @dataclasses.dataclass

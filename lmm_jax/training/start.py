@@ -14,7 +14,7 @@ from lmm_jax.hf.snapshot import download_hint, model_folder
 from lmm_jax.training import adapters
 from lmm_jax.training import base as base_lib
 from lmm_jax.training.blocks import recut
-from lmm_jax.training.checkpoint import check_holds_step, saved_about, saved_steps
+from lmm_jax.training.saved import check_holds_step, saved_about, saved_steps
 from lmm_jax.training.state import abstract_params, make_program
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 
 from lmm_jax import interrupts
+from lmm_jax.exit_codes import PREEMPTED
 from lmm_jax.pods import hosts
 from lmm_jax.pods.wire import end
 
@@ -55,7 +56,7 @@ def stop_signal(held):
         if not begun.is_set():
             print("lmm: asked to stop before a step was taken; the same command continues", file=sys.stderr)
             held.release()
-            end(interrupts.PREEMPTED)
+            end(PREEMPTED)
 
     try:
         with interrupts.told_at_once(end_now):

@@ -5,11 +5,11 @@ import re
 import signal
 import time
 
+from lmm_jax.exit_codes import STALLED
 from tests.faults.rows import row
 from tests.faults.runs import words
 from tests.faults.workdirs import saved, taken
 
-STALLED = 124
 DEADLINE = 30  # seconds, `train.deadline_batch`; two readers start within, on a busy machine too
 MORE = 10  # seconds that the end itself may take on a busy machine
 

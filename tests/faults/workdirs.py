@@ -4,8 +4,9 @@ import contextlib
 import os
 import re
 
-from lmm_jax.training.checkpoint import DELETED, saved_steps
+from lmm_jax.training.checkpoint import DELETED
 from lmm_jax.training.metrics import read_metrics
+from lmm_jax.training.saved import saved_steps
 
 
 def saved(workdir) -> list[int]:

@@ -15,7 +15,8 @@ from lmm_jax import sharding
 from lmm_jax.config import ConfigError, read_config, save_config
 from lmm_jax.models.layers import Dense, dropout
 from lmm_jax.training import adapters, base, optimizer
-from lmm_jax.training.checkpoint import Checkpoints, leave_out, saved_base, saved_steps
+from lmm_jax.training.checkpoint import Checkpoints, leave_out
+from lmm_jax.training.saved import saved_base, saved_steps
 from lmm_jax.training.state import abstract_params, abstract_state, init_state, make_program
 from lmm_jax.training.step import loss_and_grads, token_losses
 

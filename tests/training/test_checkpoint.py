@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from lmm_jax import errors, sharding, storage
-from lmm_jax.training.checkpoint import DAMAGED, MANIFEST, Checkpoints, check_holds_step, newest_sound, saved_about
+from lmm_jax.training.checkpoint import DAMAGED, Checkpoints
 from lmm_jax.training.digest import digest
+from lmm_jax.training.saved import MANIFEST, check_holds_step, newest_sound, saved_about
 from lmm_jax.training.state import abstract_state, make_program
 
 MESH = ("mesh.fsdp=4", "mesh.tensor=2", "mesh.data=1")
