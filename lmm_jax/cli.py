@@ -2,14 +2,13 @@
 
 import argparse
 import itertools
-import json
 import logging
 import os
 import re
 import sys
 import traceback
 
-from lmm_jax import errors, interrupts, verbs
+from lmm_jax import errors, interrupts, strict_json, verbs
 from lmm_jax.exit_codes import PREEMPTED, STOPPED
 
 SCHEMES = ("gs", "s3")  # of buckets, as etils.epath opens them
@@ -67,7 +66,7 @@ def main(argv=None) -> int:
             interrupts.end_after_saving()
         return code
     if args.json:
-        print(json.dumps(result))
+        print(strict_json.line(result))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""JSON of others, read without trusting it: what two readers could understand differently is refused.
+"""JSON of others, read without trusting it, and ours: what two readers could understand differently is refused.
 
 Python's `json` takes NaN, turns 1e400 into infinity, lets the last of two equal keys win, and answers deep nesting
 with a RecursionError. A config that says such a thing says nothing that can be relied upon.
@@ -40,6 +40,23 @@ def parse(text):
     if infinite:
         raise ValueError(f"{_where(content) or 'it'} is {infinite[0]}, which is no finite number")
     return content
+
+
+def line(value) -> str:
+    """One line of JSON that every reader takes: Python's own writes NaN and Infinity, which JSON does not have.
+
+    Args:
+      value: of dicts, lists and what JSON has; a number that is not finite is written as null.
+    """
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_object(path) -> dict:

@@ -23,6 +23,12 @@ REFUSED = {
 }
 
 
+def test_what_is_written_can_be_read():
+    told = {"loss": float("nan"), "list": [1, float("inf"), {"x": (float("-inf"), 2.5)}], "name": "ä"}
+    read = strict_json.parse(strict_json.line(told))
+    assert read == {"loss": None, "list": [1, None, {"x": [None, 2.5]}], "name": "ä"}
+
+
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: text[:20])
 def test_what_means_nothing_or_two_things_is_refused(text):
     with pytest.raises(ValueError, match=REFUSED[text]):

@@ -4,12 +4,11 @@ A line has the time, what happened, the step it happened at, and words or number
 """
 
 import datetime
-import json
 import threading
 
 from etils import epath
 
-from lmm_jax import storage
+from lmm_jax import storage, strict_json
 
 NAME = "events.jsonl"
 
@@ -34,7 +33,7 @@ class Events:
             return
         now = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
         with self._lock:
-            self._lines.add([json.dumps({"time": now, "event": event, "step": int(step), **more})])
+            self._lines.add([strict_json.line({"time": now, "event": event, "step": int(step), **more})])
             self._lines.flush()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import math
 import sys
 import time
 
@@ -10,7 +11,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from lmm_jax import storage
+from lmm_jax import storage, strict_json
 
 NAME = "metrics.jsonl"
 
@@ -37,7 +38,7 @@ class MetricWriter:
         """Writes one row; `values` is a flat dict of numbers."""
         if self._lines is None:
             return
-        self._lines.add([json.dumps({"step": step, **values})])
+        self._lines.add([strict_json.line({"step": step, **values})])
         if self._tensorboard:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -69,12 +70,15 @@ def check_extras(log):
 def read_metrics(workdir) -> list[dict]:
     """Rows of `metrics.jsonl`, a later row replacing an earlier one of the same step and kind (after a resume).
 
+    What was no finite number, such as the loss of a step that was skipped, stands there as null, and is NaN here.
+
     Raises:
       FileNotFoundError: there is none.
     """
     rows = {}
     for row in storage.read_lines(epath.Path(workdir) / NAME):
         if isinstance(row.get("step"), int):
+            row = {name: math.nan if value is None else value for name, value in row.items()}
             rows[row["step"], "validation_loss" in row] = row
     return [rows[key] for key in sorted(rows)]
 

@@ -1,11 +1,13 @@
 """Metrics of a run: what is written, what is read after a kill and a resume, and what is shown without a terminal."""
 
 import json
+import math
 import sys
 import types
 
 import pytest
 
+from lmm_jax import strict_json
 from lmm_jax.training.metrics import MetricWriter, Progress, read_metrics
 
 
@@ -37,6 +39,14 @@ def test_of_a_step_that_was_taken_again_the_later_row_counts(tmp_path):
         {"step": 2, "validation_loss": 8.0},
         {"step": 3, "loss": 3.0},
     ]
+
+
+def test_what_is_no_finite_number_is_null_in_the_file_and_nan_for_who_reads_it(tmp_path):
+    write(tmp_path, [(1, {"loss": float("nan"), "loss/9": float("-inf"), "rate": 0.5})])
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert strict_json.parse(text) == {"step": 1, "loss": None, "loss/9": None, "rate": 0.5}
+    (row,) = read_metrics(tmp_path)
+    assert math.isnan(row["loss"]) and math.isnan(row["loss/9"]) and row["rate"] == 0.5
 
 
 def test_half_a_line_is_left_out(tmp_path):
