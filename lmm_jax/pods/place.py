@@ -1,10 +1,12 @@
 """Which host of how many a process is: by variables, by what GKE sets, or by a TPU VM's metadata server."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import re
 import socket
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -44,7 +46,9 @@ class Place:
 
     def say(self, text):
         """Prints a line of this host."""
-        print(f"host {self.number} of {self.count}: {text}", flush=True)
+        stream = sys.stdout  # kept while it is written to: a thread says this, and another may replace and close it
+        with contextlib.suppress(ValueError):
+            print(f"host {self.number} of {self.count}: {text}", file=stream, flush=True)
 
 
 def find_place() -> Place | None:

@@ -101,7 +101,7 @@ def compiled():
 
 
 @needs_libtpu
-@pytest.mark.parametrize(("width", "fits"), [(32, True), (2**19, False)])
+@pytest.mark.parametrize(("width", "fits"), [(32, True), pytest.param(2**19, False, marks=pytest.mark.long)])
 def test_a_real_program_for_a_slice(compiled, tiny_args, width, fits):
     mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"]
     overrides = ["--config.train.batch_size=16", f"--config.model.decoder.mlp_dim={width * 16}"]

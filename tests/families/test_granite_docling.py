@@ -118,6 +118,7 @@ def test_the_router_chooses_as_the_released_one_does(released, case):
         assert chosen.first(chosen.way, found) == granite.TOKENS[want >= threshold]
 
 
+@pytest.mark.long
 def test_packed_copies_have_the_loss_and_the_gradients_of_transformers(released):
     """A conversation about two pages, at both budgets in one pack, trains as in transformers at each by itself."""
     _, theirs, processor, model = released

@@ -117,6 +117,7 @@ def test_a_picture_of_one_crop_gets_one_newline(unpad, golden):
         close(bank[0][np.where(cells < 0, -1, before + cells)], unpad.z[key], ATOL)
 
 
+@pytest.mark.long
 def test_greedy_tokens_at_every_scale(unpad):
     prompts = {scale: unpad.batch([scale], rows=[0], scales=(scale,)) for scale in unpad.scales}
     longest = max(batch["id"].shape[-1] for batch in prompts.values())  # a length for all: one program decodes them
