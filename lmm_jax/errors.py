@@ -53,6 +53,12 @@ WORDS = {
     "Connection refused": errno.ECONNREFUSED,
     "Connection reset": errno.ECONNRESET,
 }
+# Of these, and of servers, what keeps a place from being reached for now: it says nothing of what lies there.
+AWAY = {
+    *(errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT),
+    *(errno.ENETUNREACH, errno.EHOSTUNREACH),
+}
+AWAY_WORDS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CURL error", *(w for w, number in WORDS.items() if number in AWAY))
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 NETWORK = ("gcsfs", "aiohttp", "google", "requests", "urllib3", "botocore")  # libraries whose errors are of servers
 
@@ -65,7 +71,7 @@ REPORT = (
 def explain(error) -> tuple[str, int] | None:
     """A sentence about an error and the exit code that goes with it; None if it is a fault of ours."""
     if is_ours(error):
-        return str(error), 2
+        return str(error), 1 if getattr(error, "may_pass", False) else 2
     chain = chain_of(error)
     for one in chain:
         if isinstance(one, ImportError) and "gcsfs" in str(one):
@@ -89,6 +95,22 @@ def explain(error) -> tuple[str, int] | None:
                 1,
             )
     return None
+
+
+def may_pass(error) -> bool:
+    """Whether the same may succeed later: memory, a network, a disk that is full or gone."""
+    told = explain(error)
+    return told is not None and told[1] == 1
+
+
+def is_away(error) -> bool:
+    """Whether a place cannot be reached for now, which says nothing of what lies there."""
+    return any(
+        _of_network(one)
+        or (isinstance(one, OSError) and one.errno in AWAY)
+        or any(words in str(one) for words in AWAY_WORDS)
+        for one in chain_of(error)
+    )
 
 
 def is_ours(error) -> bool:

@@ -32,6 +32,8 @@ LOOK = 1.0  # seconds between two looks at another's mark
 class Held(OSError):
     """Another process writes to the folder."""
 
+    may_pass = True  # it ends some time
+
 
 class Hold:
     """A folder that this process may write to, until `release`."""
@@ -42,8 +44,13 @@ class Hold:
         self._beating.start()
 
     def check(self):
-        """Raises Held if another process has taken the folder over, as it had seen no sign of life of this one."""
-        other = _read(self._path)
+        """Raises Held if another process has taken the folder over, as it had seen no sign of life of this one.
+
+        That the mark cannot be read, as a bucket cannot be reached for a moment, is no sign of another.
+        """
+        other = None
+        with contextlib.suppress(Exception):  # each store has kinds of its own
+            other = _read(self._path)
         if other is not None and other.get("token") != self._mark["token"]:
             raise Held(
                 f"{_folder(self._path)} was taken over by {_who(other)}, which saw no sign of life of this process; "
@@ -54,9 +61,9 @@ class Hold:
         """Takes the mark away."""
         self._ended.set()
         self._beating.join()
-        other = _read(self._path)
-        if other is not None and other.get("token") == self._mark["token"]:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # a mark that stays is taken over from
+            other = _read(self._path)
+            if other is not None and other.get("token") == self._mark["token"]:
                 self._path.unlink()
 
     def _beat(self):

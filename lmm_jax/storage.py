@@ -15,10 +15,11 @@ from etils import epath
 from fsspec.callbacks import Callback
 from tqdm import tqdm
 
+from lmm_jax import errors
+
 CACHE = "LMM_CACHE"  # environment variable: folder of copies and of compiled programs, see `cache_folder`
 AT_ONCE = 8  # files that are copied at a time
 PAUSE = 30.0  # seconds between two writes of a file of lines
-FULL = (errno.ENOSPC, errno.EDQUOT)  # numbers of errors of a disk that has no room
 
 
 def is_remote(path) -> bool:
@@ -132,56 +133,47 @@ class Lines:
     """A text file that grows by lines.
 
     A file in a bucket cannot grow, opened to append it is replaced: it is written whole, now and then and on `flush`.
-    While a disk is full lines are kept, and written when there is room again.
+    While a disk is full, or cannot be reached, lines are kept, and written when it can take them again.
     """
 
     def __init__(self, path):
-        self.path, self._all, self._written = epath.Path(path), None, time.monotonic()
-        self._waiting = ""  # lines that are not in the file yet, where it can grow
-        self._begun = False  # whether the file is known to end with a whole line
+        self.path, self._written = epath.Path(path), time.monotonic()
+        self._waiting = ""  # lines that are not in the file yet
+        self._text = None  # what is in the file, where it cannot grow; None before that is known
+        self._begun = False  # whether the file is known to end with a whole line, where it can grow
 
     def add(self, lines):
         """Appends `lines`, without ends."""
-        text = "".join(f"{line}\n" for line in lines)
-        if not is_remote(self.path):
-            self._waiting += text
-            self._grow()
-            return
-        if self._all is None:
-            self._all = [self.path.read_text()] if self.path.exists() else []
-        self._all.append(text)
-        if time.monotonic() - self._written >= PAUSE:
+        self._waiting += "".join(f"{line}\n" for line in lines)
+        if not is_remote(self.path) or time.monotonic() - self._written >= PAUSE:
             self.flush()
 
     def flush(self):
-        """Makes sure that all lines are in the file, unless its disk is full."""
-        if self._waiting:
-            self._grow()
-        if self._all:
-            self._all = ["".join(self._all)]
-            self.path.write_text(self._all[0])
-            self._written = time.monotonic()
+        """Makes sure that all lines are in the file, unless its disk cannot take them for now."""
+        try:
+            self.close()
+        except Exception as error:  # each store has kinds of its own
+            if not errors.may_pass(error):
+                raise
 
     def close(self):
         """Makes sure that all lines are in the file; raises OSError if they cannot be."""
         if self._waiting:
-            self._append()
-        self.flush()
+            self._replace() if is_remote(self.path) else self._append()
 
-    def _grow(self):
-        """Appends what waits; a disk that is full is no reason to lose more than lines."""
-        try:
-            self._append()
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
+    def _replace(self):
+        self._written = time.monotonic()  # of this try, so that a bucket that is away is not asked with every line
+        if self._text is None:
+            self._text = self.path.read_text() if self.path.exists() else ""
+        text = self._text + self._waiting
+        self.path.write_text(text)
+        self._text, self._waiting = text, ""
 
     def _append(self):
         with open(self.path, "ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
-            if not self._begun and end and not _ends_with_a_line(self.path):  # of a process that was killed
-                self._waiting = f"\n{self._waiting}"
-            text = self._waiting.encode()
+            half = not self._begun and end and not _ends_with_a_line(self.path)  # of a process that was killed
+            text = ("\n" * half + self._waiting).encode()
             try:
                 if file.write(text) < len(text):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))

@@ -33,13 +33,13 @@ LOWEST = {
 }
 ALLOWED = {
     "sharding": set(),
-    "storage": set(),
+    "storage": {"errors"},
     "free_memory": set(),
     "errors": set(),
     "exit_codes": set(),
     "interrupts": {"pods", "exit_codes"},
     "lock": {"storage"},
-    "watchdog": set(),
+    "watchdog": {"pods"},
     "pods": {"exit_codes"},
     "families": set(),
     "reduction": set(),

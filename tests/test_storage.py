@@ -1,5 +1,6 @@
 """Workdirs and data in a bucket, against an emulator of Google Cloud Storage in this process."""
 
+import errno
 import json
 import os
 import pathlib
@@ -49,6 +50,26 @@ def test_lines_are_added_to_what_is_there(bucket, tmp_path):
                 lines.add([word])
             lines.flush()
         assert path.read_text() == "a\nb\nc\n"
+
+
+def test_lines_wait_while_their_place_cannot_be_reached(bucket, tmp_path, monkeypatch):
+    away, real = [ConnectionResetError(errno.ECONNRESET, "reset")], epath.Path(bucket).__class__.write_text
+
+    def write(path, text):
+        if away:
+            raise away[0]
+        return real(path, text)
+
+    lines = storage.Lines(bucket / "waiting")
+    monkeypatch.setattr(lines.path.__class__, "write_text", write)
+    lines.add(["a"])
+    lines.flush()
+    lines.add(["b"])
+    with pytest.raises(ConnectionResetError):
+        lines.close()
+    away.clear()
+    lines.close()
+    assert (bucket / "waiting").read_text() == "a\nb\n"
 
 
 def test_records_are_copied_once_and_a_broken_copy_is_mended(data, digits_folder, capsys, monkeypatch):

@@ -10,6 +10,7 @@ a step unusable, which is named and passed over; a folder without it was never f
 import contextlib
 import errno
 import os
+import shutil
 import threading
 import time
 
@@ -19,8 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from lmm_jax import storage
-from lmm_jax.errors import chain_of
+from lmm_jax import errors, storage
 from lmm_jax.pods import hosts
 from lmm_jax.training.digest import digest, digest_of_host, named
 from lmm_jax.training.saved import (
@@ -42,6 +42,7 @@ TEMPORARY = ".orbax-checkpoint-tmp"  # stands in the name of one that Orbax stil
 CHUNK = 2**28  # bytes of an array that are read at a time, whatever part of it is wanted
 SLICE = 2**20  # bytes that a device writes at least of an array that several hold alike
 LOOKS, LOOK = 5, 0.2  # after a save that failed: looks for what it left, seconds apart
+TRIES, PAUSE = 3, 2.0  # times that a step is read whose place cannot be reached, seconds apart
 DAMAGED = "damaged"  # folder of a workdir that steps are moved to which cannot be used
 
 
@@ -69,7 +70,15 @@ class Checkpoints:
         if storage.free_bytes(self.directory) < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
 
-    def save(self, state, about, base=None, on_saved=lambda step: None, within=lambda what: contextlib.nullcontext()):
+    def save(
+        self,
+        state,
+        about,
+        base=None,
+        check_held=lambda: None,
+        on_saved=lambda step: None,
+        within=lambda what: contextlib.nullcontext(),
+    ):
         """Starts saving `state` under its step; returns when the arrays are copied, writing goes on behind.
 
         Args:
@@ -77,6 +86,8 @@ class Checkpoints:
           about: JSON dict that `restore` gives back: what identifies the run and its data.
           base: JSON dict about parameters that are not saved, as they lie elsewhere: "digests" by their paths, and
             whatever else finds them again; None to save all.
+          check_held: called behind, on the first host, before anything that was there before changes; raises if the
+            workdir is another process's by now, which then is left alone.
           on_saved: called behind, on the first host, with the step once it counts.
           within: of what is done behind, in words, a context that it is done in, such as a limit of time.
 
@@ -98,7 +109,7 @@ class Checkpoints:
 
         def finish():
             with within(f"writing the checkpoint of step {step}"):
-                self._finish(saving, content, on_saved)
+                self._finish(saving, content, check_held, on_saved)
 
         self._saving = _Saving(finish)
 
@@ -106,17 +117,23 @@ class Checkpoints:
         digests = {name: digest(part) for name, part in parts.items()}
         return {"format": FORMAT, "step": step, "about": about, "base": base, "digests": digests}
 
-    def _finish(self, saving, content, on_saved):
+    def _finish(self, saving, content, check_held, on_saved):
         """Waits until Orbax has written a step, and makes it count."""
         saving.result()
         if jax.process_index() > 0:
             return
         folder = self.directory / str(content["step"])
         storage.sync(folder)
+        check_held()
         write_manifest(folder, content | {"files": sizes_of(folder)})
         storage.sync_entry(folder)
         on_saved(content["step"])
-        self._forget(content["step"])
+        check_held()
+        try:
+            self._forget(content["step"])
+        except Exception as error:  # the step counts; what was not deleted will be after the next one
+            if not errors.may_pass(error):
+                raise
 
     def _forget(self, saved):
         """Deletes the steps that need not be kept, now that `saved` counts.
@@ -178,7 +195,7 @@ class Checkpoints:
             if place.exists():
                 place.rmtree()
             place.parent.mkdir(exist_ok=True)
-            os.replace(folder, place)
+            shutil.move(folder, place)  # checkpoints may be a link to another disk
             why = "cannot be used" if finished else "was never finished"
             note(f"step {step} {why}; it lies in {place} now, to look at or to delete")
 
@@ -249,7 +266,9 @@ class Checkpoints:
         try:
             digests = read_manifest(folder)["digests"]["params"]
             stored = flatten_dict(ocp.checkpointables_metadata(folder).metadata["params"], sep="/")
-        except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
+        except Exception as error:  # Orbax raises many kinds; most mean that this step is unusable
+            if errors.is_away(error):
+                raise
             raise ValueError(
                 f"checkpoint {folder} is damaged: what it holds cannot be read: {reason(error)}"
             ) from error
@@ -262,7 +281,9 @@ class Checkpoints:
             try:
                 with context:
                     one = ocp.load(folder, unflatten_dict({path: host}, sep="/"), checkpointable_name="params")
-            except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
+            except Exception as error:  # Orbax raises many kinds; most mean that this step is unusable
+                if errors.is_away(error):
+                    raise
                 raise ValueError(f"checkpoint {folder}: {path} cannot be read: {reason(error)}") from error
             one = flatten_dict(one, sep="/")[path]
             if digest_of_host(one) != digests.get(path):
@@ -286,6 +307,7 @@ class Checkpoints:
 
     def _newest_sound(self, abstract, note, steps=None):
         steps = self.steps() if steps is None else steps
+        passing = []  # what kept a step from being read, and may pass
         for step in steps:
             folder, found = self.directory / str(step), {}
 
@@ -296,7 +318,7 @@ class Checkpoints:
                 with _context():
                     found["parts"] = ocp.load_checkpointables(folder, abstract)
 
-            fault = _fault_of(check) or _fault_of(load)
+            fault = _fault_of(check, passing) or _fault_of(load, passing)
             if fault:
                 note(f"checkpoint {step} in {self.directory} cannot be read: {fault}")
                 continue
@@ -305,6 +327,8 @@ class Checkpoints:
                 return step, found["parts"], found["content"]["about"]
             bad = ", ".join(bad[:3])
             note(f"checkpoint {step} in {self.directory} is damaged: {bad} differ from what was saved")
+        if passing:
+            raise passing[0]
         if steps:
             raise ValueError(
                 f"no sound checkpoint among steps {steps} in {self.directory}; "
@@ -313,19 +337,36 @@ class Checkpoints:
         return None
 
 
-def _fault_of(read) -> str:
-    """What went wrong with reading a step, here or on another host, all of which read their own part; "" if nothing.
+def _fault_of(read, passing) -> str:
+    """What is wrong with a step, here or on another host, all of which read their own part; "" if nothing.
 
     All hosts must ask, and then none goes on alone to what takes all of them.
+
+    Args:
+      read: reads of the step what this host needs.
+      passing: list that an error is added to which may pass, such as one of memory; but it may be the step's, too.
+
+    Raises:
+      Exception: the step's place cannot be reached, from this host or another: of the step that says nothing, and an
+        older one must not take its place.
     """
-    fault = ""
-    try:
-        read()
-    except Damaged as error:
-        fault = str(error)
-    except Exception as error:  # Orbax raises many kinds; each means that this step is unusable
-        fault = reason(error)
-    return "" if hosts.everywhere(not fault) else fault or "another host cannot read it"
+    for left in reversed(range(TRIES)):
+        fault, away = "", None
+        try:
+            read()
+        except Damaged as error:
+            fault = str(error)
+        except Exception as error:  # Orbax raises many kinds; all others mean that this step is unusable
+            fault, away = reason(error), error if errors.is_away(error) else None
+            if away is None and errors.may_pass(error):
+                passing.append(error)
+        faulty, unreached = hosts.anywhere([bool(fault), away is not None])
+        if not faulty:
+            return ""
+        if not unreached:
+            return fault or "another host cannot read it"
+        time.sleep(PAUSE if left else 0)
+    raise away or OSError(errno.ESTALE, "another host cannot reach a checkpoint")
 
 
 def _checked_manifest(folder) -> dict:
@@ -414,7 +455,7 @@ def _written_to(directory):
     try:
         yield
     except Exception as error:  # of whatever kind Orbax wraps an error of the disk in
-        for one in chain_of(error):
+        for one in errors.chain_of(error):
             if isinstance(one, OSError) and one.errno is not None and one.filename is None:
                 raise OSError(one.errno, os.strerror(one.errno), str(directory)) from error
         raise

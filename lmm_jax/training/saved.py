@@ -4,11 +4,14 @@ import contextlib
 import hashlib
 import json
 
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from lmm_jax import storage
+from lmm_jax import errors, storage
 
 MANIFEST, FORMAT = "manifest.json", 2  # of a step; format 1 kept what it holds in Orbax's own metadata
+MOST_BYTES = 2**28  # of a manifest
+KINDS = {"step": int, "about": dict, "base": dict | None, "digests": dict, "files": dict}  # of what it holds
 
 
 class Damaged(ValueError):
@@ -79,20 +82,31 @@ def read_manifest(folder) -> dict:
 
     Raises:
       Damaged: it is not there, or not as it was written, or that of another step.
+      Exception: its place cannot be reached for now, see `errors.is_away`.
     """
-    path = folder / MANIFEST
+    path = epath.Path(folder) / MANIFEST
     try:
+        if not path.exists():
+            raise FileNotFoundError
+        if not storage.is_file(path) or path.stat().length > MOST_BYTES:
+            raise Damaged(f"{path} is no manifest: no file, or one of more than {MOST_BYTES:,} bytes")
         stored = json.loads(path.read_bytes())
         content, sha256 = stored["content"], stored["sha256"]
         sound = _sha256(content) == sha256 and isinstance(content, dict)
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except Damaged:
+        raise
+    except Exception as error:  # each store has kinds of its own, and so has what is no JSON of ours
+        if errors.is_away(error):
+            raise
         raise Damaged(f"{path} is damaged: {reason(error)}") from error
     if not sound:
         raise Damaged(f"{path} is damaged: it is not as it was written")
-    if content["format"] != FORMAT:
-        raise Damaged(f"{path} has format {content['format']}, this version reads {FORMAT}")
+    if content.get("format") != FORMAT:
+        raise Damaged(f"{path} has format {content.get('format')}, this version reads {FORMAT}")
+    if wrong := [key for key, kind in KINDS.items() if key not in content or not isinstance(content[key], kind)]:
+        raise Damaged(f"{path} is damaged: it has no {wrong[0]} as this version writes it")
     if str(content["step"]) != folder.name:
         raise Damaged(f"{folder} holds step {content['step']}: it was renamed, copied or linked")
     return content

@@ -10,10 +10,18 @@ import jax
 import numpy as np
 import pytest
 
-from lmm_jax import errors, sharding, storage
+from lmm_jax import errors, lock, sharding, storage
+from lmm_jax.training import checkpoint
 from lmm_jax.training.checkpoint import DAMAGED, Checkpoints
 from lmm_jax.training.digest import digest
-from lmm_jax.training.saved import MANIFEST, check_holds_step, newest_sound, saved_about
+from lmm_jax.training.saved import (
+    MANIFEST,
+    check_holds_step,
+    newest_sound,
+    read_manifest,
+    saved_about,
+    write_manifest,
+)
 from lmm_jax.training.state import abstract_state, make_program
 
 MESH = ("mesh.fsdp=4", "mesh.tensor=2", "mesh.data=1")
@@ -285,3 +293,76 @@ def test_steps_of_a_version_of_before_are_told_from_what_was_never_finished(save
         check_holds_step(workdir)
     Checkpoints(workdir).clear_away()
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]  # they are somebody's
+
+
+def test_a_place_that_cannot_be_reached_for_a_moment_is_no_damage(saved, monkeypatch):
+    """An older step must not take the newest's place, which would be lost: it is read again, or the run ends."""
+    s, workdir, _ = saved
+    monkeypatch.setattr(checkpoint, "PAUSE", 0)
+    real, fails, notes = checkpoint.ocp.load_checkpointables, [], []
+
+    def load(*args, **kwargs):
+        if fails:
+            raise OSError("orbax could not") from fails.pop()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", load)
+    for error in (ConnectionResetError(errno.ECONNRESET, "reset"), OSError(errno.ESTALE, "stale")):
+        fails += [error] * 2
+        state, _ = Checkpoints(workdir).restore(abstract_state(s.program), notes.append)
+        assert int(state.step) == 2 and not notes and not fails
+        fails += [error] * 3
+        with pytest.raises(OSError, match="orbax could not") as raised:
+            Checkpoints(workdir).restore(abstract_state(s.program), notes.append)
+        assert errors.may_pass(raised.value) and not notes and not fails
+    # Of memory, the step itself may be the reason: another is tried, and if none can be read that is what is told.
+    fails.append(MemoryError())
+    state, _ = Checkpoints(workdir).restore(abstract_state(s.program), notes.append)
+    assert int(state.step) == 1 and "MemoryError" in notes[0]
+    fails += [MemoryError(), MemoryError()]
+    with pytest.raises(OSError, match="orbax could not") as raised:
+        Checkpoints(workdir).restore(abstract_state(s.program), notes.append)
+    assert errors.may_pass(raised.value)
+
+
+@pytest.mark.parametrize("key", ["format", "step", "about", "base", "digests", "files"])
+def test_a_manifest_that_lacks_something_is_damaged(saved, key):
+    _, workdir, _ = saved
+    folder = workdir / "checkpoints/2"
+    content = {name: value for name, value in read_manifest(folder).items() if name != key}
+    write_manifest(folder, content)
+    assert saved_about(workdir, 2) is None and newest_sound(workdir) == 1
+
+
+def test_a_manifest_that_never_ends_is_damaged(saved):
+    _, workdir, _ = saved
+    (workdir / "checkpoints/2" / MANIFEST).unlink()
+    (workdir / "checkpoints/2" / MANIFEST).symlink_to("/dev/zero")
+    assert saved_about(workdir, 2) is None and newest_sound(workdir) == 1
+
+
+def test_a_step_of_a_workdir_that_was_taken_over_meanwhile_does_not_count_and_deletes_nothing(setup, saved):
+    s, workdir, _ = saved
+    before = sorted(path for path in (workdir / "checkpoints").rglob("*"))
+
+    def taken_over():
+        raise lock.Held("taken over by another")
+
+    checkpoints = Checkpoints(workdir, keep=1)
+    checkpoints.save(at_step(s.state, 3), DATA, check_held=taken_over)
+    with pytest.raises(lock.Held):
+        checkpoints.wait()
+    assert set(before) <= set((workdir / "checkpoints").rglob("*")) and newest_sound(workdir) == 2
+
+
+def test_a_step_that_cannot_be_deleted_for_now_does_not_undo_the_save(saved, monkeypatch):
+    s, workdir, _ = saved
+
+    def busy(folder):
+        raise OSError(errno.ESTALE, "stale", str(folder))
+
+    monkeypatch.setattr(checkpoint, "_delete", busy)
+    checkpoints = Checkpoints(workdir, keep=1)
+    checkpoints.save(at_step(s.state, 3), DATA)
+    checkpoints.wait()
+    assert newest_sound(workdir) == 3 and checkpoints.steps() == [3, 2, 1]
