@@ -10,7 +10,10 @@ import sys
 import threading
 import time
 
+from lmm_jax.pods.wire import within
+
 LOOK = 0.25  # seconds between two looks at the clock
+TELLING = 5.0  # seconds in which the stacks are written down, unless who reads them has stopped to
 
 
 class Watchdog:
@@ -45,8 +48,7 @@ class Watchdog:
 
     def end(self, sentence):
         """Writes down the stacks of all threads and ends the process, as something took too long."""
-        print(f"\nlmm: {sentence}; what each thread was doing:", file=sys.stderr, flush=True)
-        _dump_stacks()
+        within(TELLING, _tell, sentence)
         self._end(sentence)
 
     def close(self):
@@ -62,8 +64,9 @@ class Watchdog:
                     return
 
 
-def _dump_stacks():
+def _tell(sentence):
     """Writes the stacks of all threads to stderr; where that is no file, as in a notebook, to the process's own."""
+    print(f"\nlmm: {sentence}; what each thread was doing:", file=sys.stderr, flush=True)
     try:
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
     except (AttributeError, OSError, ValueError):

@@ -68,4 +68,15 @@ def test_a_process_ends_with_a_code_of_its_own_whatever_it_waits_in():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == STALLED == 124
-    assert "sleeping did not end in 0.3 s" in done.stderr and 'File "<string>", line 4' in done.stderr
+    assert "sleeping did not end in 0.3 s" in done.stderr and 'File "<string>", line 5' in done.stderr
+
+
+def test_who_does_not_read_its_words_cannot_keep_a_process():
+    """As a terminal that is stopped, or a log on the very disk that is gone."""
+    code = (
+        "import os, sys, threading\nfrom lmm_jax import watchdog\nwatchdog.TELLING = 0.3\n"
+        "class Stuck:\n    def write(self, text):\n        threading.Event().wait()\n    flush = fileno = write\n"
+        "sys.stderr = Stuck()\n"
+        "with watchdog.Watchdog(lambda words: os._exit(9)).within(0.1, 'it'):\n    threading.Event().wait()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 9

@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict
 
 from lmm_jax import lock, sharding
 from lmm_jax.config import ConfigError, check, flatten, read_config, save_config
-from lmm_jax.data.pipeline import HOST_ONLY
 from lmm_jax.pods import hosts
 from lmm_jax.training import adapters, events, soundness, start
 from lmm_jax.training import base as base_lib
@@ -25,11 +24,12 @@ from lmm_jax.training.optimizer import schedule
 from lmm_jax.training.outcomes import Outcomes
 from lmm_jax.training.plan import check_saved, make_plan
 from lmm_jax.training.reader import Reader
-from lmm_jax.training.run import Run
+from lmm_jax.training.run import Run, end_stalled, shapes_of
 from lmm_jax.training.saved import newest_sound
 from lmm_jax.training.state import init_state
 from lmm_jax.training.step import jit_eval_step, jit_train_step
 from lmm_jax.training.stop import stop_signal
+from lmm_jax.watchdog import Watchdog
 
 
 class Preempted(Exception):
@@ -68,9 +68,7 @@ def train(config, workdir, profile=0, restart=False):
     with holding as held, contextlib.ExitStack() as signals:
         stop = signals.enter_context(stop_signal(held))
         if newest_sound(plan.workdir) != plan.step:
-            raise ConfigError(
-                f"{plan.workdir} was trained by another process meanwhile; start the same command again"
-            )
+            raise lock.Held(f"{plan.workdir} was trained by another process meanwhile; start the same command again")
         if main and not plan.step:
             _claim(plan)
         hosts.everywhere(True)  # none looks for what is claimed before it is
@@ -89,14 +87,16 @@ def _run_plan(plan, main, held, stop, profile):
     happened = Events(plan.workdir, main)
     checkpoints = Checkpoints(plan.workdir, config.train.keep, config.train.keep_every)
     faults = []
-    restored = base_lib.restore(checkpoints, program, plan.workdir, note=_both(print, faults.append))
-    if restored:
-        state, about, base = restored
-        check_saved(plan.workdir, about, config, plan.stream)
-    else:
-        state, base = start.begin(program, init_state(program))
-        about = {}
-    sharding.assert_sharded(state, program.shardings, "train state")
+    limit, what = config.train.deadline_compile, "reading or making the state to go on from"
+    with contextlib.closing(Watchdog(end_stalled)) as watchdog, watchdog.within(limit, what):
+        restored = base_lib.restore(checkpoints, program, plan.workdir, note=_both(print, faults.append))
+        if restored:
+            state, about, base = restored
+            check_saved(plan.workdir, about, config, plan.stream, base)
+        else:
+            state, base = start.begin(program, init_state(program))
+            about = {}
+        sharding.assert_sharded(state, program.shardings, "train state")
 
     step = int(state.step)
     writer = metrics_lib.MetricWriter(plan.workdir, config, main)
@@ -111,7 +111,8 @@ def _run_plan(plan, main, held, stop, profile):
             except Preempted:
                 raise
             except Exception as error:  # whatever ends a run is written down, and goes on to whoever began it
-                happened.add(events.FAILED, run.saved, words=f"{type(error).__name__}: {error}")
+                with contextlib.suppress(Exception):  # of the disk, which may be what ended it
+                    happened.add(events.FAILED, run.saved, words=f"{type(error).__name__}: {error}")
                 raise
     if main:
         print(f"{plan.workdir}: all {config.train.steps} steps are done")
@@ -187,8 +188,12 @@ def _take_steps(run, state, stop, profile):
     bad_records = BadRecords(run.workdir, config.data.max_bad_share, config.data.max_bad_run, run.bad_before)
     if main and not first:
         bad_records.note_left_out(run.packs)
-    outcomes, last = Outcomes(t.max_skipped, run.happened, progress.note), {}
     compiled = set()  # shapes of batches that the step is compiled for
+
+    def waiting_for(step):
+        return run.watchdog.within(t.deadline_step, f"step {step}")
+
+    outcomes, last = Outcomes(t.max_skipped, run.happened, progress.note, waiting_for), {}
 
     def save(state):
         with meter.paused():
@@ -197,7 +202,7 @@ def _take_steps(run, state, stop, profile):
 
     def settle(state):
         """Makes sure that a state is on disk."""
-        if run.saved != int(state.step):
+        if int(state.step) not in (run.saved, run.coming):
             save(state)
         run.finish_saving(progress.note)
         if run.saved != int(state.step):
@@ -232,9 +237,10 @@ def _take_steps(run, state, stop, profile):
                 raise Preempted("asked to stop before a step was taken; the same command continues")
             if batch is None:
                 stop_skipping(state) if outcomes.take(all=True) else preempt(state)
-            bad_records.add(batch["bad"][batch["record_index"] >= 0], batch["faults"])
+            with run.writing(step):
+                bad_records.add(batch["bad"][batch["record_index"] >= 0], batch["faults"])
             meter.count(batch)
-            shapes = frozenset((name, x.shape) for name, x in batch.items() if name not in HOST_ONLY)
+            shapes = shapes_of(batch)
             limit = t.deadline_step if shapes in compiled else t.deadline_compile
             with run.watchdog.within(limit, f"step {step}"):
                 state, metrics = train_step(state, run.to_global(batch))
@@ -250,15 +256,16 @@ def _take_steps(run, state, stop, profile):
             stopping = run.is_last(stop, step)  # asked once: what comes from here on waits for the next step
             ends = step == t.steps or stopping
             logs, saves = (step % every == 0 or ends for every in (t.log_every, t.save_every))
-            with run.watchdog.within(t.deadline_step, f"step {step}"), meter.computing():
+            with meter.computing():
                 stops = outcomes.take(all=logs or saves)
             if logs and not stops:
-                run.name_slow_hosts(step, meter, progress.note)
-                last = _summarise(outcomes.latest, state, run.program) | meter.rates()
-                last |= _progress_of(run, step)
-                last["bad_records"] = bad_records.total()["bad"]
-                run.writer.write(step, last)
-                progress.show(step, last)
+                with run.writing(step):
+                    run.name_slow_hosts(step, meter, progress.note)
+                    last = _summarise(outcomes.latest, state, run.program) | meter.rates()
+                    last |= _progress_of(run, step)
+                    last["bad_records"] = bad_records.total()["bad"]
+                    run.writer.write(step, last)
+                    progress.show(step, last)
             if stops:
                 stop_skipping(state)
             if validation and (step % t.eval_every == 0 or step == t.steps):
@@ -266,13 +273,15 @@ def _take_steps(run, state, stop, profile):
                     found = validate(eval_step, state.params, run.held_out(validation, stop.asked))
                 if not stop.asked():
                     named = _named_losses("validation_", *found, config.model.scales)
-                    run.writer.write(step, named)
+                    with run.writing(step):
+                        run.writer.write(step, named)
                     progress.note(f"step {step}: validation loss {named['validation_loss']:.4f}")
                     last |= named
             if saves:
                 save(state)
             elif t.compare_every and step % t.compare_every == 0:
-                soundness.check_replicas(state)
+                with run.watchdog.within(t.deadline_compile, f"comparing what devices hold after step {step}"):
+                    soundness.check_replicas(state)
             run.look_after_saving(progress.note)
             if stopping:
                 preempt(state)

@@ -1,6 +1,7 @@
 """What became of each step: looked at two steps later, when the devices are past it and nobody waits for them."""
 
 import collections
+import contextlib
 
 import jax
 import numpy as np
@@ -20,13 +21,14 @@ class Outcomes:
       latest: metrics of that step on the host, after `take(all=True)`.
     """
 
-    def __init__(self, limit, happened, note):
+    def __init__(self, limit, happened, note, within=lambda step: contextlib.nullcontext()):
         """Args:
         limit: `train.max_skipped`.
         happened: `Events` of the run.
         note: called with a line for each skipped update.
+        within: of a step, a context that it is waited for in, such as a limit of time.
         """
-        self._limit, self._happened, self._note = limit, happened, note
+        self._limit, self._happened, self._note, self._within = limit, happened, note, within
         self._pending = collections.deque()
         self._records = ""  # of the last skipped step, in words
         self.stopped, self.in_row, self.latest = 0, 0, {}
@@ -49,10 +51,11 @@ class Outcomes:
         """
         while len(self._pending) > (0 if all else LAG) and not self.stopped:
             step, records, metrics = self._pending.popleft()
-            finite, spike, in_row = jax.device_get([metrics[name] for name in ("finite", "spike", "skipped_in_row")])
-            self.in_row = int(in_row)
-            if not finite or spike:
-                self._skipped(step, records, bool(finite), metrics)
+            with self._within(step):
+                finite, spike, in_row = jax.device_get([metrics[n] for n in ("finite", "spike", "skipped_in_row")])
+                self.in_row = int(in_row)
+                if not finite or spike:
+                    self._skipped(step, records, bool(finite), metrics)
             if self.in_row >= self._limit:
                 self.stopped = step
             if all or self.stopped:

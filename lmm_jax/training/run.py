@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import functools
 import sys
-import threading
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from lmm_jax import errors, lock, sharding
 from lmm_jax.data.pipeline import HOST_ONLY, Packs, batches
 from lmm_jax.exit_codes import STALLED
 from lmm_jax.pods import hosts
-from lmm_jax.pods.wire import end
+from lmm_jax.pods.wire import end, within
 from lmm_jax.training import events, soundness
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.events import Events
@@ -23,6 +22,21 @@ from lmm_jax.training.pace import slow_hosts
 from lmm_jax.training.plan import Plan, about_run
 from lmm_jax.training.state import Program
 from lmm_jax.watchdog import Watchdog
+
+PATIENCE = 2.0  # seconds for what is told before a process ends: the disk may be what does not answer
+
+
+def end_stalled(words):
+    """Ends the process, and with it the run on all hosts, after a watchdog has written down all stacks."""
+    told = f"{words}; this process ends with exit code {STALLED}, and the same command continues"
+    within(PATIENCE, lambda: print(f"lmm: {told}", file=sys.stderr, flush=True))
+    hosts.leave(STALLED, told)
+    end(STALLED)
+
+
+def shapes_of(batch):
+    """What a program is compiled for: the names and shapes of a batch's arrays, but for the host's own."""
+    return frozenset((name, x.shape) for name, x in batch.items() if name not in HOST_ONLY)
 
 
 @dataclasses.dataclass
@@ -36,8 +50,9 @@ class Run:
       main: whether this process speaks and writes for all.
       base: what checkpoints leave out, see `base.describe`.
       bad_before: counters of bad records when the step was saved that it goes on from; None if it begins.
-      saved: the newest step that is saved, or on its way.
-      failed_saves: saves that failed since one did not.
+      saved: the newest step that is known to be on disk.
+      coming: the step that is on its way there; None if none is.
+      failed_saves: saves that failed since one did not, on all hosts alike.
       watchdog: holds everything to its time.
     """
 
@@ -50,7 +65,9 @@ class Run:
     base: dict | None
     bad_before: dict | None
     saved: int
+    coming: int | None = dataclasses.field(init=False, default=None)
     failed_saves: int = dataclasses.field(init=False, default=0)
+    validated: set = dataclasses.field(init=False, default_factory=set)  # shapes that a validation is compiled for
     watchdog: Watchdog = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -86,34 +103,47 @@ class Run:
           FloatingPointError, Corrupted: see `soundness`.
           Exception: what went wrong with the last of so many saves.
         """
+        step = int(state.step)
+        self.finish_saving(note)
+        with self._within_limit(f"beginning to save step {step}"):
+            self._check_held()
+            soundness.check_finite(state)
+            soundness.check_replicas(state)
+            about = about_run(self.program.config, self.plan.stream) | {"bad_records": bad_records.total()}
+            more = {"check_held": self._check_held, "on_saved": self._on_saved, "within": self._within_limit}
+            if self._try_to_save(lambda: self.checkpoints.check_room(state, self.base), step, note) and (
+                self._try_to_save(lambda: self.checkpoints.save(state, about, self.base, **more), step, note)
+            ):
+                self.coming = step
+            self.writer.flush()
+
+    def _check_held(self):
         if self.held:
             self.held.check()
-        soundness.check_finite(state)
-        soundness.check_replicas(state)
-        about = about_run(self.program.config, self.plan.stream) | {"bad_records": bad_records.total()}
-        more = {"on_saved": self._on_saved, "within": self._within_limit}
-        self.finish_saving(note)
-        if self._try_to_save(lambda: self.checkpoints.check_room(state, self.base), note) and self._try_to_save(
-            lambda: self.checkpoints.save(state, about, self.base, **more), note
-        ):
-            self.saved = int(state.step)
-        self.writer.flush()
 
     def finish_saving(self, note):
         """Waits until the last save is on disk; one that failed is told and counted."""
-        with self._within_limit("writing the last checkpoint"):
-            self._try_to_save(self.checkpoints.wait, note)
+        step, self.coming = self.coming, None
+        if step is None:
+            return
+        with self._within_limit(f"writing the checkpoint of step {step}"):
+            if self._try_to_save(self.checkpoints.wait, step, note):
+                self.saved, self.failed_saves = step, 0
 
     def look_after_saving(self, note):
         """Tells of a save that failed meanwhile; of several hosts, which must do so together, `save` does."""
         if jax.process_count() == 1 and self.checkpoints.failed():
             self.finish_saving(note)
 
+    def writing(self, step):
+        """What is written down of a step, to a disk that may be gone, must be within the time of a save."""
+        return self._within_limit(f"writing down step {step}")
+
     def _within_limit(self, what):
         return self.watchdog.within(self.program.config.train.deadline_save, what)
 
-    def _try_to_save(self, action, note) -> bool:
-        """Does a part of saving, as all hosts do; whether it went well on all of them."""
+    def _try_to_save(self, action, step, note) -> bool:
+        """Does a part of saving a step, as all hosts do; whether it went well on all of them."""
         fault = None
         try:
             action()
@@ -121,7 +151,6 @@ class Run:
             fault = error
         if hosts.everywhere(fault is None):
             return True
-        failed, self.saved = self.saved, 0
         self.failed_saves += 1
         limit = self.program.config.train.max_failed_saves
         fault = fault or OSError(errno.EIO, "another host could not write a checkpoint", str(self.workdir))
@@ -130,11 +159,10 @@ class Run:
             raise fault
         words = f"a checkpoint could not be written: {told[0]}"
         note(f"{words}; training goes on, this was failure {self.failed_saves} of {limit} (train.max_failed_saves)")
-        self.happened.add(events.SAVE_FAILED, failed, words=words)
+        self.happened.add(events.SAVE_FAILED, step, words=words)
         return False
 
     def _on_saved(self, step):
-        self.failed_saves = 0
         self.happened.add(events.SAVED, step)
 
     def is_last(self, stop, step) -> bool:
@@ -145,18 +173,8 @@ class Run:
             self.watchdog.end(str(error))
 
     def _stalled(self, words):
-        """Ends the process, and with it the run on all hosts, after the watchdog has written down all stacks."""
-        told = f"{words}; this process ends with exit code {STALLED}, and the same command continues"
-        print(f"lmm: {told}", file=sys.stderr, flush=True)
-        # The disk may be what does not answer.
-        telling = threading.Thread(
-            target=self.happened.add, args=(events.STALLED, self.saved), kwargs={"words": words}
-        )
-        telling.daemon = True
-        telling.start()
-        telling.join(2)
-        hosts.leave(STALLED, told)
-        end(STALLED)
+        within(PATIENCE, lambda: self.happened.add(events.STALLED, self.saved, words=words))
+        end_stalled(words)
 
     @property
     def batch_shape(self) -> tuple[int, int]:
@@ -184,8 +202,11 @@ class Run:
             if asked():
                 batches.close()
                 return
-            with self.watchdog.within(t.deadline_step if number else t.deadline_compile, "a batch of a validation"):
+            shapes = shapes_of(batch)
+            limit = t.deadline_step if shapes in self.validated else t.deadline_compile
+            with self.watchdog.within(limit, f"batch {number} of a validation"):
                 yield self.to_global(batch)
+            self.validated.add(shapes)
 
     def name_slow_hosts(self, step, meter, note):
         """Says which hosts hold the others up; all of them must ask."""

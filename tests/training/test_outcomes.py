@@ -1,5 +1,7 @@
 """Skipped steps are named one by one, exactly, though they are looked at later."""
 
+import contextlib
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,6 +36,21 @@ def test_every_skipped_step_is_named_with_its_records(tmp_path):
         ("not_finite", 2, [20, 21, 22]),
         ("spike", 5, [50, 51, 52]),
     ]
+
+
+def test_each_step_that_is_waited_for_has_its_own_time(tmp_path):
+    begun = []
+
+    @contextlib.contextmanager
+    def within(step):
+        begun.append(step)
+        yield
+
+    outcomes = Outcomes(5, Events(tmp_path), lambda _: None, within)
+    feed(outcomes, ["", "", "", ""])
+    assert begun == [1, 2]
+    outcomes.take(all=True)
+    assert begun == [1, 2, 3, 4]
 
 
 def test_it_stops_at_exactly_so_many_in_a_row(tmp_path):
