@@ -60,6 +60,8 @@ class BadRecords:
         runs = np.diff(np.concatenate([[-1], good, [len(bad)]])) - 1  # of bad records between the good ones
         runs[0] += self._run
         self._run = int(runs[-1])
+        if not faults:  # what an earlier run had may be more than is allowed now: the next bad record ends this one
+            return
         if runs.max() >= self._max_run:
             raise BadData(f"{runs.max()} records one after another could not be read, {self._last(faults)}")
         if self.bad > self._max_share * max(self.seen, LEAST):

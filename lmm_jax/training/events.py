@@ -44,6 +44,17 @@ def read_events(workdir) -> list[dict]:
 
 
 def saved_step(workdir) -> int:
-    """The newest step that a run says was saved, whether it is still there or not; 0 if none was."""
-    steps = [row.get("step") for row in read_events(workdir) if row["event"] == SAVED]
-    return max((step for step in steps if isinstance(step, int)), default=0)
+    """The newest step that a run says was saved, whether it is still there or not; 0 if none was.
+
+    What was saved beyond a step that the run went on from later does not count any more.
+    """
+    newest = 0
+    for row in read_events(workdir):
+        step = row.get("step")
+        if not isinstance(step, int):
+            continue
+        if row["event"] == SAVED:
+            newest = max(newest, step)
+        elif row["event"] in (STARTED, CONTINUED):
+            newest = min(newest, step)
+    return newest

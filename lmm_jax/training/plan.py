@@ -101,10 +101,9 @@ def make_plan(config, workdir, restart=False) -> Plan:
         )
     stream, saved_elsewhere = packs.state(), ()
     if step:
-        about = saved_about(workdir, step)
+        about, left = saved_about(workdir, step), saved_base(workdir)
         if about:
-            check_saved(workdir, about, config, stream)
-        left = saved_base(workdir)
+            check_saved(workdir, about, config, stream, left)
         if left is not None:
             base_lib.find(config, left, workdir)
             saved_elsewhere = left["digests"]
@@ -133,7 +132,12 @@ def _check_steps(workdir, step, restart):
     if step:
         return
     broken = saved_steps(workdir)
-    if broken and broken != [0]:
+    if broken == [0] and saved_about(workdir, 0) is not None:
+        raise ConfigError(
+            f"{workdir} holds a model, not a run: choose another workdir, and start from the model by "
+            f"--config.init.from={workdir}"
+        )
+    if broken:
         raise ConfigError(
             f"no sound checkpoint among steps {broken} in {workdir}/checkpoints; restore it from a copy, or move the "
             "folder away and give --restart to begin again at step 0"
@@ -262,7 +266,7 @@ def about_run(config, stream) -> dict:
     return {"data": stream, "config": json.loads(json.dumps(kept, default=str))}
 
 
-def check_saved(workdir, about, config, stream):
+def check_saved(workdir, about, config, stream, base=None):
     """Raises ConfigError naming what differs between what a checkpoint says of its run and one that goes on from it.
 
     Args:
@@ -270,12 +274,14 @@ def check_saved(workdir, about, config, stream):
       about: as `about_run` gave it when the step was saved; fields that one of the two does not know do not count.
       config: of the run that goes on.
       stream: of its data.
+      base: what its checkpoints leave out, see `base.describe`: where that lies may change, its digests tell it.
     """
     now = about_run(config, stream)
+    moves = {f"init.{name}" for name in base["init"]} if base else set()
     changed = [
         f"{name}: was {old!r}, now {now['config'][name]!r}"
         for name, old in about["config"].items()
-        if name in now["config"] and now["config"][name] != old
+        if name in now["config"] and now["config"][name] != old and name not in moves
     ]
     if changed:
         listed = "\n  ".join(changed)

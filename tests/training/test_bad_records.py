@@ -50,3 +50,14 @@ def test_the_share_counts_from_a_least_number_of_records(tmp_path, monkeypatch):
     add(late, [1, 0] * 8)
     with pytest.raises(BadData, match="9 of 418 records"):
         add(late, [1, 0])
+
+
+def test_a_run_that_goes_on_under_a_lower_limit_ends_with_its_next_bad_record(tmp_path):
+    """Or on fewer hosts, each of which had some bad ones of its own: there must be one to name."""
+    before = {"seen": 8000, "bad": 40, "run": 4}
+    for limits in ({"max_share": 0.001, "max_run": 50}, {"max_share": 1.0, "max_run": 3}):
+        bad_records = BadRecords(tmp_path, before=before, **limits)
+        bad_records.add(np.zeros(0, bool), [])
+        add(bad_records, [])
+        with pytest.raises(BadData, match="data record 0: broken"):
+            add(bad_records, [1, 0])

@@ -32,3 +32,14 @@ def test_there_may_be_none_and_what_is_no_event_is_passed_over(tmp_path):
     assert (
         saved_step(tmp_path) == 4 and json.loads((tmp_path / events.NAME).read_text().splitlines()[-1])["step"] == 4
     )
+
+
+def test_what_was_saved_beyond_a_step_that_a_run_went_on_from_does_not_count(tmp_path):
+    happened = Events(tmp_path)
+    for event, step in (("saved", 20), ("saved", 60), ("fell_back", 40), ("continued", 40)):
+        happened.add(event, step)
+    assert saved_step(tmp_path) == 40
+    happened.add(events.SAVED, 50)
+    assert saved_step(tmp_path) == 50
+    happened.add(events.STARTED, 0)
+    assert saved_step(tmp_path) == 0

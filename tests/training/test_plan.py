@@ -8,12 +8,13 @@ import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import pytest
 from PIL import Image
 
 import lmm_jax as lmm
 from lmm_jax import errors, families, free_memory, lock
-from lmm_jax.config import flatten, read_config, save_config
+from lmm_jax.config import ConfigError, flatten, read_config, save_config
 from lmm_jax.data import digests
 from lmm_jax.data.prepare.folder import prepare_rows
 from lmm_jax.data.views import ASPECTS
@@ -57,6 +58,8 @@ def world(run, digits_folder, tmp_path, monkeypatch):
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llava"}')
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
+    Checkpoints(tmp_path / "saved").save_params({"weight": jnp.zeros(2)})
+    shutil.copy(run / "config.json", tmp_path / "saved" / "config.json")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -100,7 +103,20 @@ REFUSED = [
     ((), "model", "is the folder of a model"),
     (("model.decoder.depth=2",), "run", "model.decoder.depth: was 3, now 2"),
     (("seed=1", "train.steps=4"), "run", "holds a run with another config"),
+    ((), "saved", "holds a model, not a run: choose another workdir, and start from the model by"),
 ]
+
+
+def test_where_the_base_of_adapters_lies_may_change_and_nothing_else(tiny):
+    was, stream = tiny("init.from=there", recipe="full"), {"visual_layout": {}}
+    about = plan.about_run(was, stream)
+    now, base = tiny("init.from=elsewhere", recipe="full"), {"init": {"from": "there"}}
+    plan.check_saved("w", about, now, stream, base)
+    with pytest.raises(ConfigError, match="init.from: was 'there', now 'elsewhere'"):
+        plan.check_saved("w", about, now, stream)
+    other = tiny("init.from=elsewhere", "seed=5", recipe="full")
+    with pytest.raises(ConfigError, match="\n  seed: was 0, now 5$"):
+        plan.check_saved("w", about, other, stream, base)
 
 
 def refused(tiny, overrides, workdir, world):
