@@ -212,14 +212,15 @@ def local_copy(folder, key):
 
     Args:
       folder: that does not change as long as `key` is the same.
-      key: name of the copy in the cache.
+      key: what its content goes by; a text of anybody's, which names nothing here.
 
     Raises:
       OSError: a file that has another size here than there, or no space.
     """
     if not is_remote(folder):
         return epath.Path(folder)
-    copy = cache_folder() / key
+    # Of a name that no key can choose: compiled programs and copies of models lie in the same cache.
+    copy = cache_folder() / f"records-{hashlib.sha256(f'{folder} {key}'.encode()).hexdigest()[:32]}"
     system, root = fsspec.url_to_fs(str(folder))
     found = {path: about["size"] for path, about in system.find(root, detail=True).items()}
     names = {path: path.removeprefix(f"{root}/") for path in found}

@@ -76,11 +76,17 @@ def test_records_are_copied_once_and_a_broken_copy_is_mended(data, digits_folder
     prepared, local = Prepared(data, "train"), Prepared(digits_folder, "train")
     assert "copying gs://bucket/data/records to " in capsys.readouterr().out
     assert len(prepared) == len(local) and prepared[5]["images"] == local[5]["images"]
-    copy = pathlib.Path(os.environ[storage.CACHE]) / prepared.fingerprint
+    (copy,) = pathlib.Path(os.environ[storage.CACHE]).glob("records-*")
     (file,) = copy.rglob("*train.array_record*")
     file.write_bytes(file.read_bytes()[:1000])
     assert Prepared(data, "train")[5]["images"] == local[5]["images"]
     assert ": 1 files" in capsys.readouterr().out
+    data_of_file = file.read_bytes()
+    file.write_bytes(data_of_file[:-1] + bytes([data_of_file[-1] ^ 1]))  # the size says nothing of that
+    with pytest.raises(ValueError, match="is damaged: .* the same command copies it anew"):
+        Prepared(data, "train")
+    assert Prepared(data, "train")[5]["images"] == local[5]["images"] and file.read_bytes() == data_of_file
+    capsys.readouterr()
     Prepared(data, "validation")
     assert capsys.readouterr().out == ""
     assert not list(copy.rglob("*.part-*"))
@@ -111,9 +117,10 @@ def test_an_interrupted_copy_goes_on_by_whole_files(remote, tmp_path, monkeypatc
         patch.setattr(MemoryFileSystem, "get_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             storage.local_copy(remote, "copy")
-    assert (tmp_path / "copy/a").stat().st_size == 10 and not (tmp_path / "copy/b").exists()
+    (copy,) = tmp_path.iterdir()
+    assert (copy / "a").stat().st_size == 10 and not (copy / "b").exists()
     capsys.readouterr()
-    copy = storage.local_copy(remote, "copy")
+    assert storage.local_copy(remote, "copy") == epath.Path(copy)
     assert ": 2 files" in capsys.readouterr().out
     assert (copy / "b").read_bytes() == b"\2" * 20 and (copy / "deep/c").read_bytes() == b"\3" * 30
 
@@ -128,7 +135,17 @@ def test_a_copy_of_another_size_is_an_error_and_no_file(remote, tmp_path, monkey
     monkeypatch.setattr(MemoryFileSystem, "get_file", cut)
     with pytest.raises(OSError, match=r"folder/a has 10 bytes, its copy .* 5"):
         storage.local_copy(remote, "copy")
-    assert not (tmp_path / "copy/a").exists()
+    assert not list(tmp_path.rglob("a"))
+
+
+def test_no_key_chooses_where_a_copy_lies(remote, tmp_path):
+    """The cache holds compiled programs and models too, and another folder may say that it has the same key."""
+    other = remote.replace("folder", "other")
+    fsspec.filesystem("memory").pipe("/other/a", b"x" * 10)
+    keys = ("compiled", "0" * 24, "../outside", "/etc", "", "verified")
+    copies = {storage.local_copy(folder, key) for folder in (remote, other) for key in keys}
+    assert len(copies) == 12 and {copy.parent for copy in copies} == {epath.Path(tmp_path)}
+    assert all(copy.name.startswith("records-") for copy in copies)
 
 
 def test_the_bar_counts_bytes_of_all_files(remote, monkeypatch):

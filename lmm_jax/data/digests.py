@@ -26,6 +26,14 @@ SAID = 1 << 32  # bytes from which on a line says that they are verified
 AGAIN = "copy the folder anew, or prepare it again"
 
 
+class Damaged(ValueError):
+    """A file that is not what was written; `file` says which."""
+
+    def __init__(self, message, file):
+        super().__init__(message)
+        self.file = file
+
+
 def digests(folder, files) -> dict:
     """Sizes and digests of files by their path in `folder`, as `verify` wants them."""
     with futures.ThreadPoolExecutor(READERS) as pool:
@@ -59,7 +67,8 @@ def verify(folder, about, files):
       files: `{path in the folder: file}`.
 
     Raises:
-      ValueError: a file that is not what was written, named.
+      Damaged: a file that is not what was written, named.
+      ValueError: a file that was not written with the folder, named.
     """
     for name, file in files.items():
         known = about[FILES].get(name)
@@ -67,8 +76,8 @@ def verify(folder, about, files):
             raise ValueError(f"{folder}/{name} was not there when the folder was prepared; {AGAIN}")
         size = file.stat().length
         if size != known["bytes"]:
-            raise ValueError(
-                f"{folder}/{name} is damaged: it has {size:,} bytes, {known['bytes']:,} were written; {AGAIN}"
+            raise Damaged(
+                f"{folder}/{name} is damaged: it has {size:,} bytes, {known['bytes']:,} were written; {AGAIN}", file
             )
     unknown = {name: file for name, file in files.items() if not _is_remembered(file, about[FILES][name])}
     total = sum(about[FILES][name]["bytes"] for name in unknown)
@@ -83,7 +92,7 @@ def verify(folder, about, files):
         found = pool.map(lambda file: _sha256(file, bar), unknown.values())
         for (name, file), digest in zip(unknown.items(), found, strict=True):
             if digest != about[FILES][name]["sha256"]:
-                raise ValueError(f"{folder}/{name} is damaged: it holds other bytes than were written; {AGAIN}")
+                raise Damaged(f"{folder}/{name} is damaged: it holds other bytes than were written; {AGAIN}", file)
             _remember(file, about[FILES][name])
 
 

@@ -12,10 +12,10 @@ from lmm_jax.data import digests
 from lmm_jax.data.conversation import Turn, stored_template
 from lmm_jax.data.images import open_picture
 from lmm_jax.data.prepare import index
-from lmm_jax.data.prepare.records import BUILDER, DESCRIPTION, Records, check_inside
+from lmm_jax.data.prepare.records import BUILDER, DESCRIPTION, Records, check_inside, find_files
 from lmm_jax.data.tokenizer import load_tokenizer
 
-FINGERPRINT = re.compile(r"[\w-]{1,128}")  # it names a folder of the cache, too
+NAME = re.compile(r"[\w-]{1,128}")  # of a split, which files are called by, and a fingerprint
 OWN = "own"  # what the data of a user are called where a built-in data set has a name
 
 
@@ -54,9 +54,9 @@ def _fault(about) -> str:
     splits = about["splits"].values() if isinstance(about["splits"], dict) else [None]
     wrong += [] if all(isinstance(n, dict) and _is_count(n.get("rows")) for n in splits) else ["splits"]
     if not wrong:
-        forms = {"builder": BUILDER, "fingerprint": FINGERPRINT}  # of what paths are made of
+        forms = {"builder": BUILDER, "fingerprint": NAME}  # of what paths are made of
         wrong = [key for key, form in forms.items() if not form.fullmatch(about[key])]
-        wrong += ["splits" for split in about["splits"] if not FINGERPRINT.fullmatch(split)]
+        wrong += ["splits" for split in about["splits"] if not NAME.fullmatch(split)]
     return f"{wrong[0]} is {strict_json.shown(about[wrong[0]])}" if wrong else ""
 
 
@@ -116,8 +116,15 @@ class Prepared:
         file = self.folder / f"index_{split}.npz"
         self.index = _read_index(file)
         records = storage.local_copy(self.folder / "records", self.fingerprint)
+        path, copied = records / self.about["builder"], storage.is_remote(self.folder)
         try:
+            read = [path / name for name in DESCRIPTION] + find_files(path, path.parent.name, split)
+            files = {f"records/{file.relative_to(records).as_posix()}": file for file in read}
+            if copied and digests.FILES in self.about:
+                self._verify_copies(files)
             self._records = Records(records, self.about["builder"], split)
+        except digests.Damaged:
+            raise
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"{self.folder}/records is missing or damaged: {error}; copy or prepare the folder again"
@@ -130,9 +137,19 @@ class Prepared:
         if digests.FILES not in self.about:
             _say_without_digests(str(self.folder))
             return
-        read = [records / self.about["builder"] / name for name in DESCRIPTION] + self._records.files
-        files = {f"records/{path.relative_to(records).as_posix()}": path for path in read}
-        digests.verify(self.folder, self.about, {file.name: file} | files)
+        digests.verify(self.folder, self.about, {file.name: file} | ({} if copied else files))
+
+    def _verify_copies(self, files):
+        """Deletes the copy of a file in a bucket that is damaged, so that the next command copies it anew."""
+        try:
+            digests.verify(self.folder, self.about, files)
+        except digests.Damaged as error:
+            error.file.unlink(missing_ok=True)
+            raise digests.Damaged(
+                f"{error}. That was its copy {error.file}, which is deleted: the same command copies it anew, and if "
+                "it says this again, the file in the bucket is damaged",
+                error.file,
+            ) from error
 
     @property
     def fingerprint(self) -> str:
