@@ -6,6 +6,7 @@ The Pillow conversion of each mode is that of the reference codes (`convert("RGB
 import contextlib
 import io
 import os
+import re
 
 import numpy as np
 from etils import epath
@@ -28,9 +29,15 @@ FEWER_PIXELS = {
     "I": 32_000_000,
 }
 STRIP = 1 << 20  # pixels that are converted at a time, where a conversion makes several copies
+MAX_SCANS = 100  # of a JPEG; encoders write some ten, and each is decoded over the whole picture
 MAX_SIDE = 20_000  # pixels; padding a tall picture to a square takes time with the square of its height
 # Named, so that no other of Pillow's readers sees foreign bytes: one of them runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+# Of JPEG, but for those that no segment follows; also those that restart a scan, in the midst of its data.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,8 +73,8 @@ def open_picture(image):
 
     Raises:
       ValueError: naming what cannot be read as a picture, and why: missing, empty, truncated, of no known format,
-        of more pixels than `MAX_PIXELS` or `FEWER_PIXELS` allow, or a side of more than `MAX_SIDE` (decided by the
-        header, before decoding).
+        of more pixels than `MAX_PIXELS` or `FEWER_PIXELS` allow, or a side of more than `MAX_SIDE`, or a JPEG of more
+        than `MAX_SCANS` scans (decided by the headers, before decoding).
     """
     with _refusals(image):
         picture, data = _header(image)
@@ -127,7 +134,32 @@ def _header(image):
         raise ValueError(
             f"{width} x {height} pixels, more than {most // 10**6} megapixels{kind} or a side of {MAX_SIDE}"
         )
+    if picture.format == "TIFF":
+        _check_tiles(picture, most)
+    if picture.format in ("JPEG", "MPO") and data is not None and _has_too_many_scans(data):
+        raise ValueError(f"it has more than {MAX_SCANS} scans; save it anew")
     return picture, data
+
+
+def _check_tiles(picture, most):
+    """Raises ValueError for tiles of a TIFF that take more memory than a picture may: each is decoded whole."""
+    sides = [picture.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_HEIGHT)]
+    if not all(isinstance(side, int) for side in sides) or sides[0] * sides[1] > most:
+        raise ValueError(f"tiles of {sides[0]} x {sides[1]} pixels, more than {most // 10**6} megapixels")
+
+
+def _has_too_many_scans(data):
+    """Whether a JPEG has more than `MAX_SCANS` scans; of a damaged one as far as its segments can be followed.
+
+    As its decoder does, this looks for the next marker behind each segment, whatever stands between. Behind the end
+    of the image anything may follow, as phones append a film or a second picture, and is not looked at.
+    """
+    scans, found = 0, _MARKER.search(data, 2)  # behind the start of the image
+    while found and found[0][1] != _END_OF_IMAGE and scans <= MAX_SCANS:
+        scans += found[0][1] == _START_OF_SCAN
+        at = found.end()
+        found = _MARKER.search(data, at + max(2, int.from_bytes(data[at : at + 2], "big")))
+    return scans > MAX_SCANS
 
 
 def _orientation(picture):

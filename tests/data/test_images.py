@@ -269,6 +269,49 @@ def test_formats_whose_readers_take_more_memory_have_lower_limits(kind, monkeypa
     assert rgb(encode(picture(10, 10), "PNG")).shape == (10, 10, 3)
 
 
+def scans(count, between=b"", after=b""):
+    """A progressive JPEG with its last scan as often, and what stands before each and behind the end."""
+    data = encode(photo(64, 64), "jpeg", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + (between + data[last:-2]) * count + data[-2:] + after
+
+
+@pytest.mark.parametrize(
+    "between",
+    [*(b"", b"x", b"\xff\xff", b"\xff\x01", b"\xff\xd0"), *(b"\xff\xfe\0\0", b"\xff\xfe\0\4\xff\xd9")],
+)
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(between):
+    for function in (open_picture, image_size):
+        with pytest.raises(ValueError, match="it has more than 100 scans"):
+            function(scans(100, between))  # beside those that it had
+
+
+def test_a_jpeg_of_some_scans_is_read_whatever_lies_behind_its_end():
+    film = b"\xff\xda" * 1000
+    np.testing.assert_array_equal(rgb(scans(1, after=film)), rgb(scans(1)))
+    assert rgb(scans(20)).shape == (64, 64, 3)
+    whole = scans(1)
+    for end in range(2, len(whole), 7):  # segments that end early
+        for length in (b"\0\0", b"\xff\xff"):
+            assert not images._has_too_many_scans(whole[:end] + length)
+
+
+def tiled(width, height):
+    """A TIFF of 16 x 16 pixels in a tile of that size, by its header."""
+    data = zlib.compress(bytes(256)).ljust(64, b"\0")
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: width, 323: height, 324: 8, 325: 64}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 72) + data + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+
+
+@pytest.mark.parametrize("sides", [(60_000, 60_000), (2**31 - 16, 16), (16, 2**31 - 16), (8_000, 6_016)])
+def test_a_tile_may_be_no_larger_than_a_picture(sides):
+    assert rgb(tiled(16, 16)).shape == (16, 16, 3)
+    for function in (open_picture, image_size):
+        with pytest.raises(ValueError, match=f"tiles of {sides[0]} x {sides[1]} pixels, more than 48 megapixels"):
+            function(tiled(*sides))
+
+
 def test_a_large_picture_takes_less_than_a_gibibyte():
     """64 megapixels with transparency, of which a process that opens it holds what stands in the header and more."""
     code = (

@@ -3,6 +3,7 @@
 A canary is a file that appears if anything runs: on import of the module `canary`, or on unpickling a `Canary`.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import zipfile
 import zlib
 
 import numpy as np
+from PIL import Image
 
 DEEP = "[" * 50_000
 CANARY = "CANARY"  # environment variable: path of the file that appears
@@ -359,7 +361,24 @@ def png(width, height, chunks=b""):
     return b"\x89PNG\r\n\x1a\n" + start + chunks + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
+def jpeg_of_scans(count):
+    """A small progressive JPEG whose last scan stands there that often."""
+    file = io.BytesIO()
+    Image.new("RGB", (512, 512), "red").save(file, "jpeg", progressive=True)
+    data = file.getvalue()[:-2]
+    return data + data[data.rindex(b"\xff\xda") :] * count + b"\xff\xd9"
+
+
+def tiff_of_a_tile(side):
+    """A TIFF of 16 x 16 pixels in one tile of that side."""
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: 64}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 72) + b"\0" * 64 + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+
+
 PICTURES = {
+    "a JPEG of 20,000 scans": jpeg_of_scans(20_000),
+    "a TIFF of a huge tile": tiff_of_a_tile(60_000),
     "a bomb": png(100_000, 100_000),
     "a tall bomb": png(1, 2**31 - 1),
     "a picture of no width": png(0, 5),
