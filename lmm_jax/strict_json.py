@@ -11,7 +11,9 @@ import math
 from lmm_jax import storage
 from lmm_jax.ranges import Range
 
-MOST_BYTES = 256 * 2**20  # of a file; the largest tokenizer.json that is released has 35 MB
+MOST_BYTES = 16 * 2**20  # of a file; what is read of it may take twenty times as much memory
+DEEPEST = 200  # levels; what is read is gone through by functions that call themselves
+TOO_DEEP = "it is nested too deeply to be what it claims to be"
 SHOWN = 80  # characters of a value in a message
 
 
@@ -36,10 +38,23 @@ def parse(text):
     try:
         content = json.loads(text, parse_constant=number, parse_float=number, object_pairs_hook=_distinct)
     except RecursionError:
-        raise ValueError("it is nested too deeply to be what it claims to be") from None
+        raise ValueError(TOO_DEEP) from None
+    if _is_deeper(content, DEEPEST):
+        raise ValueError(TOO_DEEP)
     if infinite:
         raise ValueError(f"{_where(content) or 'it'} is {infinite[0]}, which is no finite number")
     return content
+
+
+def _is_deeper(content, levels):
+    """Whether lists and objects lie in one another more than `levels` deep."""
+    inside = [content]
+    for _ in range(levels + 1):
+        many = (x.values() if isinstance(x, dict) else x for x in inside if isinstance(x, dict | list))
+        inside = [x for values in many for x in values if isinstance(x, dict | list)]
+        if not inside:
+            return False
+    return True
 
 
 def line(value) -> str:
@@ -59,24 +74,38 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_object(path) -> dict:
-    """The JSON object that a file holds, see `parse`.
+def read_bytes(path, most=MOST_BYTES) -> bytes:
+    """Bytes of a file of others, which a link may have replaced by a device without end.
 
     Args:
       path: `epath.Path` of the file.
+      most: bytes that it may have.
 
     Raises:
       OSError: there is no such file, or it cannot be read.
-      ValueError: it is no file but a folder or a device, holds no JSON object, is larger than `MOST_BYTES`, or is
-        what `parse` refuses; the message names the file.
+      ValueError: it is no file but a folder, a pipe or a device, or is larger; the message names it.
     """
     size = path.stat().length
     if not storage.is_file(path):
         raise ValueError(f"{path} is no file")
-    if size > MOST_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,} are not read")
+    if size > most:
+        raise ValueError(f"{path} has {size:,} bytes, more than {most:,} are not read")
+    return path.read_bytes()
+
+
+def read_object(path, most=MOST_BYTES) -> dict:
+    """The JSON object that a file holds, see `parse`.
+
+    Args:
+      path, most: see `read_bytes`.
+
+    Raises:
+      OSError: there is no such file, or it cannot be read.
+      ValueError: it is what `read_bytes` or `parse` refuses, or holds no JSON object; the message names the file.
+    """
+    data = read_bytes(path, most)
     try:
-        content = parse(path.read_bytes())
+        content = parse(data)
     except ValueError as error:  # bytes that are no UTF-8 are one, too
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict):

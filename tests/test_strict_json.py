@@ -1,6 +1,7 @@
 """JSON of others: what could mean two things is refused, with its place."""
 
 import json
+import os
 
 import pytest
 from etils import epath
@@ -19,6 +20,8 @@ REFUSED = {
     '[{"b": {"x": 1, "x": 2}}]': "the key 'x' stands there twice",
     "[" * 100_000: "nested too deeply",
     '{"a":' * 100_000: "nested too deeply",
+    "[" * 202 + "]" * 202: "nested too deeply",
+    '{"a":' * 300 + "[]" + "}" * 300: "nested too deeply",
     "9" * 5000: "limit",
 }
 
@@ -48,14 +51,27 @@ def test_a_file_that_holds_no_object_is_named(tmp_path, content):
         strict_json.read_object(path)
 
 
-def test_a_device_and_a_file_without_end_are_not_read(tmp_path, monkeypatch):
+def test_what_is_read_can_be_gone_through():
+    deepest = strict_json.parse("[" * 201 + "]" * 201)
+    assert strict_json.as_tuples(deepest) and strict_json.fault({"a": deepest}, {"a": flag()})
+    wide = strict_json.parse("[" + "[1, {}]," * 10_000 + "3]")
+    assert len(wide) == 10_001
+
+
+def test_a_device_and_a_file_without_end_are_not_read(tmp_path):
     (tmp_path / "a.json").symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=r"a\.json is no file"):
         strict_json.read_object(epath.Path(tmp_path / "a.json"))
     (tmp_path / "b.json").write_text("{}" + " " * 100)
-    monkeypatch.setattr(strict_json, "MOST_BYTES", 50)
     with pytest.raises(ValueError, match=r"b\.json has 102 bytes, more than 50 are not read"):
-        strict_json.read_object(epath.Path(tmp_path / "b.json"))
+        strict_json.read_object(epath.Path(tmp_path / "b.json"), 50)
+    os.mkfifo(tmp_path / "c.json")
+    with pytest.raises(ValueError, match=r"c\.json is no file"):
+        strict_json.read_bytes(epath.Path(tmp_path / "c.json"))
+    with open(tmp_path / "d.json", "wb") as file:
+        file.truncate(strict_json.MOST_BYTES + 1)  # a hole, which takes no room
+    with pytest.raises(ValueError, match=r"d\.json has 16,777,217 bytes, more than 16,777,216 are not read"):
+        strict_json.read_object(epath.Path(tmp_path / "d.json"))
 
 
 def test_values_are_held_to_their_ranges_by_name():

@@ -63,7 +63,7 @@ def _read(folder):
     for name in FILES:
         path = folder / name
         try:
-            found = path.read_text()
+            found = strict_json.read_bytes(path).decode().replace("\r\n", "\n")
             if not name.endswith(".jinja"):
                 found = strict_json.parse(found).get("chat_template")
         except (OSError, ValueError, AttributeError):  # of which others say what is wrong

@@ -17,6 +17,7 @@ SUFFIX = ".safetensors"
 PICKLE = ".bin"
 MOST_HEADER = 16 * 2**20  # bytes; that of a model of 100,000 tensors has 12 million
 MOST_TENSORS = 100_000  # of a file
+MOST_INDEX = 64 * 2**20  # bytes; that of a model of 100,000 tensors has 9 million
 
 
 class Folder:
@@ -202,7 +203,7 @@ def _files(folder, allow_pickle):
 def _weight_map(index, suffix):
     """Tensor name to file name of an index file; file names that are paths are refused."""
 
-    content = strict_json.read_object(index)
+    content = strict_json.read_object(index, MOST_INDEX)
     found = content.get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise ValueError(f"{index} has no weight_map of tensor names to file names")

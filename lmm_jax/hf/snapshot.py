@@ -9,6 +9,8 @@ import re
 
 from etils import epath
 
+from lmm_jax import strict_json
+
 SNAPSHOTS, BLOBS, BRANCH = "snapshots", "blobs", "main"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # ORG/NAME
 
@@ -24,7 +26,7 @@ def model_folder(path):
 
     Raises:
       FileNotFoundError: the cache holds no snapshot, or not the one that is named.
-      ValueError: the cache holds several, and nothing says which is meant.
+      ValueError: the cache holds several, and nothing says which is meant; or `refs/main` is no file.
     """
     path = epath.Path(path).expanduser()
     if not (path / SNAPSHOTS).is_dir() or (path / "config.json").exists():
@@ -32,9 +34,11 @@ def model_folder(path):
     named = path / "refs" / BRANCH
     there = sorted(folder.name for folder in (path / SNAPSHOTS).iterdir())
     if named.exists():
-        wanted = named.read_text().strip()
+        wanted = strict_json.read_bytes(named).decode(errors="replace").strip()
         if wanted not in there:
-            raise FileNotFoundError(f"{named} names the snapshot {wanted!r}, which is not there: download it again")
+            raise FileNotFoundError(
+                f"{named} names the snapshot {strict_json.shown(wanted)}, which is not there: download it again"
+            )
         return path / SNAPSHOTS / wanted
     if len(there) > 1:
         raise ValueError(f"{path} has {len(there)} snapshots and no {named}; name one of {SNAPSHOTS}/: {there}")

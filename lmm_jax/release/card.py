@@ -2,6 +2,7 @@
 
 import json
 
+from lmm_jax import storage
 from lmm_jax.families import ORIGINAL
 from lmm_jax.hf.names import decoder_family, encoder_family, projector_family
 from lmm_jax.hf.processor import begin_note
@@ -195,12 +196,12 @@ def _results(workdir):
     """The last training loss, and accuracy by token budget where the run was evaluated."""
     lines = []
     metrics = workdir / "metrics.jsonl"
-    logged = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    logged = [json.loads(line) for line in metrics.read_text().splitlines()] if storage.is_file(metrics) else []
     trained = [m for m in logged if "loss" in m]
     if trained:
         lines.append(f"Training loss at step {trained[-1]['step']}: {trained[-1]['loss']:.3f}.")
     found = workdir / "evaluation.json"
-    for task, by_scale in (json.loads(found.read_text()) if found.exists() else {}).items():
+    for task, by_scale in (json.loads(found.read_text()) if storage.is_file(found) else {}).items():
         kinds = [k for k in next(iter(by_scale.values())) if "/" in k or not k.startswith("n_")]
         lines += ["", f"| {task}: visual tokens | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
         lines += [f"| {scale} | {' | '.join(f'{m[k]:.3f}' for k in kinds)} |" for scale, m in by_scale.items()]

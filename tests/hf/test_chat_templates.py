@@ -1,6 +1,7 @@
 """A folder's own chat template, which is never run, tells when another layout was chosen for it."""
 
 import json
+import os
 
 import pytest
 
@@ -9,6 +10,7 @@ from lmm_jax.data.conversation import structural_pieces
 from lmm_jax.data.tokenizer.sentencepiece import SentencePiece
 from lmm_jax.hf.chat_templates import find_differences
 from lmm_jax.hf.processor import chat_template
+from lmm_jax.hf.snapshot import model_folder
 
 # As the models' repositories have them, cut to the strings that they join.
 RELEASED = {
@@ -75,3 +77,17 @@ def test_what_is_no_template_is_passed_over(tmp_path, content):
     for file in ("processor_config.json", "tokenizer_config.json"):
         (tmp_path / file).write_text(content)
     assert find_differences(tmp_path, "qa") == ""
+
+
+def test_what_is_no_file_is_passed_over(tmp_path):
+    os.mkfifo(tmp_path / "chat_template.jinja")  # reading it would wait for ever
+    (tmp_path / "chat_template.json").symlink_to("/dev/zero")
+    assert find_differences(tmp_path, "qa") == ""
+
+
+def test_a_branch_that_is_no_file_is_named(tmp_path):
+    (tmp_path / "snapshots/abc").mkdir(parents=True)
+    (tmp_path / "refs").mkdir()
+    os.mkfifo(tmp_path / "refs/main")
+    with pytest.raises(ValueError, match="refs/main is no file"):
+        model_folder(tmp_path)

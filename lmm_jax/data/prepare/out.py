@@ -2,11 +2,10 @@
 
 import contextlib
 import errno
-import json
 import os
 import sys
 
-from lmm_jax import lock, storage
+from lmm_jax import lock, storage, strict_json
 from lmm_jax.data.conversation import check_template
 from lmm_jax.data.tokenizer import load_tokenizer, tokenizer_files
 
@@ -21,8 +20,10 @@ def is_finished(out, source):
     if not path.exists():
         return False
     try:
-        other = json.loads(path.read_text()).get("source", {})
-    except (ValueError, AttributeError) as error:
+        other = strict_json.read_object(path).get("source", {})
+        if not isinstance(other, dict):
+            raise ValueError(f"source is {strict_json.shown(other)}")
+    except ValueError as error:
         raise ValueError(f"{path} is not what `lmm prepare` writes ({error}); choose another folder") from error
     differing = [name for name in {**other, **source} if other.get(name) != source.get(name)]
     if differing:

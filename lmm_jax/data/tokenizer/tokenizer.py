@@ -6,10 +6,11 @@ import re
 
 from etils import epath
 
-from lmm_jax import storage, strict_json
+from lmm_jax import strict_json
 from lmm_jax.ranges import Range, each, either, flag
 
 MARKER = re.compile(r"<\|[^|\s]+\|>")  # how ChatML and its relatives write the pieces that structure a prompt
+MOST_BYTES = 256 * 2**20  # of a file; the largest tokenizer.json that is released has 35 MB
 MOST_ID = (1 << 24) - 1  # of a piece; the largest vocabularies have some 260,000 pieces
 MOST_GAP = 4_096  # ids without a piece before an added one; tables are padded by fewer
 EXTRA = "lmm_jax_added"  # in tokenizer_config.json: pieces that an export of ours added for transformers alone
@@ -189,14 +190,10 @@ def read_bytes(path) -> bytes:
 
     Raises:
       OSError: it cannot be read.
-      ValueError: it is a device, or larger than the file of any tokenizer.
+      ValueError: it is no file, or larger than that of any tokenizer.
     """
-    if path.exists() and not path.is_dir() and not storage.is_file(path):
-        raise ValueError(f"the tokenizer's file {path} is no file")
-    if path.exists() and (size := path.stat().length) > strict_json.MOST_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, more than {strict_json.MOST_BYTES:,} are not read")
     try:
-        return path.read_bytes()
+        return strict_json.read_bytes(path, MOST_BYTES)
     except OSError as error:
         raise OSError(f"the tokenizer's file {path} cannot be read: {error.strerror or error}") from error
 

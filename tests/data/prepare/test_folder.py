@@ -654,7 +654,7 @@ def arguments(tmp_path, digits_folder):
         ({"tokenizer": "settings"}, "--tokenizer .*tokenizer_config.json is not what Hugging Face writes"),
         (
             {"tokenizer": "hollow"},
-            "--tokenizer: the tokenizer's file .*hollow/tokenizer.model cannot be read: Is a dir",
+            "--tokenizer .*hollow: .*hollow/tokenizer.model is no file",
         ),
         (
             {"tokenizer": DIGITS, "template": "chatml_direct"},
