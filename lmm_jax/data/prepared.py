@@ -165,17 +165,13 @@ class Prepared:
 
 
 def _read_index(file) -> dict[str, np.ndarray]:
-    """The arrays of an index; ValueError if it is missing or damaged."""
-    try:
-        if not storage.is_remote(file):
+    """The arrays of an index; ValueError if it is missing or damaged, or leads out of its folder."""
+    if not storage.is_remote(file):
+        try:
             check_inside(file.parent, file)
-        with file.open("rb") as f, np.load(f) as found:  # which never unpickles
-            arrays = {name: found[name] for name in index.KINDS if name in found}
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        raise ValueError(f"{file} is missing or damaged; prepare the folder again") from error
-    if fault := index.fault(arrays):
-        raise ValueError(f"{file} is damaged: {fault}; prepare the folder again")
-    return arrays
+        except ValueError as error:
+            raise ValueError(f"{file} is missing or damaged: {error}; prepare the folder again") from error
+    return index.read(file)
 
 
 @functools.cache

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import struct
+import zipfile
 
 import numpy as np
 import pytest
+from etils import epath
 
 from lmm_jax.data import digests
 from lmm_jax.data.prepare.folder import prepare_rows
+from lmm_jax.data.prepare.index import read
 from lmm_jax.data.prepared import Prepared
 
 
@@ -133,10 +137,39 @@ def test_indices_that_contradict_themselves_are_named(copy):
         {"turn_tokens": -1 - sound["turn_tokens"]},
         {"image_sizes": sound["image_sizes"].reshape(-1)},
         {"turn_images": sound["turn_images"].astype(np.float32)},
+        {"turn_images": sound["turn_images"] + 1},  # of which no record has any
+        {"turn_supervised": sound["turn_tokens"] + 1},
+        *(sides(sound, (width, 20)) for width in (0, 20_001, -5, 2**31 - 1)),
     ):
         np.savez(copy / "index_train.npz", **(sound | change))
         with pytest.raises(ValueError, match=r"index_train\.npz is damaged: "):
             Prepared(copy, "train")
+    np.savez(copy / "index_train.npz", **(sound | sides(sound, (1, 20_000))))
+    Prepared(copy, "train")
+
+
+def sides(index, size):
+    """The arrays of an index whose last record has a picture of that size."""
+    offsets = index["image_offsets"].copy()
+    offsets[-1] += 1
+    return {"image_offsets": offsets, "image_sizes": np.array([size], np.int32)}
+
+
+def test_an_index_takes_no_more_memory_than_it_has_bytes(copy):
+    path = epath.Path(copy / "index_train.npz")
+    with np.load(path) as f:
+        sound = dict(f)
+    np.savez_compressed(path, **(sound | {"turn_tokens": np.zeros(10_000_000, np.int32)}))
+    assert path.stat().length < 100_000
+    with pytest.raises(ValueError, match=r"index_train\.npz is missing or damaged: turn_\w+\.npy is compressed"):
+        read(path)
+    start = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118)
+    for count in (10**9, 2**50, 1):  # of which there are two
+        about = f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({count},), }}".encode()
+        with zipfile.ZipFile(path, "w") as f:
+            f.writestr("turn_tokens.npy", start + about.ljust(117) + b"\n" + bytes(8))
+        with pytest.raises(ValueError, match=rf"turn_tokens\.npy is said to be an array \({count},\) of int32"):
+            read(path)
 
 
 def test_the_same_rows_give_the_same_files_to_the_byte(tmp_path):

@@ -321,7 +321,30 @@ def index_of_all_memory(folder):
         f.writestr("turn_offsets.npy", start + struct.pack("<H", len(about)) + about + b"\0" * 64)
 
 
+def index_that_unpacks(folder):
+    """Some hundred kilobytes that become 400 MB."""
+    np.savez_compressed(folder / "index_train.npz", turn_tokens=np.zeros(100_000_000, np.int32))
+
+
+def changed_index(name, value):
+    """The index with one number in the place of all of an array's, and a picture of the last row."""
+
+    def apply(folder):
+        with np.load(folder / "index_train.npz") as f:
+            arrays = dict(f) | {"image_sizes": np.array([[8, 8]], np.int32)}
+        arrays["image_offsets"][-1] = 1
+        arrays[name][:] = value
+        np.savez(folder / "index_train.npz", **arrays)
+
+    return apply
+
+
 PREPARED = {
+    "an index that unpacks": index_that_unpacks,
+    "pictures that no record has": changed_index("turn_images", 2**31 - 1),
+    "pictures of no side": changed_index("image_sizes", 0),
+    "pictures of endless sides": changed_index("image_sizes", 2**31 - 1),
+    "more to learn than there is": changed_index("turn_supervised", 2**31 - 1),
     "a class to import": class_of_features,
     "a class of the whole": keys(f"{RECORDS}/features.json", {"pythonClassName": "canary.Features"}),
     "features of a list": text(f"{RECORDS}/features.json", "[]"),

@@ -12,10 +12,13 @@ Records have different numbers of turns and pictures, so both are stored flat wi
 """
 
 import array
+import math
+import zipfile
 
 import numpy as np
 
 from lmm_jax.data.conversation import IMAGE
+from lmm_jax.data.images import MAX_SIDE
 
 OFFSETS = {"turn_offsets": "turn_tokens", "image_offsets": "image_sizes"}  # and the entries that they count
 KINDS = {
@@ -26,6 +29,55 @@ KINDS = {
     "image_offsets": np.int64,
     "image_sizes": np.int32,
 }
+
+
+def read(file) -> dict[str, np.ndarray]:
+    """The arrays of the file of an index, which take no more memory than it has bytes.
+
+    Args:
+      file: `epath.Path` of what `np.savez` wrote, which compresses nothing.
+
+    Raises:
+      ValueError: it is missing or damaged; the message names it.
+    """
+    try:
+        arrays = _arrays(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is missing or damaged: {error}; prepare the folder again") from error
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        raise ValueError(f"{file} is missing or damaged; prepare the folder again") from error
+    if wrong := fault(arrays):
+        raise ValueError(f"{file} is damaged: {wrong}; prepare the folder again")
+    return arrays
+
+
+def _arrays(file):
+    """Those of `KINDS` that a file has; ValueError if it says that it holds more than it does."""
+    size = file.stat().length
+    with file.open("rb") as f:
+        with zipfile.ZipFile(f) as members:
+            infos = members.infolist()
+            if packed := [info.filename for info in infos if info.compress_type != zipfile.ZIP_STORED]:
+                raise ValueError(f"{packed[0]} is compressed, as `lmm prepare` never writes it")
+            if sum(info.file_size for info in infos) > size:
+                raise ValueError(f"it says that it holds more than the {size:,} bytes that it has")
+            for info in (info for info in infos if info.filename.removesuffix(".npy") in KINDS):
+                with members.open(info) as member:
+                    _check_header(member, info)
+        f.seek(0)
+        with np.load(f) as found:  # which never unpickles
+            return {name: found[name] for name in KINDS if name in found}
+
+
+def _check_header(member, info):
+    """Raises ValueError if a member is no array of the size that its header says: memory for that is taken first."""
+    if np.lib.format.read_magic(member) != (1, 0):
+        raise ValueError(f"{info.filename} is an array of another version than `lmm prepare` writes")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    if math.prod(shape) * dtype.itemsize != info.file_size - member.tell():
+        raise ValueError(
+            f"{info.filename} is said to be an array {shape} of {dtype}, and has {info.file_size:,} bytes"
+        )
 
 
 def fault(arrays) -> str:
@@ -46,6 +98,16 @@ def fault(arrays) -> str:
         return "it has another number of turn_tokens than of turn_supervised or turn_images"
     if len({len(arrays[name]) for name in OFFSETS}) > 1:
         return "turn_offsets and image_offsets are of different numbers of records"
+    if arrays["image_sizes"].size and not 1 <= arrays["image_sizes"].min() <= arrays["image_sizes"].max() <= MAX_SIDE:
+        low, high = arrays["image_sizes"].min(), arrays["image_sizes"].max()
+        return f"image_sizes are {low} to {high} pixels, and sides have 1 to {MAX_SIDE}"
+    if (arrays["turn_supervised"] > arrays["turn_tokens"]).any():
+        return "turn_supervised counts more than turn_tokens"
+    pictures = np.repeat(
+        np.diff(arrays["image_offsets"]), np.diff(arrays["turn_offsets"])
+    )  # of the record of each turn
+    if (arrays["turn_images"] > pictures).any():
+        return "turn_images counts more pictures than a record has"
     return ""
 
 

@@ -1,9 +1,10 @@
 """What a finished folder holds, in numbers and in words."""
 
-import json
-
 import numpy as np
 from etils import epath
+
+from lmm_jax import strict_json
+from lmm_jax.data.prepare import index
 
 
 def summary(out) -> dict:
@@ -15,12 +16,12 @@ def summary(out) -> dict:
       the number of rows for each number of pictures.
     """
     out = epath.Path(out)
-    about = json.loads((out / "prepared.json").read_text())
+    about = strict_json.read_object(out / "prepared.json")
     tokens, pictures = [], []
     for split in about["splits"]:
-        with (out / f"index_{split}.npz").open("rb") as f, np.load(f) as index:
-            tokens.append(index["turn_tokens"][index["turn_offsets"][1:] - 1])
-            pictures.append(np.diff(index["image_offsets"]))
+        arrays = index.read(out / f"index_{split}.npz")
+        tokens.append(arrays["turn_tokens"][arrays["turn_offsets"][1:] - 1])
+        pictures.append(np.diff(arrays["image_offsets"]))
     tokens, pictures = np.concatenate(tokens), np.concatenate(pictures)
     splits = about["splits"].values()
     return {
