@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lmm_jax.pods import secret as secret_lib
-from lmm_jax.pods.place import COORDINATOR, COUNT, NUMBER, VARIABLES, find_place
+from lmm_jax.pods.place import COORDINATOR, COUNT, NUMBER, VARIABLES, find_place, with_port
 from lmm_jax.pods.wire import AGREE, FAREWELL, Wire, end, exit_code, listed
 
 LIMIT = "LMM_HOSTS_TIMEOUT"  # environment variable: seconds until a missing host is an error
@@ -38,8 +38,8 @@ def start(in_step=True, folder=None):
         one another, unless the environment variable LMM_HOSTS_SECRET has one.
 
     Raises:
-      ValueError: see `find_place`, or there is neither a secret nor a folder for one, or the other hosts run another
-        command.
+      ValueError: see `find_place` and `Wire`, or there is neither a secret nor a folder for one, or the other hosts
+        run another command.
       OSError: see `find_place`, or the folder cannot be written to.
       MissingHost: some did not come within LMM_HOSTS_TIMEOUT (300) seconds; the message names them and says what to
         run there.
@@ -56,13 +56,13 @@ def start(in_step=True, folder=None):
         place.say(f"waiting for the others at {place.coordinator}")
         _wire = Wire(place, secret)
         _wire.meet(int(limit), lambda missing: _remedy(place, missing))
-    address = None if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ else _wire.listens_at
+    address = None if os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") else _wire.listens_at
     jax.distributed.initialize(
         place.coordinator,
         place.count,
         place.number,
         cluster_detection_method="deactivate",
-        coordinator_bind_address=address and f"{address}:{place.port}",
+        coordinator_bind_address=address and with_port(address, place.port),
     )
     if in_step:
         with contextlib.suppress(ValueError):  # not the main thread

@@ -51,6 +51,11 @@ class Place:
             print(f"host {self.number} of {self.count}: {text}", file=stream, flush=True)
 
 
+def with_port(address, port) -> str:
+    """`"address:port"`, in which an address of IPv6 stands in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def find_place() -> Place | None:
     """The place that the environment gives this process; None on a single host.
 

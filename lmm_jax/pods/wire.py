@@ -12,12 +12,14 @@ all collectives are used as they are.
 """
 
 import asyncio
+import collections
 import contextlib
 import errno
 import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import socket
 import sys
@@ -26,12 +28,14 @@ import time
 
 from lmm_jax.exit_codes import PREEMPTED
 from lmm_jax.pods import line as line_lib
+from lmm_jax.pods.place import with_port
 
 BEAT, SILENCE = 1.0, 25.0  # seconds between two signs of life, and without one
 RETRY, SAY_EVERY, FAREWELL = 0.5, 15.0, 1.0  # seconds
-PROOF, ASKING = 5.0, 128  # seconds, and connections at a time, that have not proven anything yet
+PROOF, ASKING = 5.0, 128  # seconds, and the fewest connections at a time, that have not proven anything yet
 AGREE = 120.0  # seconds until all have said how far they have come
 BACKLOG = 256  # connections that wait to be taken
+BIND_ADDRESS = re.compile(r"([^:\[\]]+|\[[^\[\]]+\]):[0-9]{1,5}")
 GONE = "is gone: killed, or its machine is lost"
 FROZEN = f"has given no sign of life for {SILENCE:.0f} s: it is frozen, or cannot be reached"
 
@@ -51,12 +55,22 @@ class Wire:
     """
 
     def __init__(self, place, secret):
-        """`place` is a `Place`; `secret` gives the bytes that all hosts know, None while this one does not."""
+        """Begins to listen, or to call host 0.
+
+        Args:
+          place: a `Place`.
+          secret: gives the bytes that all hosts know, None while this one does not.
+
+        Raises:
+          ValueError: JAX_COORDINATOR_BIND_ADDRESS is no address with a port.
+        """
         self._place, self._secret = place, secret
+        self._address = None if place.number else _bind_address(place)
         self._missing = sorted({*range(place.count)} - {place.number})  # on host 0
         self._waiting_for = listed(self._missing)
         self._lines, self._silent = {}, {}  # by host: on host 0 to all others, elsewhere to host 0
-        self._asking, self._strangers = {}, 0  # tasks in the order in which they began; how many were turned away
+        self._asking = {}  # addresses by tasks, in the order in which these began
+        self._strangers = 0  # how many were turned away
         self._obstacle = None  # why this host does not come to host 0, if it is known
         self._go, self._fault, self._left = threading.Event(), None, False
         self._passed, self._all_passed, self._lock = 0, {}, threading.Lock()
@@ -169,7 +183,7 @@ class Wire:
 
     def _open(self):
         """Sockets at the address by which the others know this host, or where it has another one, at all it has."""
-        address, port = _bind_address(self._place), self._place.port + 1
+        address, port = self._address, self._place.port + 1
         sockets = _listening(address, port)
         if sockets:
             self.listens_at = address
@@ -178,13 +192,11 @@ class Wire:
         return _listening(None, port)
 
     async def _welcome(self, reader, writer):
-        """Hears who connects. It has `PROOF` seconds; of too many at a time the oldest has to go."""
-        task = asyncio.current_task()
-        self._asking[task] = True
-        if len(self._asking) > ASKING:
-            oldest = next(iter(self._asking))
-            del self._asking[oldest]
-            oldest.cancel()
+        """Hears who connects. It has `PROOF` seconds; of too many at a time one has to go, see `_send_away`."""
+        task, (address, *_) = asyncio.current_task(), writer.get_extra_info("peername") or (None,)
+        self._asking[task] = address
+        if len(self._asking) > max(ASKING, 2 * self._place.count):  # as all true hosts may come at once
+            self._send_away()
         try:
             async with asyncio.timeout(PROOF):
                 host, line = await line_lib.admit(reader, writer, self._secret())
@@ -200,6 +212,13 @@ class Wire:
         if hello is not None:
             await self._admitted(host, line, hello)
         writer.close()
+
+    def _send_away(self):
+        """Closes the oldest connection of the address that most come from: a stranger's stream drives out its own."""
+        (most, _), *_ = collections.Counter(self._asking.values()).most_common(1)
+        oldest = next(task for task, address in self._asking.items() if address == most)
+        del self._asking[oldest]
+        oldest.cancel()
 
     async def _admitted(self, host, line, hello):
         if host not in self._missing:
@@ -258,7 +277,9 @@ class Wire:
         writer.close()
 
     def _begin(self):
-        """All are here."""
+        """All are here, and nobody else is let in: a host that is lost from now on ends the run."""
+        for server in self._servers:
+            server.close()
         self._go.set()
         if self._stopping:  # which this host asked for as the last ones came
             self._announce_stop()
@@ -411,6 +432,11 @@ def _listening(address, port):
 def _bind_address(place) -> str | None:
     """Where host 0 listens: as JAX_COORDINATOR_BIND_ADDRESS says, else at its own address; None for all it has."""
     given = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
+    if given and not BIND_ADDRESS.fullmatch(given):
+        raise ValueError(
+            f"JAX_COORDINATOR_BIND_ADDRESS={given}: expected ADDRESS:PORT, with an IPv6 address in brackets, such as "
+            f"{with_port(place.address, place.port)}"
+        )
     address = given.rpartition(":")[0].strip("[]") if given else place.address
     return None if address in ("", "::", "0.0.0.0") else address
 

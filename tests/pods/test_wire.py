@@ -15,7 +15,7 @@ import time
 import pytest
 
 from lmm_jax.pods import line, wire
-from lmm_jax.pods.place import Place
+from lmm_jax.pods.place import Place, with_port
 from tests.ports import free_port
 
 SECRET = b"what only the hosts of this test know"
@@ -99,12 +99,10 @@ class Pod:
         assert ended == [] and time.monotonic() - begin < WAIT
 
 
-@pytest.fixture(params=["while hosts are missing", "while all are there"])
-def pod(request, ended):
-    """Two hosts, the second of which comes after the stranger or before."""
+@pytest.fixture
+def pod(ended):
+    """Two hosts, the second of which comes after the strangers."""
     pod = Pod()
-    if request.param == "while all are there":
-        pod.all_come()
     yield pod
     pod.works(ended)
 
@@ -165,10 +163,14 @@ UNPROVEN = {
 }
 
 
-@pytest.mark.parametrize("pod", ["while hosts are missing", "while all are there"], indirect=True)
-def test_what_is_said_without_a_proof_changes_nothing_and_learns_nothing(pod, ended, capfd):
-    for words in UNPROVEN.values():
-        with pod.connect() as stranger:
+@pytest.mark.parametrize("when", ["while hosts are missing", "when all are there"])
+def test_what_is_said_without_a_proof_changes_nothing_and_learns_nothing(pod, ended, monkeypatch, capfd, when):
+    monkeypatch.setattr(wire, "PROOF", WAIT)
+    strangers = [(pod.connect(), words) for words in UNPROVEN.values()]
+    if when == "when all are there":  # who came before they were
+        pod.all_come()
+    for stranger, words in strangers:
+        with stranger:
             with contextlib.suppress(OSError):
                 stranger.sendall(words)
                 stranger.shutdown(socket.SHUT_WR)
@@ -176,6 +178,15 @@ def test_what_is_said_without_a_proof_changes_nothing_and_learns_nothing(pod, en
     out = capfd.readouterr()
     assert out.out.count("somebody connected who does not know this run's secret, and was turned away") == 1
     assert "Traceback" not in out.err and "exception" not in out.err
+
+
+def test_nobody_is_let_in_when_all_are_there(pod):
+    pod.all_come()
+    until(lambda: not any(server.is_serving() for server in pod.wires[0]._servers))
+    for _ in range(100):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", pod.port + 1), WAIT)
+    assert not pod.wires[0]._asking and not pod.wires[0]._strangers
 
 
 def test_a_reset_connection_changes_nothing(pod):
@@ -206,6 +217,33 @@ def test_idle_connections_do_not_keep_hosts_out(pod, monkeypatch):
     assert len(pod.wires[0]._asking) == 20
     pod.all_come()
     assert time.monotonic() - begin < 5
+    for stranger in strangers:
+        stranger.close()
+    until(lambda: not pod.wires[0]._asking)
+
+
+def test_a_stream_of_connections_from_one_address_drives_out_its_own(pod, monkeypatch):
+    """A true host of another address, which has come and not spoken yet, stays."""
+    monkeypatch.setattr(wire, "ASKING", 4)
+    monkeypatch.setattr(wire, "PROOF", 60.0)
+    first, address = pod.connect(), ("127.0.0.1", pod.port + 1)
+    until(lambda: len(pod.wires[0]._asking) == 1)
+    strangers = [socket.create_connection(address, WAIT, source_address=("127.0.0.2", 0)) for _ in range(50)]
+    for stranger in strangers[:-3]:
+        told_nothing(heard(stranger))
+    assert sorted(pod.wires[0]._asking.values()) == ["127.0.0.1", *["127.0.0.2"] * 3]
+    for stranger in (first, *strangers):
+        stranger.close()
+    until(lambda: not pod.wires[0]._asking)
+
+
+def test_all_hosts_may_come_at_once(ended, monkeypatch):
+    monkeypatch.setattr(wire, "ASKING", 4)
+    monkeypatch.setattr(wire, "PROOF", 60.0)
+    pod = Pod(8)
+    strangers = [pod.connect() for _ in range(16)]
+    until(lambda: len(pod.wires[0]._asking) == 16)
+    assert not pod.wires[0]._strangers
     for stranger in strangers:
         stranger.close()
     until(lambda: not pod.wires[0]._asking)
@@ -310,12 +348,14 @@ def test_what_was_recorded_of_a_run_is_of_no_use(ended):
     pod, port = Pod(), free_port()
     tap = Tap(port + 1, pod.port + 1)
     pod.wires[1] = wire.Wire(Place(f"localhost:{port}", 2, 1), lambda: SECRET)
+    strangers = [pod.connect() for _ in range(7)]  # from before all are there: later nobody is let in
     pod.all_come()
     time.sleep(2.2 * wire.BEAT)  # signs of life, in both directions
     up, down = (tap.kept[name].splitlines(keepends=True) for name in ("up", "down"))
     assert len(up) > 3 and line.ANSWER.fullmatch(up[0]) and line.WELCOME.fullmatch(down[1])
-    for words in (b"".join(up), up[0], b"".join(up[1:]), up[2], b"".join(up[:2]) * 2, b"".join(down), down[-1] * 3):
-        with pod.connect() as stranger:
+    said = (b"".join(up), up[0], b"".join(up[1:]), up[2], b"".join(up[:2]) * 2, b"".join(down), down[-1] * 3)
+    for stranger, words in zip(strangers, said, strict=True):
+        with stranger:
             with contextlib.suppress(OSError):
                 stranger.sendall(words)
                 stranger.shutdown(socket.SHUT_WR)
@@ -355,12 +395,14 @@ def proven(pod, host, act):
     return asyncio.run(asyncio.wait_for(run(), WAIT))
 
 
-@pytest.mark.parametrize(("host", "words"), [(1, "there is a host 1 of 2 already"), (2, "there is no host 2 of 2")])
+@pytest.mark.parametrize(("host", "words"), [(1, "there is a host 1 of 3 already"), (3, "there is no host 3 of 3")])
 def test_a_host_too_many_is_told_so_and_the_others_go_on(ended, host, words):
-    pod = Pod().all_come()
+    pod = Pod(3)
+    pod.come(1)
+    until(lambda: pod.wires[0]._missing == [2])
 
     async def come(reader, entered):
-        entered.send(count=2, arguments="", digest="")
+        entered.send(count=3, arguments="", digest="")
         return await entered.read()
 
     assert proven(pod, host, come) == {"refused": words}
@@ -679,3 +721,23 @@ def test_where_host_0_listens_can_be_said(monkeypatch):
     one = wire.Wire(Place(f"192.0.2.1:{port}", 2, 0), lambda: SECRET)
     until(lambda: one._servers)
     assert one.listens_at == "127.0.0.3" and not listens(port + 1)
+
+
+@pytest.mark.parametrize("given", ["127.0.0.3", ":8482", "::1", "::1:8482", "[::1]", "a:b", "a:8482x"])
+def test_an_address_to_listen_at_that_is_none_is_named(monkeypatch, given):
+    """Rather than listening at all addresses."""
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", given)
+    with pytest.raises(ValueError, match="JAX_COORDINATOR_BIND_ADDRESS=.*: expected ADDRESS:PORT, .* 192.0.2.1:8000"):
+        wire._bind_address(Place("192.0.2.1:8000", 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("given", "address"), [("[::1]:1", "::1"), ("[::]:1", None), ("0.0.0.0:1", None), ("a.b:99", "a.b"), ("", "::2")]
+)
+def test_where_host_0_listens_is_read_with_its_brackets(monkeypatch, given, address):
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", given)
+    assert wire._bind_address(Place("[::2]:8482", 2, 0)) == address
+
+
+def test_an_address_is_put_together_with_its_port():
+    assert with_port("::1", 8482) == "[::1]:8482" and with_port("localhost", 1) == "localhost:1"
