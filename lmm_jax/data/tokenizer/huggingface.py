@@ -1,5 +1,6 @@
 """The tokenizers of Qwen, Llama 3, SmolLM, Granite and many more: a tokenizer.json of Hugging Face."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -86,7 +87,10 @@ class HuggingFace(Tokenizer):
         if explicit:  # then transformers makes the post-processor anew
             named = self.vocab.get(_content(self.settings.get("bos_token")))
             return named if self.settings.get("add_bos_token") else None
-        before = self._full.encode("").ids
+        with _panics_told():
+            before = self._full.encode("").ids
+        if unknown := [i for i in before if i not in self._pieces]:
+            raise ValueError(f"it puts the id {unknown[0]} around a text, which no piece has; copy the file anew")
         before = before if self.eos is None or before[-1:] != [self.eos] else before[:-1]
         if len(before) > 1:
             raise ValueError(
@@ -101,7 +105,8 @@ class HuggingFace(Tokenizer):
         control = next((piece for piece in self._by_length() if not self.added[piece]["rstrip"]), None)
         if control is None:
             return False
-        after = self._full.encode(control + "a", add_special_tokens=False).ids
+        with _panics_told():
+            after = self._full.encode(control + "a", add_special_tokens=False).ids
         return after[after.index(self._control[control]) + 1 :] != self._encode(self._goes_on, "a")
 
     @property
@@ -160,7 +165,8 @@ class HuggingFace(Tokenizer):
         return ids[: self._first_ordinary(ids)] + marked[self._first_ordinary(marked) :]
 
     def _encode(self, backend, text):
-        return [self._ids.get(i, i) for i in backend.encode(text, add_special_tokens=False).ids]
+        with _panics_told():
+            return [self._ids.get(i, i) for i in backend.encode(text, add_special_tokens=False).ids]
 
     def _first_ordinary(self, ids):
         return next(n for n, i in enumerate(ids) if i in self._ordinary)
@@ -255,9 +261,26 @@ def _check_ids(content, vocab):
             )
 
 
+@contextlib.contextmanager
+def _panics_told():
+    """Turns a panic of the library, as damaged tables of characters cause one, into a ValueError.
+
+    Its exception derives from `BaseException` alone, as Ctrl-C does, and is of a class that no module offers.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            f"its tables are damaged: the library tokenizers stopped with {str(error)[:200]!r}"
+        ) from error
+
+
 def _load(content):
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps(content))
+        with _panics_told():
+            return tokenizers.Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library raises plain ones
         raise ValueError(f"the library tokenizers {tokenizers.__version__} cannot read it: {error}") from error
 

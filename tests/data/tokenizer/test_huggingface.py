@@ -1,5 +1,6 @@
 """A tokenizer.json: the ids of transformers for any text, and control pieces that data cannot forge."""
 
+import base64
 import json
 import pathlib
 import pickle
@@ -14,7 +15,7 @@ from tokenizers import AddedToken
 from lmm_jax.cli import main
 from lmm_jax.data.prepare.folder import prepare_rows
 from lmm_jax.data.prepared import Prepared
-from lmm_jax.data.tokenizer import load_tokenizer
+from lmm_jax.data.tokenizer import huggingface, load_tokenizer
 from lmm_jax.data.tokenizer.huggingface import EXTRA, HuggingFace
 from lmm_jax.data.tokenizer.tokenizer import MARKER
 from tests.data.tokenizer.kinds import LOC, NAMED, write
@@ -320,6 +321,43 @@ def test_settings_that_do_not_fit_are_named(tmp_path, settings, message):
     (tmp_path / "tokenizer_config.json").write_text(settings)
     with pytest.raises(ValueError, match=message):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("ids", [[999_999], [4_294_967_096], [999_999, 999_999], [0, 999_999]])
+def test_an_id_around_a_text_that_no_piece_has_is_named(tmp_path, ids):
+    content = json.loads((write(tmp_path, "qwen") / "tokenizer.json").read_text())
+    steps = [*({"SpecialToken": {"id": str(i), "type_id": 0}} for i in ids), {"Sequence": {"id": "A", "type_id": 0}}]
+    named = {str(i): {"id": str(i), "ids": [i], "tokens": [str(i)]} for i in ids}
+    pair = [*steps, {"Sequence": {"id": "B", "type_id": 1}}]
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": steps,
+        "pair": pair,
+        "special_tokens": named,
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: it puts the id {ids[-1]} around a text"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "table", [b"", b"\x01", b"\0" * 4, b"\4\0\0\0" + b"\xff" * 4, b"\4\0\0\0" + b"\0" * 4 + b"x"], ids=len
+)
+def test_a_damaged_table_of_characters_is_a_valueerror(tmp_path, table):
+    """The library panics when it reads it, or not before it meets the first character."""
+    content = json.loads((write(tmp_path, "unigram") / "tokenizer.json").read_text())
+    table = base64.b64encode(table).decode()
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": table}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="its tables are damaged: the library tokenizers stopped with"):
+        load_tokenizer(tmp_path).encode("a cat")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_nothing_but_a_panic_is_told_as_one(error):
+    with pytest.raises(error), huggingface._panics_told():
+        raise error
 
 
 def test_dropout_of_merges_draws_nothing(tmp_path):
