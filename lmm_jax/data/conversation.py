@@ -140,7 +140,7 @@ def find_missing_rows(tokenizer, template, rows) -> str:
       rows: of the table.
     """
     of_texts = tokenizer.text_ids - 1
-    while of_texts >= rows and tokenizer.piece(of_texts) == IMAGE_TAG:
+    while of_texts >= rows and not _is_of_texts(tokenizer, of_texts):
         of_texts -= 1
     of_layout = [i for piece in structural_pieces(template) for i in tokenizer.markup(piece) if isinstance(i, int)]
     largest = max(of_texts, -1 if tokenizer.bos is None else tokenizer.bos, *of_layout, stop_id(tokenizer, template))
@@ -150,6 +150,14 @@ def find_missing_rows(tokenizer, template, rows) -> str:
         f"the tokenizer is larger than the table of its model: the piece {tokenizer.piece(largest)!r} has the id "
         f"{largest}, and the table has {rows:,} rows; take the tokenizer that the model was trained with"
     )
+
+
+def _is_of_texts(tokenizer, i):
+    """Whether an id can be one of a text's: there may be ids without a piece between others."""
+    try:
+        return tokenizer.piece(i) != IMAGE_TAG
+    except (KeyError, IndexError):
+        return False
 
 
 def check_ids(ids, tokenizer, rows, name):

@@ -6,10 +6,12 @@ import pytest
 from lmm_jax import families
 from lmm_jax.data.conversation import (
     IMAGE,
+    IMAGE_TAG,
     STRUCTURAL,
     Turn,
     check_template,
     encode,
+    find_missing_rows,
     find_template,
     names_key,
     stop_id,
@@ -364,3 +366,14 @@ def test_a_name_of_before_keeps_its_meaning():
     """Yi's layout was called chatml before Qwen's."""
     assert stored_template("chatml", {}) == "chatml_direct" and stored_template("phi3", {}) == "phi3"
     assert stored_template("chatml", names_key("chatml")) == "chatml" and names_key("phi3") == {}
+
+
+@pytest.mark.parametrize("gap", [0, 1, 30])
+def test_the_placeholder_and_a_gap_below_it_need_no_row(tokenizer, gap):
+    """An added piece may have an id far behind the others, as tables are padded."""
+    rows = tokenizer.vocab_size
+    for piece, missing in ((IMAGE_TAG, False), ("<box>", True)):
+        added = SentencePiece(tokenizer.model, added={piece: (rows + gap, False)}, ordinary={piece})
+        assert bool(find_missing_rows(added, "qa", rows)) == missing
+    added = SentencePiece(tokenizer.model, added={IMAGE_TAG: (rows + gap, False)}, ordinary={IMAGE_TAG})
+    assert f"has the id {rows - 1}, and the table has" in find_missing_rows(added, "qa", rows - 1)
