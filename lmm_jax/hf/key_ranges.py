@@ -28,8 +28,9 @@ SIDES = either(
 )
 PART = Range(dict, "an object of keys and values", lambda x: type(x) is dict)
 LEVEL = either(whole(-1_000, 1_000), each(whole(-1_000, 1_000), most=64))
+LISTED_SIZES = each(each(SIDE, 2, 2), 1, MOST_LISTED, what=f"a list of up to {MOST_LISTED} pairs of sides in pixels")
 SIZES = either(
-    each(each(SIDE, 2, 2), 1, MOST_LISTED, what=f"a list of up to {MOST_LISTED} pairs of sides in pixels"),
+    LISTED_SIZES,
     Range(str, "such a list as text", lambda x: type(x) is str and len(x) <= 32 * MOST_LISTED),
 )
 TIED = {"tie_word_embeddings": flag()}

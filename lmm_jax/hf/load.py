@@ -262,7 +262,7 @@ def _match(folder, found, model, flat, wanted, shared, part=None) -> _Matched:
             read.setdefault(tensor.path, []).append((tensor, source))
         elif theirs is None:
             faults.append(f"missing {source} {shape}")
-        elif theirs[1:] != shape[1:] or theirs[0] < shape[0] or (theirs != shape and tensor.path not in VOCABULARY):
+        elif not _fits(theirs, shape, padded=tensor.path in VOCABULARY):
             field = f" (model.decoder.vocab_size={vocabulary})" if tensor.path in VOCABULARY else ""
             faults.append(f"{found.stored(source)} is {theirs}, expected {shape}{field}")
         elif found.dtype(source) not in DTYPES.values():
@@ -320,6 +320,12 @@ def _array(found, parts, abstract):
     with futures.ThreadPoolExecutor(READERS) as pool:
         list(pool.map(lambda part, layer: read(*part, layer), parts, out if stacked else [out]))
     return jax.make_array_from_callback(abstract.shape, abstract.sharding, lambda index: out[index])
+
+
+def _fits(theirs, shape, padded):
+    """Whether a tensor can be read as one of a shape: a table that may be `padded` also if it has more rows."""
+    more_rows = len(theirs) == len(shape) and theirs[1:] == shape[1:] and theirs > shape
+    return theirs == shape or (padded and more_rows)
 
 
 def _unpadded(tensor, vocabulary):

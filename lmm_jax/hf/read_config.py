@@ -694,9 +694,12 @@ def _tilings(keys, key, size):
     found = keys[key]
     try:
         found = ast.literal_eval(found) if isinstance(found, str) else found
-        pairs = [(int(first), int(second)) for first, second in found]
+        pairs = strict_json.as_tuples(found)
+        good = key_ranges.LISTED_SIZES.holds(pairs)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise keys.error(f"{key} = {strict_json.shown(found)} is no list of (width, height)") from None
+        good = False
+    if not good:
+        raise keys.error(f"{key} = {strict_json.shown(found)} is not supported, {key_ranges.LISTED_SIZES} is")
     if any(side % size for pair in pairs for side in pair):
-        raise keys.error(f"{key} {pairs} are not multiples of {size} pixels")
+        raise keys.error(f"{key} {strict_json.shown(pairs)} are not multiples of {size} pixels")
     return tuple((first // size, second // size) for first, second in pairs)

@@ -120,6 +120,19 @@ def weight(name, values, dtype):
     return apply
 
 
+def weight_of_no_axis(name):
+    """A tensor that is a single number."""
+
+    def apply(folder):
+        from safetensors.numpy import load_file, save_file
+
+        save_file(
+            load_file(folder / "model.safetensors") | {name: np.ones((), np.float32)}, folder / "model.safetensors"
+        )
+
+    return apply
+
+
 def _first(header, **change):
     name = sorted(header.keys() - {"__metadata__"})[0]
     return header | {name: header[name] | change}
@@ -182,6 +195,9 @@ MODELS = {
     "a picture of a million pixels a side": keys("tower/config.json", {"image_size": 10**6}),
     "a patch of nothing": keys("tower/config.json", {"patch_size": 0}),
     "an infinite eps of the tower": keys("tower/config.json", {"layer_norm_eps": float("inf")}),
+    "an endless picture": keys(CONFIG, {"image_aspect_ratio": "anyres", "image_grid_pinpoints": "[(1e999, 96)]"}),
+    "a config of all memory": lambda folder: text(CONFIG, '{"a": [' + "[]," * (6 * 2**20) + "1]}")(folder),
+    "a norm that is one number": weight_of_no_axis("model.norm.weight"),
     "a config without end": link(CONFIG, "/dev/zero"),
     "a config in a pipe": pipe(CONFIG),
     "a config in pieces": text(CONFIG, '{"model_type": '),

@@ -67,6 +67,30 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(m3):
     assert "model.norm.weight is (3,), expected (64,)" in text
 
 
+def test_tensors_of_another_number_of_axes_are_listed(m3):
+    """Numbers alone, too, which have none."""
+    weights = load_file(m3 / "model.safetensors")
+    shapes = {
+        "model.norm.weight": (),
+        "model.embed_tokens.weight": (),
+        "lm_head.weight": (300, 64, 1),
+        "model.mm_projector.0.bias": (1, 64),
+    }
+    weights |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    save_file(weights, m3 / "model.safetensors")
+    with pytest.raises(LoadError, match="4 tensors do not fit") as error:
+        read(m3)
+    assert all(f"{name} is {shape}, expected" in str(error.value) for name, shape in shapes.items())
+
+
+@pytest.mark.parametrize("theirs", [(), (1,), (64,), (300,), (300, 64), (300, 64, 1), (256, 63)])
+@pytest.mark.parametrize("ours", [(), (64,), (256, 64)])
+def test_only_a_table_may_have_more_rows(theirs, ours):
+    assert load._fits(theirs, ours, padded=False) == (theirs == ours)
+    more = len(theirs) == len(ours) and theirs[1:] == ours[1:] and theirs >= ours
+    assert load._fits(theirs, ours, padded=True) == more
+
+
 def test_a_tower_s_weights_may_lie_in_its_own_folder(m3):
     (together, _), _ = read(m3)
     weights = load_file(m3 / "model.safetensors")

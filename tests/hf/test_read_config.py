@@ -27,6 +27,11 @@ def edit(path, **keys):
         ({"hidden_size": None}, "has no 'hidden_size'"),
         ({"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[100, 96]]}, "not multiples of 96"),
         ({"image_aspect_ratio": "anyres", "image_grid_pinpoints": "__import__('os')"}, "image_grid_pinpoints"),
+        *(
+            ({"image_aspect_ratio": "anyres", "image_grid_pinpoints": text}, "a list of up to 4096 pairs of sides")
+            for text in ("[(1e999, 336)]", "[(96, 96, 96)]", "{(96, 96)}", "[" * 5000, "[(96.0, 96)]", "[(96, -96)]")
+        ),
+        ({"image_aspect_ratio": "anyres", "image_grid_pinpoints": f"[{'(9,9),' * 4097}]"}, "up to 4096 pairs"),
         ({"image_aspect_ratio": "deepstack", "deepstack_args_for_ablation": "2xsample+what"}, "'what'"),
     ],
 )
