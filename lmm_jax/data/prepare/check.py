@@ -25,6 +25,7 @@ from lmm_jax.data.prepare.refused import Refused
 ENDINGS = (".jpg", ".jpeg", ".png")
 ROWS = 16  # that a worker checks at a time; their pictures are in memory
 MAX_BYTES = 1 << 28  # of a picture's file
+SUFFIXES = 8  # of a path, which are looked for where it leads nowhere
 
 PAGES = (b"<!doctype html", b"<html")  # what a web page begins with
 # Words in an error's message, and the reason that is counted.
@@ -167,7 +168,7 @@ def _hint(folder, name):
         if os.path.isfile(safe_path(above, name)):
             return f", but in {above}; see --images"
     stem, ending = os.path.splitext(name)
-    folders = name.replace("\\", "/").split("/")
+    folders = name.replace("\\", "/").split("/")[-SUFFIXES:]
     spellings = [
         *(name.strip(), urllib.parse.unquote(name), *("/".join(folders[n:]) for n in range(len(folders)))),
         *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")),

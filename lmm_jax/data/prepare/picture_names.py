@@ -11,6 +11,7 @@ from lmm_jax.data.prepare.refused import Refused, is_absent, short
 ENCODED = re.compile(
     r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]{50,}={0,2}\s*"
 )  # base64 of PNG, JPEG, GIF, WebP
+LONGEST = 4_096  # characters of a path, as systems have it; following one takes time with the square of its length
 DATA_URL = "data:"
 FILE_URL = "file://"
 
@@ -57,11 +58,13 @@ def safe_path(folder, name, follow_links=False) -> str:
       follow_links: whether a link inside the folder may lead out of it.
 
     Raises:
-      Refused: a URL, or a name or a link that leads out of the folder.
+      Refused: a URL, a name that is too long for any file, or a name or a link that leads out of the folder.
     """
     name = file_name(name)
     if "://" in name:
         raise Refused("picture name is a URL", f"{name[:200]}; download it and name the file")
+    if len(name) > LONGEST:
+        raise Refused("images are not file names", f"{name[:60]}… has {len(name):,} characters, at most {LONGEST:,}")
     if not name or "\0" in name:
         raise Refused("images are not file names", repr(name)[:200])
     root = os.path.realpath(folder)

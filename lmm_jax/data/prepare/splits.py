@@ -18,7 +18,7 @@ import re
 
 import numpy as np
 
-from lmm_jax.data.prepare.picture_names import file_name
+from lmm_jax.data.prepare.picture_names import LONGEST, file_name
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 UNUSABLE = len(SPLITS)  # stands for the split of a row that cannot be read
@@ -66,7 +66,7 @@ class Keys:
         if isinstance(image, bytes):
             return hashlib.sha256(image).digest()
         name = file_name(image)
-        if "\0" not in name:  # such a row is refused later
+        if "\0" not in name and len(name) <= LONGEST:  # other rows are refused later
             name = os.path.relpath(os.path.realpath(os.path.join(self._folder, name)), self._folder)
         return name.encode(errors="surrogatepass")
 

@@ -212,6 +212,15 @@ def test_a_missing_picture_is_told_with_what_is_there_instead(tokenizer, tmp_pat
         check.check_row(row(1, name), 1, str(folder), tokenizer, "qa")
 
 
+@pytest.mark.parametrize("name", ["a/" * 2000, "a/" * 500_000, "a\\" * 2000, "../" * 1300, "a" * 4000])
+def test_a_name_of_endless_folders_is_refused_soon(tokenizer, tmp_path, name, monkeypatch):
+    looked = []
+    monkeypatch.setattr(check, "safe_path", lambda *args, real=check.safe_path: looked.append(args) or real(*args))
+    with pytest.raises(Refused) as error:
+        check.check_row(row(1, name), 1, str(tmp_path), tokenizer, "qa")
+    assert len(looked) < 25 and len(str(error.value)) < 10_000
+
+
 @pytest.mark.parametrize(
     ("data", "what"),
     [
