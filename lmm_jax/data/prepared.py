@@ -50,7 +50,9 @@ def _fault(about) -> str:
     if missing:
         return f"it lacks {', '.join(missing)}"
     wrong = [key for key in texts if not isinstance(about[key], str)]
-    wrong += [] if isinstance(about.get("source", {}), dict) else ["source"]
+    source = about.get("source", {})
+    sound = isinstance(source, dict) and isinstance(source.get("dataset", ""), str)
+    wrong += [] if sound else ["source"]
     splits = about["splits"].values() if isinstance(about["splits"], dict) else [None]
     wrong += [] if all(isinstance(n, dict) and _is_count(n.get("rows")) for n in splits) else ["splits"]
     if not wrong:

@@ -42,7 +42,7 @@ def copy(tmp_path):
             for value in ([], ["train"], {"train": 5}, {"train": {}}, {"train": {"rows": "3"}}, None)
         ),
         *((key, value) for key in ("builder", "template", "tokenizer", "fingerprint") for value in (3, None, ["x"])),
-        *(("source", value) for value in ("x", [], None)),
+        *(("source", value) for value in ("x", [], None, {"dataset": ["digits"]}, {"dataset": {}}, {"dataset": 3})),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named(copy, key, value):
