@@ -17,7 +17,8 @@ CALLS = {
     *("eval", "exec", "execfile", "__import__", "builtins.eval", "builtins.exec", "builtins.compile"),
     *("os.system", "os.popen", "os.execv", "os.execve", "os.spawnv", "pty.spawn", "subprocess.getoutput"),
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "runpy.run_path", "runpy.run_module"),
-    *("ctypes.CDLL", "tfds.builder_from_directory", "tfds.load", "numpy.lib.format.read_array"),
+    *("ctypes.CDLL", "tensorflow_datasets.builder_from_directory", "tensorflow_datasets.load"),
+    *("numpy.lib.format.read_array", "numpy.lib.npyio.load"),
 }
 BY_ATTRIBUTE = {"exec_module", "load_module", "read_pickle", "find_class"}
 NAMED = {"importlib.import_module"}  # allowed of a constant
@@ -31,16 +32,32 @@ ALLOWED = {
 }
 
 
-def dotted(node):
-    """`a.b.c` of a name or attribute; "" of anything else."""
+# What modules are mostly called, for snippets that do not import them.
+USUAL = {"np": "numpy", "tfds": "tensorflow_datasets"}
+
+
+def dotted(node, names):
+    """`a.b.c` of a name or attribute, by what was imported as its first part; "" of anything else."""
     if isinstance(node, ast.Name):
-        return node.id
-    inner = dotted(node.value) if isinstance(node, ast.Attribute) else ""
+        return names.get(node.id, node.id)
+    inner = dotted(node.value, names) if isinstance(node, ast.Attribute) else ""
     return f"{inner}.{node.attr}" if inner else ""
+
+
+def imported(tree):
+    """What the names that a module imports stand for: `{"np": "numpy", "system": "os.system"}`."""
+    names = dict(USUAL)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {x.asname: x.name for x in node.names if x.asname}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {x.asname or x.name: f"{node.module or ''}.{x.name}" for x in node.names}
+    return names
 
 
 def faults(tree):
     """`(function, what)` of everything in a module that could run what is read."""
+    names = imported(tree)
 
     def walk(node, function):
         for child in ast.iter_child_nodes(node):
@@ -53,16 +70,25 @@ def faults(tree):
             yield from ((function, f"import {x.name}") for x in node.names if x.name.split(".")[0] in MODULES)
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in MODULES:
             yield function, f"from {node.module} import …"
+        elif isinstance(node, ast.ImportFrom) and any(x.name == "*" for x in node.names):
+            yield function, f"from {node.module} import *"
+        elif isinstance(node, ast.Name | ast.Attribute) and dotted(node, names) in CALLS:
+            yield function, dotted(node, names)  # whether it is called here or handed on
         elif isinstance(node, ast.Call):
-            name, words = dotted(node.func), {word.arg: word.value for word in node.keywords}
-            last = node.func.attr if isinstance(node.func, ast.Attribute) else name
+            name, words = dotted(node.func, names), {word.arg: word.value for word in node.keywords}
+            last = node.func.attr if isinstance(node.func, ast.Attribute) else name.rpartition(".")[2]
             constant = bool(node.args) and isinstance(node.args[0], ast.Constant)
             if name == "compile" and not is_ours(tree, name):
                 yield function, "compile(…)"
-            if name in CALLS or last in BY_ATTRIBUTE or (name in NAMED and not constant):
+            if last in BY_ATTRIBUTE or (name in NAMED and not constant):
                 yield function, f"{name or last}(…)"
-            if is_true(words.get("shell")) or is_true(words.get("allow_pickle")):
-                yield function, f"{name}(shell or allow_pickle)"
+            if is_true(words.get("shell")):
+                yield function, f"{name}(shell)"
+            # A loader of ours hands it on to torch's weights-only reader.
+            if is_true(words.get("allow_pickle")) and not (name.startswith("lmm_jax.") or is_ours(tree, name)):
+                yield function, f"{name}(allow_pickle)"
+            if name == "numpy.load" and (None in words or any(map(is_true, node.args[2:])) or has_star(node)):
+                yield function, "numpy.load with arguments that may allow pickles"
             if name == "torch.load" and not is_true(words.get("weights_only")):
                 yield function, "torch.load without weights_only=True"
             if "trust_remote_code" in words:
@@ -81,14 +107,12 @@ def is_ours(tree, name):
 
 
 def is_true(node):
-    return node is not None and not (isinstance(node, ast.Constant) and not node.value) and not is_passed_on(node)
+    """Whether an argument is there and not a constant that is false."""
+    return node is not None and not (isinstance(node, ast.Constant) and not node.value)
 
 
-def is_passed_on(node):
-    """Whether a value is an argument of ours, `allow_pickle`, which ends at torch's weights-only reader."""
-    return dotted(node).rpartition(".")[2] == "allow_pickle" or (
-        isinstance(node, ast.Name) and node.id == "allow_pickle"
-    )
+def has_star(node):
+    return any(isinstance(arg, ast.Starred) for arg in node.args)
 
 
 def places_of(path):
@@ -135,6 +159,16 @@ def test_nothing_in_a_notebook_runs_what_it_reads():
             "runpy.run_path(f)",
             "shell = run(x, shell=y)",
         ),
+        *("np.load(f, allow_pickle=allow_pickle)", "np.load(f, None, True)", "np.load(f, *x)", "np.load(f, **x)"),
+        *("from os import system; system(x)", "from os import system as s; s(x)", "import os as o; o.system(x)"),
+        *("from importlib import import_module; import_module(x)", "import importlib as i; i.import_module(x)"),
+        *(
+            "from torch import load; load(f)",
+            "from numpy import load; load(f, None, x)",
+            "import torch as t; t.load(f)",
+        ),
+        *("from os import *", "list(map(eval, x))", "from builtins import exec as e; e(x)", "run = os.system"),
+        *("other.load(f, allow_pickle=args.allow_pickle)", "from pandas import read_pickle; read_pickle(f)"),
     ],
 )
 def test_the_search_finds(text):
@@ -143,7 +177,11 @@ def test_the_search_finds(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["re.compile(x)", "model.eval()", "ast.literal_eval(x)", "importlib.import_module('jax')", "run(x, shell=False)"],
+    [
+        *("re.compile(x)", "model.eval()", "ast.literal_eval(x)", "importlib.import_module('jax')"),
+        *("run(x, shell=False)", "np.load(f)", "np.load(f, 'r', False)", "np.load(f, allow_pickle=False)"),
+        *("from lmm_jax import load; load(f, allow_pickle=x)", "from importlib import import_module as i; i('jax')"),
+    ],
 )
 def test_the_search_passes(text):
     assert not list(faults(ast.parse(f"def f():\n    {text}")))
