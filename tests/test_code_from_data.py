@@ -77,7 +77,9 @@ def faults(tree):
         elif isinstance(node, ast.Call):
             name, words = dotted(node.func, names), {word.arg: word.value for word in node.keywords}
             last = node.func.attr if isinstance(node.func, ast.Attribute) else name.rpartition(".")[2]
-            constant = bool(node.args) and isinstance(node.args[0], ast.Constant)
+            constant = (
+                bool(node.args) and isinstance(node.args[0], ast.Constant) and node.args[0].value not in MODULES
+            )
             if name == "compile" and not is_ours(tree, name):
                 yield function, "compile(…)"
             if last in BY_ATTRIBUTE or (name in NAMED and not constant):
@@ -166,6 +168,7 @@ def test_nothing_in_a_notebook_runs_what_it_reads():
             "from torch import load; load(f)",
             "from numpy import load; load(f, None, x)",
             "import torch as t; t.load(f)",
+            "importlib.import_module('pickle')",
         ),
         *("from os import *", "list(map(eval, x))", "from builtins import exec as e; e(x)", "run = os.system"),
         *("other.load(f, allow_pickle=args.allow_pickle)", "from pandas import read_pickle; read_pickle(f)"),
