@@ -155,6 +155,12 @@ def leave(code, words):
         end(code)
 
 
+def when_another_ends(tell):
+    """Has `tell` called with a sentence about another host because of which this process ends, before it does."""
+    if _wire is not None:
+        _wire.when_another_ends = tell
+
+
 def settle():
     """Gives the news that another host has ended a moment to come in: an error here may be no more than its echo."""
     if _wire is not None:

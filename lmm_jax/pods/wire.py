@@ -31,7 +31,7 @@ from lmm_jax.pods import line as line_lib
 from lmm_jax.pods.place import with_port
 
 BEAT, SILENCE = 1.0, 25.0  # seconds between two signs of life, and without one
-RETRY, SAY_EVERY, FAREWELL = 0.5, 15.0, 1.0  # seconds
+RETRY, SAY_EVERY, FAREWELL, TELLING = 0.5, 15.0, 1.0, 2.0  # seconds
 PROOF, ASKING = 5.0, 128  # seconds, and the fewest connections at a time, that have not proven anything yet
 AGREE = 120.0  # seconds until all have said how far they have come
 BACKLOG = 256  # connections that wait to be taken
@@ -52,6 +52,7 @@ class Wire:
 
     Attributes:
       listens_at: on host 0 the address or name that it listens at, None where it is all that the machine has.
+      when_another_ends: called with a sentence about the host because of which this process ends, before it does.
     """
 
     def __init__(self, place, secret):
@@ -76,6 +77,7 @@ class Wire:
         self._passed, self._all_passed, self._lock = 0, {}, threading.Lock()
         self._stopping, self._last, self._decided = False, None, threading.Event()
         self._unsaid = ""  # which hosts have not said how far they have come
+        self.when_another_ends = lambda words: None
         self._servers, self.listens_at, self._loop = [], None, asyncio.new_event_loop()
         threading.Thread(target=self._run, name="hosts", daemon=True).start()
 
@@ -395,6 +397,7 @@ class Wire:
         self._say(f"host {host}: {words}\n  this host stops too; the same command on all hosts continues")
         if self._place.number == 0:
             self._tell(host=host, failed=words, code=code)
+        within(TELLING, self.when_another_ends, f"host {host}: {words}")  # a disk may be gone, too
         await self._leave_last()
         end(code)
 
@@ -470,7 +473,8 @@ def within(seconds, act, *args):
 def end(code):
     """Ends this process at once, and the data workers that it has, which would stay."""
     for child in multiprocessing.active_children():
-        child.kill()
+        with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile
+            child.kill()
     within(FAREWELL / 2, _flush)  # output that nobody reads any more would hold it for ever
     os._exit(code)
 

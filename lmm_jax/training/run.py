@@ -72,6 +72,7 @@ class Run:
 
     def __post_init__(self):
         self.watchdog = Watchdog(self._stalled)
+        hosts.when_another_ends(self._ended_by_another)
 
     @property
     def program(self) -> Program:
@@ -171,6 +172,9 @@ class Run:
             return stop.is_last(step)
         except TimeoutError as error:
             self.watchdog.end(str(error))
+
+    def _ended_by_another(self, words):
+        self.happened.add(events.FAILED, self.saved, words=words)
 
     def _stalled(self, words):
         within(PATIENCE, lambda: self.happened.add(events.STALLED, self.saved, words=words))

@@ -7,7 +7,7 @@ import json
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from lmm_jax import errors, storage
+from lmm_jax import errors, storage, strict_json
 
 MANIFEST, FORMAT = "manifest.json", 2  # of a step; format 1 kept what it holds in Orbax's own metadata
 MOST_BYTES = 2**28  # of a manifest
@@ -86,17 +86,11 @@ def read_manifest(folder) -> dict:
     """
     path = epath.Path(folder) / MANIFEST
     try:
-        if not path.exists():
-            raise FileNotFoundError
-        if not storage.is_file(path) or path.stat().length > MOST_BYTES:
-            raise Damaged(f"{path} is no manifest: no file, or one of more than {MOST_BYTES:,} bytes")
-        stored = json.loads(path.read_bytes())
+        stored = json.loads(strict_json.read_bytes(path, MOST_BYTES))
         content, sha256 = stored["content"], stored["sha256"]
         sound = _sha256(content) == sha256 and isinstance(content, dict)
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None
-    except Damaged:
-        raise
     except Exception as error:  # each store has kinds of its own, and so has what is no JSON of ours
         if errors.is_away(error):
             raise

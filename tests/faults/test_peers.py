@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 
+from lmm_jax.training.events import read_events
 from tests.faults.rows import row
 from tests.faults.runs import words
 from tests.faults.workdirs import begun_at, saved
@@ -78,6 +79,9 @@ def test_a_host_that_is_killed_ends_the_other(trials, tiny_args, tmp_path):
             pod.processes[host].kill()
             check_the_other_ends(pod, host, KILLED)
             check_none_stays(pod)
+            if host == 1:  # host 0 writes the events
+                told = [row["words"] for row in read_events(folder / "run") if row["event"] == "failed"]
+                assert any(one.startswith("host 1: ") for one in told), told
         finally:
             end(pod)
         newest = saved(folder / "run")[0]

@@ -539,9 +539,11 @@ def test_a_host_speaks_for_itself_alone(ended, capfd):
 def test_a_message_of_a_megabyte_is_heard_cut(ended, capfd, character):
     pod = Pod().all_come()
     begin = time.monotonic()
+    told = []
+    pod.wires[0].when_another_ends = told.append
     pod.wires[1].say_last(failed=character * 1_000_000, code=9)
     until(lambda: ended)
-    assert time.monotonic() - begin < 3 and ended == [9]
+    assert time.monotonic() - begin < 3 and ended == [9] and told[0].startswith("host 1: ") and len(told) == 1
     out = capfd.readouterr().out
     assert "host 0 of 2: host 1: " in out and " bytes)" in out and len(out) < 20_000
 
