@@ -16,6 +16,8 @@ def free_port():
     while True:
         with socket.socket() as one, socket.socket() as following, contextlib.suppress(OSError):
             port = next(PORTS)
+            for each in (one, following):  # as services do: where only connections of before are left, it is free
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind(("", port))
             following.bind(("", port + 1))
             return port

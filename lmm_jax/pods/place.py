@@ -47,7 +47,7 @@ class Place:
     def say(self, text):
         """Prints a line of this host."""
         stream = sys.stdout  # kept while it is written to: a thread says this, and another may replace and close it
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OSError):  # nobody reads it any more
             print(f"host {self.number} of {self.count}: {text}", file=stream, flush=True)
 
 
