@@ -1,4 +1,4 @@
-"""Prepared conversations through the whole input path: pictures of many shapes, text alone, ten thousand rows."""
+"""Prepared conversations through the whole input path: pictures of many shapes, text alone."""
 
 import json
 
@@ -9,9 +9,8 @@ from PIL import Image
 import lmm_jax as lmm
 from lmm_jax.config import use_encoder
 from lmm_jax.data.packing import NO_ROW
-from lmm_jax.data.pipeline import batches
 from lmm_jax.data.prepare.folder import prepare_rows
-from lmm_jax.data.prepared import Prepared, as_pictures, as_turns
+from lmm_jax.data.prepared import as_pictures, as_turns
 from tests.opened import open_packs
 
 WORDS = tuple(f"word{i}" for i in range(25))
@@ -191,45 +190,3 @@ def test_a_batch_without_pictures_has_no_pixels_and_trains(config, mixed_folder,
     assert shows == [any(dataset == 0 and record % 3 for dataset, record in packs.members(p)) for p in range(12)]
     result = lmm.train(both, tmp_path / "run")
     assert result["step"] == 12 and np.isfinite(result["loss"]) and result["bad_records"] == 0
-
-
-@pytest.mark.long
-def test_one_percent_bad_of_ten_thousand_moves_nothing(tiny, tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    text_rows(tmp_path / "rows.jsonl", 10_000)
-    prepare_rows(tmp_path / "rows.jsonl", None, tmp_path / "out", template="qa", workers=0)
-    config = tiny("model.decoder.vocab_size=512", f"data.path={tmp_path / 'out'}", "data.length=256")
-    with config.unlocked():
-        config.data.rows, config.data.views, config.data.targets = 2, 0, None
-    packs = open_packs(config, "train", packs_per_step=8, shuffle=True)
-    steps = packs.stream._end(0) // 8
-    good = read_all(packs, 1, steps)
-    bad_rows = set(rng.choice(10_000, 100, replace=False).tolist())
-    read = Prepared.__getitem__
-
-    def broken(self, row):
-        if row in bad_rows:
-            raise RuntimeError("Corrupted records file")
-        return read(self, row)
-
-    monkeypatch.setattr(Prepared, "__getitem__", broken)
-    for hosts in (1, 2, 4):
-        found = read_all(packs, hosts, steps)
-        for name in ("segment", "position"):
-            np.testing.assert_array_equal(found[name], good[name])
-        same = (found["id"] == good["id"]).reshape(len(good["id"]), -1).all(axis=1)
-        expected = [not bad_rows & set(rows) for rows in good["records"]]
-        np.testing.assert_array_equal(same, expected)
-        assert found["records"] == good["records"]
-        read_records = {record for of_pack in good["records"] for record in of_pack}
-        assert {fault["record"] for fault in found["faults"]} == bad_rows & read_records
-
-
-def read_all(packs, hosts, steps):
-    """Everything that `hosts` hosts read in `steps` steps, in global order."""
-    parts = [np.arange(8).reshape(hosts, -1)[h] for h in range(hosts)]
-    read = [list(batches(packs, part, 0, steps, threads=1, workers=0)) for part in parts]
-    in_order = [read[h][step] for step in range(steps) for h in range(hosts)]
-    out = {name: np.concatenate([b[name] for b in in_order]) for name in ("id", "segment", "position")}
-    out["records"] = [[int(r) for r in row if r >= 0] for b in in_order for row in b["record_index"]]
-    return out | {"faults": [fault for b in in_order for fault in b["faults"]]}

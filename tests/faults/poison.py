@@ -1,4 +1,4 @@
-"""Losses of chosen steps that are no numbers, or far too large, as a device or a batch may give them."""
+"""Losses and parameters of chosen steps that are wrong, as a device or a batch may make them."""
 
 import contextlib
 import itertools
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmm_jax.training import loop
 from lmm_jax.training import run as run_lib
 from lmm_jax.training import step as step_lib
 
@@ -37,4 +38,27 @@ def poisoned(values, first=1):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_lib.Run, "to_global", with_poison)
         patch.setattr(step_lib, "loss_and_grads", of_poison)
+        yield
+
+
+@contextlib.contextmanager
+def changed_after(when, change):
+    """While it lasts, `change` gets the list of parameters that step `when` gives, and may replace some in it."""
+    real = loop.jit_train_step
+
+    def changing(program):
+        step = real(program)
+
+        def run(state, batch):
+            state, metrics = step(state, batch)
+            if int(state.step) == when:
+                leaves, tree = jax.tree.flatten(state.params)
+                change(leaves)
+                state = state.replace(params=jax.tree.unflatten(tree, leaves))
+            return state, metrics
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "jit_train_step", changing)
         yield

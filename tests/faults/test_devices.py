@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import lmm_jax as lmm
-from lmm_jax.training import loop
 from lmm_jax.training.checkpoint import Checkpoints
 from lmm_jax.training.events import read_events
 from lmm_jax.training.soundness import Corrupted
 from lmm_jax.training.state import abstract_state, make_program
+from tests.faults.poison import changed_after
 from tests.faults.rows import row
 from tests.training.test_hosts import Pod
 
@@ -41,27 +41,15 @@ def test_one_flipped_bit_of_one_device_is_found_before_it_is_saved(trials, tiny,
         when, every = int(random.integers(5, 9)), int(random.choice([0, 2, 3]))
         config = tiny("train.steps=12", "train.save_every=4", f"train.compare_every={every}")
         workdir, where = tmp_path / str(number), []
-        with pytest.MonkeyPatch.context() as patch:
-            real = loop.jit_train_step
 
-            def corrupting(program):
-                step = real(program)
+        def corrupt(leaves):
+            leaf = random.integers(len(leaves))
+            leaves[leaf], device = with_a_flipped_bit(leaves[leaf], random)
+            where.append(device)
 
-                def run(state, batch):
-                    state, metrics = step(state, batch)
-                    if int(state.step) == when:
-                        flat, tree = jax.tree.flatten(state.params)
-                        leaf = random.integers(len(flat))
-                        flat[leaf], device = with_a_flipped_bit(flat[leaf], random)
-                        where.append(device)
-                        state = state.replace(params=jax.tree.unflatten(tree, flat))
-                    return state, metrics
-
-                return run
-
-            patch.setattr(loop, "jit_train_step", corrupting)
-            with pytest.raises(Corrupted, match=r"devices hold .* in different versions") as raised:
-                lmm.train(config, workdir)
+        wrong = pytest.raises(Corrupted, match=r"devices hold .* in different versions")
+        with changed_after(when, corrupt), wrong as raised:
+            lmm.train(config, workdir)
         found = int(re.search(r"after step (\d+):", str(raised.value))[1])
         looks = {8, 12, *(range(every, 13, every) if every else ())}
         assert found == min(look for look in looks if look >= when)

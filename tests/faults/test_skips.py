@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from lmm_jax.data.pipeline import batches
 from lmm_jax.data.prepare.folder import prepare_rows
 from lmm_jax.data.prepared import Prepared
-from tests.data.test_input_path import read_all, text_rows
+from tests.data.test_input_path import text_rows
 from tests.faults.rows import row
 from tests.opened import open_packs
 
@@ -44,3 +45,13 @@ def test_bad_records_move_no_other(trials, tiny, tmp_path):
                 assert {fault["record"] for fault in found["faults"]} == bad & seen
 
     trials.each(check)
+
+
+def read_all(packs, hosts, steps):
+    """Everything that `hosts` hosts read in `steps` steps, in global order."""
+    parts = [np.arange(8).reshape(hosts, -1)[h] for h in range(hosts)]
+    read = [list(batches(packs, part, 0, steps, threads=1, workers=0)) for part in parts]
+    in_order = [read[h][step] for step in range(steps) for h in range(hosts)]
+    out = {name: np.concatenate([b[name] for b in in_order]) for name in ("id", "segment", "position")}
+    out["records"] = [[int(r) for r in row if r >= 0] for b in in_order for row in b["record_index"]]
+    return out | {"faults": [fault for b in in_order for fault in b["faults"]]}

@@ -20,7 +20,7 @@ def check_it_ends(process, begin):
     said = process.said()
     assert code == STALLED, f"ended with {code} after {time.monotonic() - begin:.1f} s\n{said[-2000:]}"
     assert re.search(r"[Tt]hread 0x[0-9a-f]+ .*\(most recent call first\)", said), said[-2000:]
-    assert "train.deadline_batch" in said or "batch" in said, said[-2000:]
+    assert re.search(rf"lmm: waiting for the batch of step \d+ did not end in {DEADLINE} s;", said), said[-2000:]
     process.wait_until_none_is_left(2)
 
 

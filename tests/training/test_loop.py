@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 
 import jax
@@ -225,3 +226,18 @@ def test_a_later_step_that_is_gone_is_said(tiny, tmp_path, capsys):
     assert lmm.train(config, tmp_path)["step"] == 4
     assert "step 4 was saved, and is not there any more; going on from step 2" in capsys.readouterr().out
     assert [row["event"] for row in read_events(tmp_path)][-4:] == ["fell_back", "continued", "saved", "done"]
+
+
+def test_reading_a_checkpoint_has_a_limit(tiny, tmp_path, monkeypatch):
+    """A disk that is gone would otherwise hold a run for ever before its first step."""
+    told, gone = [], threading.Event()
+
+    def restore(*_, **__):
+        assert gone.wait(60)
+        raise RuntimeError("the process would have ended")
+
+    monkeypatch.setattr(loop, "end_stalled", lambda words: (told.append(words), gone.set()))
+    monkeypatch.setattr(loop.base_lib, "restore", restore)
+    with pytest.raises(RuntimeError, match="would have ended"):
+        lmm.train(tiny("train.deadline_compile=0.3", recipe="full"), tmp_path / "run")
+    assert told == ["reading or making the state to go on from did not end in 0.3 s"]

@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import os
+import threading
 import types
 
 import pytest
 
+from lmm_jax.training import run as run_lib
 from lmm_jax.training.events import Events, read_events
 from lmm_jax.training.run import Run
 
@@ -70,6 +72,26 @@ def test_where_no_save_is_under_way_none_is_waited_for(run):
     one = run()
     one.finish_saving(lambda words: None)
     assert one.saved == 0
+
+
+def test_what_is_written_down_and_the_beginning_of_a_save_have_a_limit(run, monkeypatch):
+    """As on a network disk that is gone: who looks at the lock, or writes a line, waits in a system call."""
+    told, gone = [], threading.Event()
+    monkeypatch.setattr(run_lib, "end_stalled", lambda words: (told.append(words), gone.set()))
+
+    def write(one):
+        with one.writing(7):
+            gone.wait(30)
+
+    for begin in (lambda one: one.save(types.SimpleNamespace(step=7), None, lambda words: None), write):
+        one = run()
+        one.plan.program.config.train.deadline_save = 0.3
+        one.held = types.SimpleNamespace(check=lambda: gone.wait(30) and 1 / 0)
+        with contextlib.suppress(ZeroDivisionError):
+            begin(one)
+        assert gone.is_set()
+        gone.clear()
+    assert told == ["beginning to save step 7 did not end in 0.3 s", "writing down step 7 did not end in 0.3 s"]
 
 
 def test_what_another_host_ended_is_written_down(run, tmp_path):
