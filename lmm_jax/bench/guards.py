@@ -106,16 +106,17 @@ def _time_host(batch, metrics):
     records, reader = np.zeros((1, 1), np.int64), Reader(_Repeated(batch))
     watchdog = Watchdog(lambda words: None)
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = Outcomes(10, Events(folder), print)
+        outcomes = Outcomes(10, Events(folder), print, lambda step: watchdog.within(600, f"step {step}"))
         begin = time.perf_counter()
         for step in range(REPEATS):
             with watchdog.within(600, "waiting for the batch"):
                 reader.take()
+            with watchdog.within(600, "writing down a step"):
+                pass
             with watchdog.within(600, "a step"):
                 pass
             outcomes.add(step, records, metrics)
-            with watchdog.within(600, "a step"):
-                outcomes.take()
+            outcomes.take()
         seconds = (time.perf_counter() - begin) / REPEATS
     reader.close()
     watchdog.close()
